@@ -48,7 +48,7 @@ def draws(*shape):
     return np.random.default_rng(7).standard_normal(shape).astype("float32")
 
 
-# --- refused input ------------------------------------------------------------------
+# --- refused input --------------------------------------------------------------------
 
 DENSE, TANH = nn.Dense(3), nn.Tanh()
 MALFORMED = [
@@ -315,7 +315,7 @@ def test_data_are_checked_by_the_layers_that_read_them(layer, x, error, message)
         layer.check(x)
 
 
-# --- repr, equality and inputs -------------------------------------------------------------
+# --- repr, equality and inputs --------------------------------------------------------
 
 BLOCKS = [
     nn.Residual(nn.Dense(4), shortcut=nn.Dense(4, bias=False)),
@@ -631,7 +631,7 @@ def test_freeze_and_release_do_not_change_trained_parameters():
     assert_same_bits(nn.Freeze.release(*converted), (params, state))
 
 
-# --- filler rows ---------------------------------------------------
+# --- filler rows ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -663,7 +663,7 @@ def test_filler_rows_have_no_effect_in_a_block(backend, wrap):
         np.testing.assert_allclose(a, b, atol=1e-5, err_msg=name)
 
 
-# --- decoding step by step ---------------------------------------------------------
+# --- decoding step by step ------------------------------------------------------------
 
 
 def test_a_model_of_blocks_advances_step_by_step(backend):
@@ -707,7 +707,7 @@ def test_a_graph_whose_node_needs_all_steps_of_another_cannot_advance(
         graph.begin(params, state, backend.asarray(draws(2, 1, 4)), 3)
 
 
-# --- layers that only move numbers ---------------------------------------------------------
+# --- layers that only move numbers ----------------------------------------------------
 
 
 @pytest.mark.parametrize(

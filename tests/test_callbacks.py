@@ -64,7 +64,7 @@ def reporting(values, name="validation_loss"):
     return report
 
 
-# --- calls -------------------------------------------------------------
+# --- calls ----------------------------------------------------------------------------
 
 
 def test_a_function_is_called_after_each_epoch_and_may_add_to_the_row(backend):
@@ -373,7 +373,7 @@ def test_a_trainer_does_not_change_moments_that_were_assigned_to_it(backend):
         np.testing.assert_array_equal(a, b)
 
 
-# --- checkpoints and moves --------------------------------------------------------------------
+# --- checkpoints and moves ------------------------------------------------------------
 
 SCRIPT = [5.0, 4.0, 4.5, 4.5, 3.0, 3.5, 3.5, 3.5, 3.5, 3.5]
 
@@ -452,7 +452,7 @@ def test_kept_parameters_move_to_another_backend(backend):
         trainer.restore("second")
 
 
-# --- memory of one run ----------------------------------------------------------
+# --- memory of one run ----------------------------------------------------------------
 
 NUMPY = "numpy"  # these tests do not depend on the backend
 
@@ -780,7 +780,7 @@ def test_the_error_without_tensorboardx_names_the_extra_to_install(monkeypatch):
         nn.TensorBoardLog("anywhere").begin(at(0))
 
 
-# --- averaged weights ----------------------------------------------------------
+# --- averaged weights -----------------------------------------------------------------
 
 
 def test_predict_and_evaluate_can_use_the_average_of_the_weights(backend):

@@ -1,4 +1,4 @@
-"""CTC: held to the sum over all paths, which its recursion promises to be, and to PyTorch's."""
+"""CTC equals the sum over all paths, which its recursion computes, and PyTorch's CTC."""
 
 import functools
 import itertools
@@ -18,7 +18,7 @@ def compiled(backend, **options):
 
 
 def run(backend, y, target, *weights, **options):
-    """Value and gradient on the host, computed inside jit."""
+    """Return value and gradient on the host, computed inside jit."""
     value, dy = compiled(backend, **options)(*backend.asarray((y, target, *weights)))
     value, dy = backend.to_numpy((value, dy))
     assert dy.shape == y.shape
@@ -26,7 +26,8 @@ def run(backend, y, target, *weights, **options):
     return value, dy
 
 
-def each(backend, y, target, **options):
+def run_each(backend, y, target, **options):
+    """Return the value and the gradient of each example."""
     return run(backend, y, target, reduction="none", **options)
 
 
@@ -36,7 +37,7 @@ def spelled(path, blank=0):
 
 
 def by_all_paths(y, labels, blank=0):
-    """-log p of one example and its gradient, path by path: q minus the share of each class."""
+    """Return -log p of one example and its gradient, q minus the share of each class."""
     q = np.exp(y - np.max(y, axis=-1, keepdims=True))
     q = q / np.sum(q, axis=-1, keepdims=True)
     times, classes = y.shape
@@ -50,7 +51,7 @@ def by_all_paths(y, labels, blank=0):
 
 
 def padded(rows, filler=0):
-    """Labels of unequal length as an array, and their lengths."""
+    """Return a target: labels of unequal length as an array, and their lengths."""
     length = max(map(len, rows))
     filled = [list(row) + [filler] * (length - len(row)) for row in rows]
     return {
@@ -59,7 +60,7 @@ def padded(rows, filler=0):
     }
 
 
-# times, labels: with and without repetition, as long as can be, and none at all
+# times, labels: with and without repetitions, as long as possible, and empty
 ROWS = [
     (5, (1, 2)),
     (5, (1, 1)),
@@ -74,7 +75,7 @@ ROWS = [
 
 
 def batch(draw, rows=ROWS, blank=0, filler=1):
-    """Logits, and a target with all lengths; of one shape, to be compiled once."""
+    """Return logits and a target with all lengths, of one shape, to compile once."""
     swap = {0: blank, blank: 0}
     target = padded(
         [tuple(swap.get(k, k) for k in labels) for _, labels in rows], filler
@@ -84,10 +85,10 @@ def batch(draw, rows=ROWS, blank=0, filler=1):
 
 
 @pytest.mark.parametrize("blank", [0, 2])
-def test_it_is_the_sum_over_all_paths(backend, draw, epsilon, blank):
-    """In one batch, the rest of each row being of no matter. Sums of 3⁵ products err by eps."""
+def test_the_loss_is_the_sum_over_all_paths(backend, draw, epsilon, blank):
+    """All rows in one padded batch. The error of sums of 3⁵ products is a few eps."""
     y, target = batch(draw, blank=blank)
-    values, dy = each(backend, y, target, blank=blank)
+    values, dy = run_each(backend, y, target, blank=blank)
     for n, (time, _) in enumerate(ROWS):
         labels = target["labels"][n, : target["label_lengths"][n]].tolist()
         value, slope = by_all_paths(y[n, :time].astype("float64"), labels, blank)
@@ -96,34 +97,36 @@ def test_it_is_the_sum_over_all_paths(backend, draw, epsilon, blank):
         np.testing.assert_array_equal(dy[n, time:], 0)
 
 
-def test_all_there_is_to_spell_has_a_probability_of_1(backend, draw, epsilon):
-    """Every path spells something: of three times and classes, 9 things in all."""
-    words = sorted({spelled(path) for path in itertools.product(range(3), repeat=3)})
-    y, target = batch(draw, [(3, word) for word in words])
-    values, _ = each(backend, np.repeat(y[:1], len(words), axis=0), target)
-    assert len(words) == 9
+def test_the_probabilities_of_all_label_sequences_add_up_to_1(backend, draw, epsilon):
+    """With three times and three classes there are 9 sequences."""
+    sequences = sorted(
+        {spelled(path) for path in itertools.product(range(3), repeat=3)}
+    )
+    y, target = batch(draw, [(3, sequence) for sequence in sequences])
+    values, _ = run_each(backend, np.repeat(y[:1], len(sequences), axis=0), target)
+    assert len(sequences) == 9
     np.testing.assert_allclose(np.sum(np.exp(-values)), 1.0, rtol=16 * epsilon)
 
 
-def test_labels_alone_are_all_meant_at_all_times(backend, draw):
+def test_without_lengths_all_labels_and_all_times_count(backend, draw):
     y, labels = draw(2, 4, 3), np.asarray([[1, 2], [2, 2]], np.int32)
     lengths = {
         "label_lengths": np.full(2, 2, np.int32),
         "input_lengths": np.full(2, 4, np.int32),
     }
-    alone = run(backend, y, labels)
+    expected = run(backend, y, labels)
     for target in ({"labels": labels}, {"labels": labels, **lengths}):
-        for a, b in zip(run(backend, y, target), alone, strict=True):
+        for a, b in zip(run(backend, y, target), expected, strict=True):
             np.testing.assert_array_equal(a, b)
 
 
-def test_what_is_behind_the_ends_may_be_anything(backend, draw):
+def test_padding_has_no_effect(backend, draw):
     y, target = batch(draw)
-    expected = each(backend, y, target)
+    expected = run_each(backend, y, target)
     late = np.arange(5) >= target["input_lengths"][:, None]
     for filler in (2, -1, 99):
         other = np.where(late[:, :, None], np.nan, y)
-        result = each(backend, other, batch(draw, filler=filler)[1])
+        result = run_each(backend, other, batch(draw, filler=filler)[1])
         for a, b in zip(result, expected, strict=True):
             np.testing.assert_array_equal(a, b)
 
@@ -132,33 +135,33 @@ IMPOSSIBLE = [(2, (1, 2, 1)), (2, (1, 1)), (1, (2, 1)), (0, (1,)), (4, (1, 1, 1)
 
 
 @pytest.mark.parametrize(
-    ("infinite", "cost"), [({}, math.inf), ({"zero_infinity": True}, 0)]
+    ("options", "loss"), [({}, math.inf), ({"zero_infinity": True}, 0)]
 )
-def test_what_no_path_can_spell_costs_infinitely_much_and_has_no_slope(
-    backend, draw, infinite, cost
+def test_impossible_labels_have_an_infinite_loss_and_no_gradient(
+    backend, draw, options, loss
 ):
-    """Nor does it disturb its neighbours."""
+    """Other rows of the batch are not affected."""
     n = len(IMPOSSIBLE)
     y, target = batch(draw, IMPOSSIBLE + ROWS[n:])
-    values, dy = each(backend, y, target, **infinite)
-    np.testing.assert_array_equal(values[:n], cost)
+    values, dy = run_each(backend, y, target, **options)
+    np.testing.assert_array_equal(values[:n], loss)
     np.testing.assert_array_equal(dy[:n], 0)
-    possible, slopes = each(backend, y, batch(draw)[1])
+    possible, slopes = run_each(backend, y, batch(draw)[1])
     np.testing.assert_array_equal(values[n:], possible[n:])
     np.testing.assert_array_equal(dy[n:], slopes[n:])
 
 
-def test_nothing_to_spell_at_no_time_is_certain(backend, draw):
+def test_no_labels_at_no_time_have_a_loss_of_0(backend, draw):
     y, target = batch(draw)
-    values, dy = each(backend, y, {name: 0 * leaf for name, leaf in target.items()})
+    values, dy = run_each(backend, y, {name: 0 * leaf for name, leaf in target.items()})
     np.testing.assert_array_equal(values, 0)
     np.testing.assert_array_equal(dy, 0)
 
 
-def test_weights_leave_out_even_what_is_impossible(backend, draw, widest, epsilon):
+def test_a_weight_of_0_removes_an_infinite_loss(backend, draw, widest, epsilon):
     y, target = draw(3, 4, 3), padded([(1, 2), (1, 1, 1), (2,)])
     weights = np.asarray([0.5, 0.0, 2.0], widest)
-    values, slopes = each(backend, y, target)
+    values, slopes = run_each(backend, y, target)
     value, dy = run(backend, y, target, weights)
     np.testing.assert_allclose(value, (values[0] + 4 * values[2]) / 5, rtol=8 * epsilon)
     np.testing.assert_allclose(dy[2], slopes[2] * 0.8, rtol=0, atol=8 * epsilon)
@@ -166,43 +169,43 @@ def test_weights_leave_out_even_what_is_impossible(backend, draw, widest, epsilo
 
 
 def test_logits_may_be_extreme(backend):
-    """±1e4, and -inf where no path goes."""
+    """±1e4, and -inf where there is no path."""
     y = np.full((3, 3, 3), -1e4, np.float32)
     y[:, [0, 1, 2], [1, 0, 2]] = 1e4
     y[1, :, 0] = -math.inf
     labels = np.asarray([[1, 2], [1, 2], [2, 1]], np.int32)
-    values, dy = each(backend, y, labels)
-    # the second is at 1 or at 2 at time 1, each with 1/2, and both spell its labels
+    values, dy = run_each(backend, y, labels)
+    # the second is 1 or 2 at time 1, with probability 1/2 each; both give its labels
     np.testing.assert_allclose(values, [0, 0, 4e4], rtol=1e-6, atol=1e-6)
     assert np.all(np.isfinite(dy))
     np.testing.assert_allclose(np.sum(dy, axis=-1), 0, atol=1e-6)
 
 
-def test_nan_is_not_hidden(backend, draw):
+def test_nan_in_logits_gives_nan_in_the_loss(backend, draw):
     y, target = batch(draw)
     y[0, 2, 1] = np.nan
     with np.errstate(invalid="ignore"):
-        values, dy = each(backend, y, target)
+        values, dy = run_each(backend, y, target)
     assert np.isnan(values[0])
     assert np.all(np.isnan(dy[0]))
     assert np.all(np.isfinite(values[1:]))
     assert np.all(np.isfinite(dy[1:]))
 
 
-def test_a_long_sequence_keeps_its_digits(backend):
-    """Of float32: log p grows with time, and in γ its rounding cancels as far as it can."""
+def test_a_long_sequence_of_float32_is_accurate(backend):
+    """log p grows with time; in γ its rounding errors nearly cancel."""
     generator = np.random.default_rng(0)
     y = generator.standard_normal((2, 400, 6))
     labels = generator.integers(1, 6, (2, 40), dtype=np.int32)
     exact, exact_dy = ctc(y, labels, reduction="none")
-    values, dy = each(backend, y.astype(np.float32), labels)
+    values, dy = run_each(backend, y.astype(np.float32), labels)
     np.testing.assert_allclose(values, exact, rtol=2e-6)
     np.testing.assert_allclose(dy, exact_dy, rtol=0, atol=1e-4)
     np.testing.assert_allclose(np.sum(dy, axis=-1), 0, atol=2e-6)
 
 
 @pytest.mark.parametrize("dtype", ["int8", "uint8"])
-def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, draw, dtype):
+def test_labels_of_a_narrow_dtype_do_not_wrap_around(backend, draw, dtype):
     """Label 3 of 300: in 8 bits 259 is the same number."""
     y, labels = draw(1, 3, 300), np.asarray([[3, 4]])
     narrow, wide = (run(backend, y, labels.astype(d)) for d in (dtype, "int32"))
@@ -210,14 +213,14 @@ def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, draw, dty
         np.testing.assert_array_equal(a, b)
 
 
-def test_it_learns_to_spell(backend, draw):
-    """By its slopes alone: after steps downhill the best path spells the labels."""
+def test_gradient_descent_learns_the_labels(backend, draw):
+    """After steps of gradient descent on y, the best path gives the labels."""
     y, labels = draw(2, 8, 4), np.asarray([[1, 3, 3], [2, 1, 2]], np.int32)
     step = backend.jit(lambda y, labels: y - 2.0 * ctc(y, labels, reduction="sum")[1])
-    there, wanted = backend.asarray((y, labels))
+    y, target = backend.asarray((y, labels))
     for _ in range(60):
-        there = step(there, wanted)
-    best = np.argmax(backend.to_numpy(there), axis=-1)
+        y = step(y, target)
+    best = np.argmax(backend.to_numpy(y), axis=-1)
     assert [spelled(path) for path in best.tolist()] == [(1, 3, 3), (2, 1, 2)]
 
 
@@ -298,7 +301,9 @@ REFUSED = [  # y, target, options, error, message
 
 
 @pytest.mark.parametrize(("y", "target", "options", "error", "message"), REFUSED)
-def test_what_does_not_fit_is_refused(backend, y, target, options, error, message):
+def test_wrong_shapes_dtypes_and_options_are_refused(
+    backend, y, target, options, error, message
+):
     with pytest.raises(error, match=message):
         compiled(backend, **options)(*backend.asarray((y, target)))
 
@@ -331,7 +336,9 @@ CHECKED = [  # target, options, message
 
 
 @pytest.mark.parametrize(("target", "options", "message"), CHECKED)
-def test_a_check_on_the_host_refuses_what_jit_would_hide(target, options, message):
+def test_the_check_on_the_host_refuses_wrong_labels_and_lengths(
+    target, options, message
+):
     check = check_of(functools.partial(ctc, **options))
     target = (
         nn.trees.tree_map(np.asarray, target) if isinstance(target, dict) else target
@@ -341,7 +348,7 @@ def test_a_check_on_the_host_refuses_what_jit_would_hide(target, options, messag
         check(target, (5, 4))
 
 
-def test_a_check_lets_every_good_target_pass():
+def test_the_check_accepts_good_targets():
     check = check_of(ctc)
     check(
         {**padded([(1, 2), (3,), ()]), "input_lengths": np.asarray([5, 0, 2])}, (5, 4)
@@ -362,7 +369,7 @@ def test_pytorch_computes_the_same(backend, draw, epsilon, blank):
     lengths, times = generator.integers(0, 6, 8), generator.integers(9, 13, 8)
     target = {"labels": labels, "label_lengths": lengths, "input_lengths": times}
     target = {name: leaf.astype(np.int32) for name, leaf in target.items()}
-    values, dy = each(backend, y, target, blank=blank)
+    values, dy = run_each(backend, y, target, blank=blank)
     theirs = torch.tensor(y, dtype=torch.float64, requires_grad=True)
     expected = torch.nn.functional.ctc_loss(
         theirs.log_softmax(-1).movedim(1, 0),

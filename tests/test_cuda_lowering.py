@@ -1,8 +1,8 @@
-"""JAX's compiled training step, held to what a CUDA device asks of it, without one.
+"""JAX's compiled training step is suitable for CUDA devices; none is needed here.
 
-Lowering shows that every operation of the step can be translated for CUDA; it says
-nothing of numbers. The other promises are those that make a step cheap on a device:
-compiled once, its old memory used again, nothing fetched from the host on the way.
+Lowering shows that every operation of the step can be translated for CUDA, but tests no
+numbers. The other tests are about speed on a device: the step is compiled once, reuses
+the memory of the old state, and transfers nothing from the host.
 """
 
 import numpy as np
@@ -44,14 +44,14 @@ def on_jax():
 
 @pytest.fixture(scope="module")
 def step(on_jax, name):
-    """A jitted step that may use up its first argument, the carry."""
+    """Return a jitted step that donates its first argument, the carry."""
     model, _, loss, optimizer = STEPS[name]
     return on_jax.jit(make_step(model, loss, optimizer), donate=(0,))
 
 
 @pytest.fixture
 def arguments(on_jax, name):
-    """Carry, x, target and counts for a step, on the device."""
+    """Return carry, x, target and counts for a step, on the device."""
     model, shape, _, optimizer = STEPS[name]
     xp = nn.backend("numpy").xp
     params, state, _ = model.init(nn.random.key(0, xp=xp), shape, xp.float32)
@@ -62,7 +62,7 @@ def arguments(on_jax, name):
 
 
 def lower_for_cuda(function, *arguments):
-    """Translate a jitted function for CUDA twice: as JAX would run it, and to be shipped."""
+    """Lower a jitted function for CUDA, both to run it and to export it."""
     from jax import export
 
     text = function.trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
@@ -77,8 +77,8 @@ def test_the_step_lowers_for_cuda(step, arguments):
     assert len(exported.out_avals) == len(leaves(arguments[0])) + 2
 
 
-def test_what_cuda_cannot_run_does_not_lower():
-    """So that the promise above can be broken at all."""
+def test_a_function_without_a_cuda_version_does_not_lower():
+    """So the test above can fail."""
     schur = jax.jit(jax.scipy.linalg.schur)
     with pytest.raises(NotImplementedError, match="platform cuda"):
         lower_for_cuda(schur, np.eye(3, dtype=np.float32))
@@ -91,14 +91,14 @@ def test_three_steps_compile_once(step, arguments):
     assert step._cache_size() == 1
 
 
-def test_the_step_takes_the_memory_of_its_old_state(step, arguments):
+def test_the_step_reuses_the_memory_of_the_old_state(step, arguments):
     carry, *batch = arguments
     new, _, _ = step(carry, *batch)
     assert all(leaf.is_deleted() for leaf in leaves(carry))
     assert not any(leaf.is_deleted() for leaf in [*batch, *leaves(new)])
 
 
-def test_a_compiled_step_asks_nothing_of_the_host(step, arguments):
+def test_a_compiled_step_transfers_nothing_from_the_host(step, arguments):
     carry, *batch = arguments
     carry, _, _ = step(carry, *batch)
     with jax.transfer_guard("disallow"):
@@ -107,7 +107,7 @@ def test_a_compiled_step_asks_nothing_of_the_host(step, arguments):
     assert float(value) > 0
 
 
-def test_asking_something_of_the_host_is_found():
+def test_a_transfer_from_the_host_is_detected():
     with (
         jax.transfer_guard("disallow"),
         pytest.raises(Exception, match="Disallowed host-to-device transfer"),
@@ -117,21 +117,20 @@ def test_asking_something_of_the_host_is_found():
 
 @pytest.fixture
 def leaks_raise(monkeypatch):
-    # JAX then looks for who holds the tracer, which
-    # takes many minutes in a graph like this
+    # JAX would search for references to the tracer, which takes minutes in this graph
     monkeypatch.setattr("jax._src.core._why_alive", lambda *_: "", raising=False)
     with jax.checking_leaks():
         yield
 
 
 @pytest.mark.usefixtures("leaks_raise")
-def test_the_step_leaves_no_tracer_behind(name, arguments):
+def test_the_step_leaks_no_tracer(name, arguments):
     model, _, loss, optimizer = STEPS[name]
     jax.eval_shape(make_step(model, loss, optimizer), *arguments)
 
 
 @pytest.mark.usefixtures("leaks_raise")
-def test_a_tracer_that_is_left_behind_is_found():
-    left = []
+def test_a_leaked_tracer_is_detected():
+    leaked = []
     with pytest.raises(Exception, match="Leaked"):
-        jax.eval_shape(lambda x: left.append(x) or x, np.ones(2, np.float32))
+        jax.eval_shape(lambda x: leaked.append(x) or x, np.ones(2, np.float32))

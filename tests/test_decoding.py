@@ -1,4 +1,4 @@
-"""Step by step: what a model says of all before it, one position at a time."""
+"""Decoding: `begin` and `advance` compute one position at a time."""
 
 import numpy as np
 import pytest
@@ -9,13 +9,13 @@ from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 
 HOST = nn.backend("numpy").xp
 CAUSAL = nn.MultiHeadAttention(2, causal=True)
-TURNED = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True, dropout=0.1)
+ROTARY = nn.MultiHeadAttention(4, key_heads=2, causal=True, rotary=True, dropout=0.1)
 LANGUAGE = nn.Sequential(
     nn.Embedding(9, 8),
     nn.PositionEmbedding(10),
     nn.TransformerBlock(CAUSAL, hidden=6, dropout=0.1),
     nn.TransformerBlock(
-        TURNED, hidden=6, activation=nn.SwiGLU(), norm=nn.RMSNorm(), pre_norm=False
+        ROTARY, hidden=6, activation=nn.SwiGLU(), norm=nn.RMSNorm(), pre_norm=False
     ),
     nn.LayerNorm(),
     nn.Unembedding(9),
@@ -24,25 +24,25 @@ TRANSLATOR = nn.TransformerBlock(CAUSAL, hidden=6, cross=nn.MultiHeadAttention(2
 WITH_SOURCE = {"x": (6, 4), "source": (5, 4)}
 MODELS = {  # layer, shape of one example
     "attention": (CAUSAL, (6, 4)),
-    "turned and shared": (TURNED, (6, 8)),
-    "over some of the steps": (CAUSAL, {"x": (6, 4), "mask": (6,)}),
-    "of a source": (nn.MultiHeadAttention(2), WITH_SOURCE),
-    "of a source, turned": (
+    "rotary with shared heads": (ROTARY, (6, 8)),
+    "with a mask": (CAUSAL, {"x": (6, 4), "mask": (6,)}),
+    "cross-attention": (nn.MultiHeadAttention(2), WITH_SOURCE),
+    "rotary cross-attention": (
         nn.MultiHeadAttention(2, rotary=True, causal=True),
         {**WITH_SOURCE, "mask": (5,)},
     ),
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
-    "sinusoids": (nn.SinusoidalPositions(), (6, 4)),
-    "a block with a source": (
+    "sinusoidal positions": (nn.SinusoidalPositions(), (6, 4)),
+    "a block with cross-attention": (
         TRANSLATOR,
         {**WITH_SOURCE, "mask": (6,), "source_mask": (5,)},
     ),
     "frozen": (nn.Freeze(nn.TransformerBlock(CAUSAL, hidden=6)), (6, 4)),
-    "of what is embedded": (nn.Sequential(nn.Embedding(9, 4), nn.GRU(3)), (6,)),
-    "around it": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),
+    "after an embedding": (nn.Sequential(nn.Embedding(9, 4), nn.GRU(3)), (6,)),
+    "in a residual block": (nn.Residual(nn.LayerNorm(), CAUSAL, nn.Dense(4)), (6, 4)),
     "repeated": (nn.Repeat(nn.TransformerBlock(CAUSAL, hidden=6), 2), (6, 4)),
     "a language model": (LANGUAGE, (6,)),
-    "nothing but positions": (
+    "layers per position": (
         nn.Sequential(nn.Dense(3), nn.GELU(), nn.Softmax()),
         (6, 4),
     ),
@@ -51,7 +51,7 @@ each_model = pytest.mark.parametrize(("layer", "shape"), MODELS.values(), ids=MO
 
 
 def numbers(layer, shape, dtype):
-    """Parameters, state and x of 3 examples on the host; masks with all kinds of rows."""
+    """Return parameters, state and x of 3 examples on the host, with random masks."""
     generator = np.random.default_rng(0)
     params, state, _ = layer.init(
         nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
@@ -71,96 +71,90 @@ def numbers(layer, shape, dtype):
 
 
 def at(x, t):
-    """One step's input: x at time t, and what has another time than x as it is."""
+    """Return x at time t; inputs of another length than x are not sliced."""
     if not isinstance(x, dict):
-        return at_all(x, t)
+        return slice_at(x, t)
     time = x["x"].shape[1]
     return {n: a[:, t : t + 1, ...] if a.shape[1] == time else a for n, a in x.items()}
 
 
-def at_all(x, t):
+def slice_at(x, t):
     return tree_map(lambda leaf: leaf[:, t : t + 1, ...], x)
 
 
-def outline(tree):
+def shapes_and_dtypes(tree):
     return {name: (tuple(leaf.shape), leaf.dtype) for name, leaf in named_leaves(tree)}
 
 
 @each_model
-def test_a_step_says_what_forward_says_of_all_steps_so_far(
-    backend, widest, epsilon, layer, shape
-):
-    """To 64 roundings of the largest number, from a memory that is longer than need be."""
+def test_advance_equals_forward_over_all_steps(backend, widest, epsilon, layer, shape):
+    """Within 64 eps of the largest number; the memory is longer than necessary."""
     params, state, x = numbers(layer, shape, widest)
-    whole, _, _ = layer.forward(params, state, x)  # on the host: NumPy is the oracle
+    # NumPy is the reference
+    expected_y, _, _ = layer.forward(params, state, x)
     params, state, x = backend.asarray((params, state, x))
     memory = layer.begin(params, state, at(x, 0), 7)
-    first = outline(memory)  # which must stay, so that no step is compiled again
+    first = shapes_and_dtypes(memory)  # constant, so that the step is compiled once
     step = backend.jit(layer.advance)
     for t in range(6):
         y, memory = step(params, state, memory, at(x, t))
         y = backend.to_numpy(y)
         assert y.shape[1] == 1
-        assert outline(memory) == first
-        expected = whole[:, t : t + 1]
-        atol = 64 * epsilon * max(np.abs(whole).max(), 1.0)
+        assert shapes_and_dtypes(memory) == first
+        expected = expected_y[:, t : t + 1]
+        atol = 64 * epsilon * max(np.abs(expected_y).max(), 1.0)
         np.testing.assert_allclose(y, expected, rtol=0, atol=atol, err_msg=f"step {t}")
 
 
 @each_model
-def test_what_is_seen_later_changes_nothing_said_before(layer, shape):
-    """Else no step could say what forward says; on the host, for backends do as NumPy does."""
+def test_later_inputs_do_not_change_earlier_outputs(layer, shape):
+    """Otherwise `advance` could not equal `forward`. On NumPy only."""
     params, state, x = numbers(layer, shape, "float32")
     other = tree_map(lambda leaf: leaf.copy(), x)
     late = other["x"] if isinstance(other, dict) else other
     late[:, 4:] = late[:, 4:] * 3 % 9 if late.dtype == "int32" else late[:, 4:] * 3 + 1
-    before, after = (layer.forward(params, state, one)[0] for one in (x, other))
+    before, after = (layer.forward(params, state, each)[0] for each in (x, other))
     np.testing.assert_array_equal(after[:, :4], before[:, :4])
     assert not np.array_equal(after, before)
 
 
 @each_model
-def test_memory_keeps_its_dtypes_in_float32(layer, shape):
+def test_the_dtypes_of_the_memory_are_constant_in_float32(layer, shape):
     params, state, x = numbers(layer, shape, "float32")
     memory = layer.begin(params, state, at(x, 0), 7)
     y, after = layer.advance(params, state, memory, at(x, 0))
     assert y.dtype == "float32"
-    assert outline(after) == outline(memory)
+    assert shapes_and_dtypes(after) == shapes_and_dtypes(memory)
 
 
-def test_a_mask_says_at_each_step_whether_that_step_counts(backend, widest, epsilon):
-    """Steps that do not count are as good as never taken, but for turning by position."""
+def test_a_mask_excludes_steps_one_by_one(backend, widest, epsilon):
+    """Masked steps have no effect, except on rotary positions."""
     params, state, x = numbers(CAUSAL, (6, 4), widest)
     counts = np.asarray([1, 0, 1, 1, 0, 1], bool)
-    alone, _, _ = CAUSAL.forward(params, state, x[:, counts])
+    expected, _, _ = CAUSAL.forward(params, state, x[:, counts])
     arguments = {"x": x, "mask": np.broadcast_to(counts, (3, 6))}
     params, state, arguments = backend.asarray((params, state, arguments))
-    memory, result, step = (
-        CAUSAL.begin(params, state, at(arguments, 0), 6),
-        [],
-        backend.jit(CAUSAL.advance),
-    )
+    memory = CAUSAL.begin(params, state, at(arguments, 0), 6)
+    step = backend.jit(CAUSAL.advance)
+    result = []
     for t in range(6):
         y, memory = step(params, state, memory, at(arguments, t))
         result.append(backend.to_numpy(y)[:, 0])
     result = np.stack(result, 1)[:, counts]
-    np.testing.assert_allclose(
-        result, alone, rtol=0, atol=64 * epsilon * np.abs(alone).max()
-    )
+    atol = 64 * epsilon * np.abs(expected).max()
+    np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
 
 
-ALONE = [
+PER_POSITION = [
     case
     for case in layer_cases()
     if case.layer.per_position and not case.thorough and isinstance(case.shape, tuple)
 ]
 
 
-@pytest.mark.parametrize("case", ALONE, ids=str)
-def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(
-    widest, epsilon, case
-):
-    """Three positions at once say what each says for itself; also of a tuple of arrays."""
+@pytest.mark.parametrize("case", PER_POSITION, ids=str)
+def test_a_layer_per_position_maps_each_position_independently(widest, epsilon, case):
+    """Three positions at once give the results of each alone; also for a pair of arrays."""
     layer, generator = case.layer, np.random.default_rng(0)
     pair = isinstance(case.shape[0], tuple) if case.shape else False
     width = 6
@@ -174,17 +168,17 @@ def test_a_layer_that_calls_itself_pointwise_maps_each_position_alone(
     params, state, _ = layer.init(
         nn.random.key(0, xp=HOST), shape, getattr(HOST, widest)
     )
-    whole, _, _ = layer.forward(params, state, x)
-    memory = layer.begin(params, state, at_all(x, 0), 3)
+    expected, _, _ = layer.forward(params, state, x)
+    memory = layer.begin(params, state, slice_at(x, 0), 3)
     assert not leaves(memory)
     for t in range(3):
-        y, memory = layer.advance(params, state, memory, at_all(x, t))
+        y, memory = layer.advance(params, state, memory, slice_at(x, t))
         np.testing.assert_allclose(
-            y[:, 0], whole[:, t], rtol=16 * epsilon, atol=16 * epsilon
+            y[:, 0], expected[:, t], rtol=16 * epsilon, atol=16 * epsilon
         )
 
 
-REFUSED = [  # layer, shape, what the message says of it
+REFUSED = [  # layer, shape, message
     (nn.MultiHeadAttention(2), (6, 4), "MultiHeadAttention.* not causal"),
     (nn.TransformerBlock(nn.MultiHeadAttention(2), hidden=3), (6, 4), "not causal"),
     (nn.Flatten(), (6, 4), "Flatten.* depends on x at others"),
@@ -199,15 +193,13 @@ REFUSED = [  # layer, shape, what the message says of it
 
 
 @pytest.mark.parametrize(("layer", "shape", "message"), REFUSED)
-def test_a_layer_that_looks_at_more_than_what_came_before_refuses_to_begin(
-    layer, shape, message
-):
+def test_a_layer_that_is_not_causal_refuses_to_begin(layer, shape, message):
     params, state, x = numbers(layer, shape, "float32")
     with pytest.raises(TypeError, match=message):
         layer.begin(params, state, at(x, 0), 6)
 
 
-def test_more_than_one_step_at_a_time_is_refused(backend):
+def test_several_steps_at_once_are_refused(backend):
     params, state, x = backend.asarray(numbers(CAUSAL, (6, 4), "float32"))
     memory = CAUSAL.begin(params, state, at(x, 0), 6)
     with pytest.raises(
@@ -216,7 +208,7 @@ def test_more_than_one_step_at_a_time_is_refused(backend):
         CAUSAL.advance(params, state, memory, x[:, :2, :])
 
 
-def test_more_steps_than_there_are_positions_are_refused_at_the_beginning(backend):
+def test_begin_refuses_more_steps_than_positions(backend):
     layer = nn.PositionEmbedding(7)
     params, state, x = backend.asarray(numbers(layer, (6, 4), "float32"))
     with pytest.raises(ValueError, match="there are 7 positions, got 8"):

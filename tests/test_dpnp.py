@@ -1,7 +1,7 @@
-"""dpnp: arrays in two queues do not mix, so a creation that forgets its device is an error.
+"""dpnp: arrays of two queues do not mix, so creating an array without a device is an error.
 
-That is what a second GPU would find, found on a CPU: all arrays here start in a queue
-of our own, while what is created without `device` lands in the default one.
+This finds on a CPU what a second GPU would find: all arrays here are in a queue other
+than the default one, in which arrays are created if no `device` is passed.
 """
 
 from dataclasses import replace
@@ -70,7 +70,7 @@ STEPS = [  # model, loss, optimizer; one example is four numbers
 ]
 each_step = pytest.mark.parametrize(("model", "loss", "optimizer"), STEPS)
 
-# name: function of a key, of two rows of three numbers, and of two row numbers
+# name: function of a key, of two rows of three numbers, and of two row indices
 CALLS = {
     "words": lambda key, y, index: random.words(key, 7),
     "split": lambda key, y, index: random.split(key, 3),
@@ -100,19 +100,19 @@ CALLS = {
 
 @pytest.fixture(scope="module")
 def elsewhere():
-    """The first device, through a queue that is not its default one."""
+    """Return a backend on the first device, with another queue than the default."""
     backend = nn.backend("dpnp")
     queue = dpctl.SyclQueue(backend.device.sycl_device)
     return replace(backend, device=dpnp.empty(0, device=queue).device)
 
 
 def assert_stays(tree, backend):
-    result = [arrays.device(leaf) for leaf in leaves(tree)]
-    assert result == [backend.device] * len(result)
+    devices = [arrays.device(leaf) for leaf in leaves(tree)]
+    assert devices == [backend.device] * len(devices)
 
 
 def batch(model, loss, out):
-    """Six examples and targets on the host; the sixth only fills the batch up."""
+    """Return six examples and targets on the host, the last of which is a filler."""
     integers = np.arange(24, dtype=np.int32).reshape(6, 4) % 5
     x = (
         integers
@@ -126,8 +126,8 @@ def batch(model, loss, out):
     return x, target, np.array([1, 1, 1, 1, 1, 0], np.float32)
 
 
-def test_a_creation_that_forgets_its_device_is_an_error(elsewhere):
-    """So that the promises below can be broken at all."""
+def test_an_array_created_without_a_device_is_an_error(elsewhere):
+    """So the tests below can fail."""
     x = elsewhere.asarray(np.ones(3, np.float32))
     with pytest.raises(dpnp.exceptions.ExecutionPlacementError):
         x + dpnp.ones(3, dtype=DTYPE)
@@ -149,7 +149,7 @@ def test_a_whole_step_stays_in_its_queue(elsewhere, model, loss, optimizer):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_what_is_made_stays_in_the_queue_of_what_it_is_made_from(elsewhere, name):
+def test_results_are_in_the_queue_of_the_arguments(elsewhere, name):
     key = random.key(0, xp=dpnp, device=elsewhere.device)
     y = elsewhere.asarray(np.ones((2, 3), np.float32))
     index = elsewhere.asarray(np.array([1, 1], np.int32))
@@ -171,12 +171,12 @@ def test_a_trainer_stays_in_its_queue(elsewhere, model, loss, optimizer):
 
 def test_an_array_of_another_queue_is_refused_by_name():
     backend = nn.backend("dpnp")
-    strange = dpnp.ones(
+    other = dpnp.ones(
         (2, 4), dtype=DTYPE, device=dpctl.SyclQueue(backend.device.sycl_device)
     )
     trainer = Trainer(
         nn.Dense(1), nn.mean_squared_error, nn.SGD(), backend=backend, shape=(4,)
     )
     with pytest.raises(TypeError, match="but the model is on dpnp"):
-        trainer.predict(strange)
+        trainer.predict(other)
     trainer.predict(backend.asarray(np.ones((2, 4), np.float32)))

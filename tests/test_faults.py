@@ -9,7 +9,7 @@ from faults.truth import effect
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _memory():
+def _remembered():
     with remembered():
         yield
 
@@ -30,14 +30,14 @@ def test_a_fault_of_each_kind_is_caught_and_located(kind):
 
 def test_no_difference_is_found_without_a_fault():
     for model in ("MLP", "embedding"):
-        nothing = Fault("nothing", "nothing", model, ("",), ("",))
-        assert effect(nothing).largest == 0.0
-        assert bisected(nothing).verdict == "agree"
-        assert compared(nothing).verdict in ("agree", "not judged")
+        fault = Fault("none", "none", model, ("",), ("",))
+        assert effect(fault).largest == 0.0
+        assert bisected(fault).verdict == "agree"
+        assert compared(fault).verdict in ("agree", "not judged")
 
 
 def test_a_change_below_rounding_is_not_counted():
-    def barely():
+    def changes():
         from agnostic_nn import layers
 
         def make(old):
@@ -49,7 +49,7 @@ def test_a_change_below_rounding_is_not_counted():
 
         return [(layers.Dense, "forward", make)]
 
-    fault = Fault("forward", "times 1 + 1e-9", "MLP", ("0",), ("forward",), barely)
+    fault = Fault("forward", "times 1 + 1e-9", "MLP", ("0",), ("forward",), changes)
     assert 0.0 < effect(fault).largest < 1.0
     assert not effect(fault).counts
 

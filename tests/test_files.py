@@ -1,4 +1,4 @@
-"""A file is replaced as a whole or not at all, and keeps its mode and its place behind links."""
+"""Files are replaced atomically; modes and symbolic links are kept."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def mode_of(path):
     return stat.S_IMODE(os.stat(path).st_mode)
 
 
-def test_the_old_file_stays_until_the_block_ends_and_if_it_raises(tmp_path):
+def test_the_old_file_remains_until_the_block_ends_and_if_it_raises(tmp_path):
     path = tmp_path / "a"
     path.write_text("old")
     with pytest.raises(TypeError), replacing(path) as file:
@@ -41,10 +41,8 @@ def test_the_mode_of_the_old_file_is_kept(tmp_path, mode):
     path.write_text("old")
     path.chmod(mode)
     with replacing(path) as file:
-        made = os.fstat(file.fileno()).st_mode
-        assert not stat.S_IMODE(made) & ~mode, (
-            "nobody may read it in the meantime either"
-        )
+        temporary_mode = os.fstat(file.fileno()).st_mode
+        assert not stat.S_IMODE(temporary_mode) & ~mode, "others could read it"
         file.write(b"new")
     assert (mode_of(path), path.read_text()) == (mode, "new")
 
@@ -60,18 +58,18 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path):
 
 
 @posix
-def test_a_link_is_followed_and_stays(tmp_path):
-    """Also one to a link, a relative one, and one to a file that is not there yet."""
-    (tmp_path / "far").mkdir()
-    (tmp_path / "far" / "file").write_text("old")
-    (tmp_path / "middle").symlink_to(tmp_path / "far" / "file")
+def test_a_link_is_followed_and_not_replaced(tmp_path):
+    """Also a link to a link, a relative link, and a link to a file that does not exist."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("old")
+    (tmp_path / "middle").symlink_to(tmp_path / "folder" / "file")
     (tmp_path / "link").symlink_to("middle")
-    (tmp_path / "open").symlink_to("far/other")
+    (tmp_path / "open").symlink_to("folder/other")
     for name, target in (("link", "file"), ("open", "other")):
         write_text(tmp_path / name, "new")
         assert (tmp_path / name).is_symlink()
-        assert (tmp_path / "far" / target).read_text() == "new"
-    assert sorted(os.listdir(tmp_path / "far")) == ["file", "other"]
+        assert (tmp_path / "folder" / target).read_text() == "new"
+    assert sorted(os.listdir(tmp_path / "folder")) == ["file", "other"]
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
     with pytest.raises(OSError, match="symbolic links"):
@@ -79,7 +77,7 @@ def test_a_link_is_followed_and_stays(tmp_path):
 
 
 @pytest.mark.parametrize("length", [1, 244, 245, 246, 250, 255])
-def test_names_of_any_length_that_a_file_may_have(tmp_path, length):
+def test_names_of_any_length_are_accepted(tmp_path, length):
     path = tmp_path / ("n" * length)
     write_text(path, "old")
     write_text(path, "new")
@@ -116,31 +114,31 @@ def writer(path, what):
 
 @posix
 @pytest.mark.parametrize("name", ["a", "n" * 255])
-def test_what_a_killed_writer_left_is_removed_by_the_next_and_a_running_one_is_left_alone(
+def test_the_next_writer_removes_files_of_killed_writers_but_not_of_running_ones(
     tmp_path, name
 ):
     path = tmp_path / name
     with writer(path, "kill") as killed:
         killed.wait(timeout=60)
     assert killed.returncode == -signal.SIGKILL
-    (left,) = os.listdir(tmp_path)
+    (abandoned,) = os.listdir(tmp_path)
     others = [".a.txt", ".a.0123abcd.bak", ".b.0123abcd", "a.0123abcd", ".a.0123ABCD"]
     for other in others:
         (tmp_path / other).write_text("mine")
-    (tmp_path / f"{left[:-8]}01234567").mkdir()  # not a file
+    (tmp_path / f"{abandoned[:-8]}01234567").mkdir()  # not a file
     with writer(path, "wait") as running:
         assert running.stdout.readline() == "open\n"
-        assert left not in os.listdir(tmp_path), "the running writer has removed it"
+        assert abandoned not in os.listdir(tmp_path), "the running writer removes it"
         before = set(os.listdir(tmp_path))
         write_text(path, "new")
         assert set(os.listdir(tmp_path)) == before | {name}
         running.communicate(timeout=60)
-    assert path.read_text() == "half", "the last to end"
-    assert {*os.listdir(tmp_path)} == {name, f"{left[:-8]}01234567", *others}
+    assert path.read_text() == "half", "the last writer to end"
+    assert {*os.listdir(tmp_path)} == {name, f"{abandoned[:-8]}01234567", *others}
 
 
-def test_of_two_that_write_at_once_one_is_there_whole(tmp_path):
-    path, faults = tmp_path / "a", []
+def test_of_two_concurrent_writers_one_file_is_complete(tmp_path):
+    path, errors = tmp_path / "a", []
 
     def write(text):
         try:
@@ -149,14 +147,14 @@ def test_of_two_that_write_at_once_one_is_there_whole(tmp_path):
                 assert set(path.read_text()) in ({"x"}, {"y"})
                 assert len(path.read_text()) == 3000
         except BaseException as error:
-            faults.append(error)
+            errors.append(error)
 
     threads = [threading.Thread(target=write, args=(letter * 3000,)) for letter in "xy"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert not faults
+    assert not errors
     assert os.listdir(tmp_path) == ["a"]
 
 
@@ -172,12 +170,12 @@ def test_a_device_and_a_pipe_are_written_to_and_never_replaced(tmp_path):
     os.mkfifo(pipe)
     with pytest.raises(OSError, match="but there is a pipe"), replacing(pipe):
         pass
-    got = []
-    reader = threading.Thread(target=lambda: got.append(pipe.read_text()))
+    received = []
+    reader = threading.Thread(target=lambda: received.append(pipe.read_text()))
     reader.start()
     write_text(pipe, "new")
     reader.join(timeout=60)
-    assert got == ["new"]
+    assert received == ["new"]
     write_text(os.devnull, "new")
     assert stat.S_ISCHR(os.stat(os.devnull).st_mode)
     assert os.listdir(tmp_path) == ["pipe"]
@@ -188,24 +186,24 @@ def test_a_device_and_a_pipe_are_written_to_and_never_replaced(tmp_path):
     [("none/a", "No such file"), ("n" * 256, "too long")],
     ids=["none", "long"],
 )
-def test_an_error_names_the_path_that_was_given(tmp_path, name, reason):
+def test_an_error_names_the_requested_path(tmp_path, name, reason):
     with pytest.raises(OSError, match=reason) as caught:
         write_text(tmp_path / name, "new")
     assert caught.value.filename == str(tmp_path / name)
     assert caught.value.filename2 is None
 
 
-def test_without_locks_a_file_of_unknown_state_is_left_alone(tmp_path, monkeypatch):
+def test_without_locks_a_temporary_file_is_not_removed(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(38, "Function not implemented")
 
     if files._locks is None:
         pytest.skip("no locks at all")
-    left = tmp_path / ".a.0123abcd"
-    left.write_text("half")
+    temporary = tmp_path / ".a.0123abcd"
+    temporary.write_text("half")
     with monkeypatch.context() as patch:
         patch.setattr(files._locks, "flock", refuse)
         write_text(tmp_path / "a", "new")
-    assert left.exists()
+    assert temporary.exists()
     write_text(tmp_path / "a", "newer")
     assert os.listdir(tmp_path) == ["a"]

@@ -1,4 +1,4 @@
-"""Compiled and replayed functions follow the Python values that a user's code reads."""
+"""Compiled and replayed functions follow the Python values that custom code reads."""
 
 import functools
 import random
@@ -16,9 +16,9 @@ from cases._adapters import members
 import agnostic_nn as nn
 from agnostic_nn.core.guards import Guarded, guarded, names_of
 
-# --- each place where a value may stand
-# ----------------------------------------------------- A maker returns (function of x,
-# change): `change()` makes the function's factor 3 instead of 2.
+# --- each place of a value ------------------------------------------------------------
+# Each function below returns a function of x, and `change()`, which changes its factor
+# from 2 to 3.
 
 FACTOR = 2.0
 BOX = [2.0]
@@ -320,13 +320,15 @@ def a_wrapped_function():
 
 
 PLACES = [
-    thing for name, thing in list(globals().items()) if name.startswith(("a_", "an_"))
+    function
+    for name, function in list(globals().items())
+    if name.startswith(("a_", "an_"))
 ]
 PLACES += [another_code, self_of_a_bound_method]
 
 
 def frozen(function):
-    """Compiled as far as can be: the first result is the result for good."""
+    """Return a function that always returns its first result, like a compiled constant."""
     results = []
 
     def run(x):
@@ -342,7 +344,7 @@ def host_guarded(function):
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
-def test_a_value_that_changes_is_followed_wherever_it_stands(place):
+def test_a_changed_value_is_used_wherever_it_is_read(place):
     function, change = place()
     run = host_guarded(function)
     for _ in range(2):
@@ -359,7 +361,7 @@ FEW = (a_closure, a_global, an_attribute_chain, a_default, a_dict, an_array)
 
 
 @pytest.mark.parametrize("place", FEW, ids=lambda place: place.__name__)
-def test_backends_follow_values_alike(place, backend):
+def test_every_backend_uses_changed_values(place, backend):
     function, change = place()
     run = backend.jit(function)
     x = backend.asarray(np.asarray([1.0, 10.0], np.float32))
@@ -370,7 +372,7 @@ def test_backends_follow_values_alike(place, backend):
         assert backend.to_numpy(run(x)).tolist() == [3.0, 30.0]
 
 
-def test_equal_values_are_not_compiled_again():
+def test_equal_values_do_not_cause_a_compilation():
     box, text, shape = [1.0, float("nan")], "a", (2, [3])
     run = host_guarded(lambda x: (x, box[0], text, shape))
     run(1.0)
@@ -388,7 +390,7 @@ def test_equal_values_are_not_compiled_again():
     assert str(run(1.0)[1]) == "-0.0"
 
 
-# --- what changes while it is read ----------------------------------------------------
+# --- functions that change what they read ---------------------------------------------
 
 
 GENERATOR = np.random.default_rng(0)
@@ -437,11 +439,11 @@ def counter_in_a_closure():
 
 
 def list_that_grows():
-    seen = []
+    items = []
 
     def function(x):
-        seen.append(1)
-        return x * len(seen)
+        items.append(1)
+        return x * len(items)
 
     return function
 
@@ -456,7 +458,7 @@ def generator_object():
     return lambda x: x * next(values)
 
 
-SELF_CHANGING = {  # what the error names
+SELF_CHANGING = {  # function: what the error names
     generator: "drawn (a closure variable of generator",
     lambda: lambda x: x * float(GENERATOR.normal()): "GENERATOR (a global of",
     bound_draw: "draw (a closure variable of bound_draw",
@@ -465,7 +467,7 @@ SELF_CHANGING = {  # what the error names
     pythons_own_generator: "drawn (a closure",
     Counter: "Counter.calls",
     counter_in_a_closure: "calls (a closure variable of counter_in_a_closure.<locals>.function)",
-    list_that_grows: "seen (a closure variable of list_that_grows.<locals>.function)",
+    list_that_grows: "items (a closure variable of list_that_grows.<locals>.function)",
     iterator: "values (a closure variable of iterator.<locals>.<lambda>), an iterator",
     generator_object: "an iterator (generator)",
 }
@@ -487,7 +489,7 @@ def test_a_function_that_changes_what_it_reads_is_refused_on_every_backend(
         assert "replay=False" in str(caught.value)
 
 
-def test_without_replay_the_python_of_each_call_runs(backend):
+def test_without_replay_python_code_runs_at_each_call(backend):
     eager = replace(backend, replay=False)
     x = backend.asarray(np.ones(2, np.float32))
     run = eager.jit(Counter())
@@ -495,7 +497,7 @@ def test_without_replay_the_python_of_each_call_runs(backend):
     assert not eager.compiles
 
 
-def test_a_memo_that_a_function_fills_is_no_change(backend):
+def test_a_cache_that_a_function_fills_is_not_a_change(backend):
     memo, table = {}, None
 
     def function(x):
@@ -515,7 +517,7 @@ def test_a_memo_that_a_function_fills_is_no_change(backend):
     assert backend.to_numpy(run(x)).tolist() == [5.0, 5.0]
 
 
-def test_what_is_only_written_to_is_no_input():
+def test_values_that_are_only_written_are_not_compared():
     log, by_name, lists, count = [], {}, {"x": []}, Counter()
 
     def function(x):
@@ -527,11 +529,11 @@ def test_what_is_only_written_to_is_no_input():
 
     run = host_guarded(function)
     assert (run(1.0), run(1.0)) == (1.0, 1.0)
-    assert log == [1.0]  # a side effect happens when the Python runs
+    assert log == [1.0]  # side effects happen only when Python code runs
 
 
-def test_looking_runs_no_code_of_a_user():
-    class Shy:
+def test_comparing_values_runs_no_custom_code():
+    class Strict:
         factor = 2.0
 
         def __getattr__(self, name):
@@ -546,10 +548,10 @@ def test_looking_runs_no_code_of_a_user():
         def __call__(self, x):
             return x * self.factor
 
-    shy = Shy()
-    run = host_guarded(lambda x: shy(x))
+    strict = Strict()
+    run = host_guarded(lambda x: strict(x))
     assert run(1.0) == 2.0
-    Shy.factor = 3.0
+    Strict.factor = 3.0
     assert run(1.0) == 3.0
 
 
@@ -568,10 +570,10 @@ def test_a_value_that_keeps_changing_gives_one_warning(backend):
     assert "context" in message
 
 
-# --- what has no guard ----------------------------------------------------------------
+# --- functions with and without guards ------------------------------------------------
 
 
-def test_the_librarys_own_functions_have_no_guard(backend):
+def test_functions_of_the_library_have_no_guard(backend):
     loss = nn.Losses(a=nn.huber, b=nn.mean_squared_error, weights={"a": 2.0})
     optimizer = nn.ClipByGlobalNorm(nn.Adam(nn.schedules.Cosine(1e-3, 100)), 1.0)
     model = nn.Sequential(
@@ -595,8 +597,8 @@ def test_the_librarys_own_functions_have_no_guard(backend):
         assert not isinstance(compiled, Guarded)
 
 
-def test_a_users_code_is_found_in_each_part_of_a_step(backend):
-    class Mine(nn.Layer):
+def test_custom_code_in_any_part_of_a_step_is_guarded(backend):
+    class Custom(nn.Layer):
         def forward(self, params, state, x, *, train=False):
             return x * FACTOR, state, ()
 
@@ -606,9 +608,9 @@ def test_a_users_code_is_found_in_each_part_of_a_step(backend):
     def rate(t):
         return 0.1 / (1.0 + t)
 
-    for model, arguments, optimizer in (
+    for model, loss_function, optimizer in (
         (
-            nn.Sequential(nn.Dense(2), nn.Residual(Mine())),
+            nn.Sequential(nn.Dense(2), nn.Residual(Custom())),
             nn.mean_squared_error,
             nn.Adam(),
         ),
@@ -619,33 +621,33 @@ def test_a_users_code_is_found_in_each_part_of_a_step(backend):
         (nn.Dense(2), nn.mean_squared_error, nn.ClipByNorm(nn.Adam(rate), 1.0)),
     ):
         assert isinstance(
-            backend.jit(nn.make_step(model, arguments, optimizer)), Guarded
+            backend.jit(nn.make_step(model, loss_function, optimizer)), Guarded
         )
 
 
-def test_names_are_those_that_code_reads():
+def test_names_of_a_function_are_those_that_its_code_reads():
     def function(x):
-        seen.append(x)  # noqa: F821
+        log.append(x)  # noqa: F821
         table[x] = config.inner.value  # noqa: F821
         x.last = 1
 
         def inner():
             import package.module
 
-            return package.module.thing, other  # noqa: F821
+            return package.module.entry, other  # noqa: F821
 
         return inner
 
     names = names_of(function.__code__)
     assert names.variables == {"config", "other"}
-    assert names.attributes - {"append", "module"} == {"inner", "value", "thing"}
+    assert names.attributes - {"append", "module"} == {"inner", "value", "entry"}
     assert names.modules == {"package.module"}
 
 
 # --- in training ----------------------------------------------------------------------
 
 
-def test_every_part_of_training_follows_a_value(backend):
+def test_every_part_of_training_uses_a_changed_value(backend):
     beta = [1.0]
 
     def loss(y, target, weights=None):
@@ -698,14 +700,14 @@ def test_a_loss_may_read_the_steps_and_parameters_of_a_trainer(backend):
     x, target = np.ones((12, 2), "float32"), np.zeros((12, 1), "float32")
     # from the third call on a step may be replayed
     count = 2 if backend.compiles else 5
-    seen = [float(trainer.step(x, target)) for _ in range(count)]
-    np.testing.assert_allclose(seen, seen[1] * np.arange(count), rtol=1e-5)
-    # many steps in one compiled loop would all see the first of its numbers
+    losses = [float(trainer.step(x, target)) for _ in range(count)]
+    np.testing.assert_allclose(losses, losses[1] * np.arange(count), rtol=1e-5)
+    # steps in one compiled loop would all use the number of the first
     mean = trainer.fit(x, target, batch_size=6, verbose=0, shuffle=False)["loss"][0]
-    assert mean == pytest.approx(seen[1] * (count + 0.5), rel=1e-5)
+    assert mean == pytest.approx(losses[1] * (count + 0.5), rel=1e-5)
 
 
-def test_what_a_trainers_steps_are_made_from_cannot_be_replaced(backend):
+def test_model_loss_and_other_settings_of_a_trainer_cannot_be_replaced(backend):
     trainer = nn.Trainer(nn.Dense(1), nn.huber, nn.SGD(0.1), backend=backend)
     for name in (
         "model",
@@ -723,7 +725,7 @@ def test_what_a_trainers_steps_are_made_from_cannot_be_replaced(backend):
             setattr(trainer, name, getattr(trainer, name))
 
 
-def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
+def test_a_refused_step_does_not_change_the_trainer(backend):
     drawn = np.random.default_rng(0)
 
     def loss(y, target, weights=None):
@@ -745,8 +747,8 @@ def test_a_refused_step_leaves_the_trainer_as_it_was(backend):
         )
 
 
-def test_a_draw_from_the_array_librarys_hidden_generator_is_refused(backend):
-    draw = getattr(backend.xp, "rand", None)  # PyTorch's
+def test_a_draw_from_the_hidden_generator_of_the_library_is_refused(backend):
+    draw = getattr(backend.xp, "rand", None)  # of PyTorch
     if draw is None:
         pytest.skip(f"{backend.name} has no such generator")
     xp = backend.xp
@@ -761,7 +763,7 @@ def test_arrays_are_compared_on_an_adapter_that_compiles_but_lacks_eager():
     del names["eager"]
     backend = replace(host, name="custom", adapter=types.SimpleNamespace(**names))
     factor = np.ones(3)
-    # a constant of what is compiled
+    # the factor is a constant of the compiled function
     function = backend.jit(lambda x: x * float(factor[0]))
     x = np.arange(3.0)
     for _ in range(3):

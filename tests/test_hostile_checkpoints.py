@@ -11,10 +11,10 @@ from cases import hostile
 import agnostic_nn as nn
 
 posix = pytest.mark.skipif(os.name != "posix", reason="pipes and devices")
-ROOM = 2**24
+MEMORY = 2**24  # bytes that a refusal may use, plus twice the size of the file
 
 
-def refused(path):
+def assert_refused(path):
     with pytest.raises(nn.CheckpointError) as caught:
         nn.Trainer.load(path, "numpy")
     assert str(path) in str(caught.value)
@@ -22,18 +22,18 @@ def refused(path):
     assert str(caught.value).isprintable()
 
 
-def test_the_file_that_all_others_are_made_of_is_sound(tmp_path):
+def test_the_file_from_which_hostile_ones_are_made_is_valid(tmp_path):
     path = tmp_path / "a"
     path.write_bytes(hostile.made())
     trainer = nn.Trainer.load(path, "numpy")
     assert (trainer.steps, trainer.epoch, trainer.shape) == (7, 2, (4,))
     assert trainer.predict(np.ones((2, 4), "float32")).shape == (2, 3)
     trainer.save(path)
-    again = nn.Trainer.load(path, "numpy")
-    assert (again.steps, again.model) == (7, trainer.model)
+    loaded = nn.Trainer.load(path, "numpy")
+    assert (loaded.steps, loaded.model) == (7, trainer.model)
 
 
-LARGE = (  # whose memory is measured, which takes long
+LARGE = (  # memory is measured for these only, because that is slow
     *(
         "width 1000000000",
         "an input of 1000000000",
@@ -46,9 +46,9 @@ LARGE = (  # whose memory is measured, which takes long
 
 
 @pytest.mark.parametrize("kind", hostile.KINDS, ids=lambda kind: kind.__name__)
-def test_every_hostile_file_is_refused_soon_and_with_little_memory(tmp_path, kind):
-    """All of `python tests/cases/hostile.py` but those that take long to make."""
-    path, faults = tmp_path / "a", []
+def test_every_hostile_file_is_refused_quickly_and_with_little_memory(tmp_path, kind):
+    """All files of `python tests/cases/hostile.py`, except those that are slow to create."""
+    path, errors = tmp_path / "a", []
     for name, data in kind():
         path.write_bytes(data)
         size, is_large = len(data), name in LARGE
@@ -57,18 +57,20 @@ def test_every_hostile_file_is_refused_soon_and_with_little_memory(tmp_path, kin
             tracemalloc.start()
         started = time.process_time()
         try:
-            refused(path)
-            assert time.process_time() - started < 4.0, "slow"  # CI's machines are, too
+            assert_refused(path)
+            assert time.process_time() - started < 4.0, (
+                "slow"
+            )  # machines of CI are slow, too
             if is_large:
-                assert tracemalloc.get_traced_memory()[1] < ROOM + 2 * size, "large"
+                assert tracemalloc.get_traced_memory()[1] < MEMORY + 2 * size, "large"
         except (Exception, pytest.fail.Exception) as error:
-            faults.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+            errors.append(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             tracemalloc.stop()
-    assert faults == []
+    assert errors == []
 
 
 @posix
-def test_what_is_not_a_file_is_refused_and_does_not_hang(tmp_path):
+def test_a_path_that_is_not_a_file_is_refused_without_hanging(tmp_path):
     for _, path in hostile.special(tmp_path):
-        refused(path)
+        assert_refused(path)

@@ -1,4 +1,4 @@
-"""Initializers: the spread of each formula, in every dtype, on every backend."""
+"""Initializers have the documented distributions, in every dtype, on every backend."""
 
 import functools
 import math
@@ -18,7 +18,7 @@ from agnostic_nn.initializers import (
 
 HOST = nn.backend("numpy")
 NORMAL = NormalDist()
-SCALED = [  # initializer, its variance for given fans, its distribution
+SCALED = [  # initializer, its variance as a function of the fans, its distribution
     (nn.glorot_normal, lambda fan_in, fan_out: 2 / (fan_in + fan_out), "normal"),
     (nn.glorot_uniform, lambda fan_in, fan_out: 2 / (fan_in + fan_out), "uniform"),
     (nn.he_normal, lambda fan_in, fan_out: 2 / fan_in, "normal"),
@@ -65,7 +65,7 @@ def start(backend, initializer, shape, dtype, seed=0):
 def test_the_variance_is_that_of_the_formula(
     initializer, variance, distribution, shape, fan_in, fan_out
 ):
-    """The square of a standard normal varies by 2, that of a uniform of variance 1 by 0.8."""
+    """For variance 1, the variance of the square is 2 (normal) or 0.8 (uniform)."""
     drawn = start(HOST, initializer, shape, "float64").ravel()
     expected = variance(fan_in, fan_out)
     spread = math.sqrt((2 if distribution == "normal" else 0.8) / drawn.size)
@@ -84,7 +84,7 @@ def test_the_variance_is_that_of_the_formula(
 
 
 @each_kind
-def test_every_backend_and_dtype_starts_at_the_same_place(
+def test_every_backend_and_dtype_has_the_same_initial_values(
     backend, widest, epsilon, initializer
 ):
     shape = (4, 2)
@@ -98,13 +98,13 @@ def test_every_backend_and_dtype_starts_at_the_same_place(
 
 
 @each_kind
-def test_equal_keys_draw_equal_weights_and_other_keys_others(initializer):
+def test_equal_keys_give_equal_weights_and_different_keys_different_ones(initializer):
     first, other = (
         start(HOST, initializer, (5, 3), "float32", seed) for seed in (7, 8)
     )
     start.cache_clear()
-    again = start(HOST, initializer, (5, 3), "float32", 7)
-    np.testing.assert_array_equal(first, again)
+    repeated = start(HOST, initializer, (5, 3), "float32", 7)
+    np.testing.assert_array_equal(first, repeated)
     assert np.array_equal(first, other) == isinstance(initializer, Constant)
 
 
@@ -117,8 +117,10 @@ def test_a_constant_is_the_same_everywhere(backend, widest, value, shape):
 
 
 @pytest.mark.parametrize("deviation", [1.0, 0.02])
-def test_a_truncated_normal_is_one(deviation):
-    """Its standard deviation is √(1 - 4 φ(2) / (2 Φ(2) - 1)) = 0.8796 of the uncut one."""
+def test_a_truncated_normal_has_the_quantiles_and_the_deviation_of_its_formula(
+    deviation,
+):
+    """Its standard deviation is √(1 - 4 φ(2) / (2 Φ(2) - 1)) = 0.8796 of the normal's."""
     drawn = (
         start(HOST, TruncatedNormal(deviation), (200, 200), "float64").ravel()
         / deviation
@@ -126,19 +128,19 @@ def test_a_truncated_normal_is_one(deviation):
     assert np.max(np.abs(drawn)) <= 2
     assert np.max(drawn) > 1.999
     assert np.min(drawn) < -1.999
-    cut = math.sqrt(1 - 4 * NORMAL.pdf(2) / (2 * NORMAL.cdf(2) - 1))
-    assert cut == pytest.approx(0.8796, abs=5e-5)
-    assert np.std(drawn) == pytest.approx(cut, rel=2 / math.sqrt(drawn.size))
-    shares = np.linspace(0.05, 0.95, 19)
+    ratio = math.sqrt(1 - 4 * NORMAL.pdf(2) / (2 * NORMAL.cdf(2) - 1))
+    assert ratio == pytest.approx(0.8796, abs=5e-5)
+    assert np.std(drawn) == pytest.approx(ratio, rel=2 / math.sqrt(drawn.size))
+    probabilities = np.linspace(0.05, 0.95, 19)
     low, high = NORMAL.cdf(-2), NORMAL.cdf(2)
-    expected = [NORMAL.inv_cdf(low + share * (high - low)) for share in shares.tolist()]
-    np.testing.assert_allclose(np.quantile(drawn, shares), expected, atol=0.03)
+    expected = [NORMAL.inv_cdf(low + p * (high - low)) for p in probabilities.tolist()]
+    np.testing.assert_allclose(np.quantile(drawn, probabilities), expected, atol=0.03)
 
 
-def test_a_truncated_normal_inverts_its_distribution_function_to_the_last_bits(
+def test_a_truncated_normal_inverts_its_distribution_function_accurately(
     backend, widest, epsilon
 ):
-    """dz = dp / φ(z) and 1 / φ(2) = 18.5, while p is known to half an eps, and erf."""
+    """dz = dp / φ(z) and 1 / φ(2) = 18.5; p and erf have errors of half an eps."""
     shape = (40, 50)
     p = start(backend, random.uniform, shape, widest).astype(np.float64)
     result = start(backend, TruncatedNormal(1.0), shape, widest)
@@ -161,7 +163,7 @@ def test_a_truncated_normal_reaches_its_bounds(monkeypatch):
 
 
 def assert_orthonormal(weight, epsilon):
-    """Columns, or rows where there are fewer of them, are orthogonal and of length 1."""
+    """Check that columns, or rows if there are fewer, are orthogonal and of length 1."""
     matrix = weight.reshape(-1, weight.shape[-1]).astype(np.float64)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T
@@ -189,13 +191,13 @@ def test_orthogonal_weights_are_orthonormal_on_every_backend(
     assert_orthonormal(start(backend, Orthogonal(), shape, widest), epsilon)
 
 
-def test_orthogonal_weights_stay_orthonormal_when_there_are_many():
+def test_large_orthogonal_weights_are_orthonormal():
     weight = start(HOST, Orthogonal(), (120, 120), "float32")
     assert_orthonormal(weight, float(np.finfo(np.float32).eps))
 
 
-def test_orthogonal_weights_favour_no_direction():
-    """Of a rotation drawn at random every element has mean 0 and mean square 1 / n."""
+def test_orthogonal_weights_are_uniformly_distributed():
+    """Every element of a random rotation has mean 0 and mean square 1 / n."""
     drawn = np.asarray(
         [start(HOST, Orthogonal(), (3, 3), "float64", seed) for seed in range(600)]
     )
@@ -239,6 +241,6 @@ def test_orthogonal_weights_favour_no_direction():
         ),
     ],
 )
-def test_what_cannot_be_is_refused(make, message):
+def test_invalid_options_and_shapes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,7 +1,7 @@
-"""After any exception a trainer holds the state of a whole number of steps, and goes on rightly.
+"""After any exception a trainer holds the state of a whole number of steps.
 
-`tests/campaigns/interrupts.py` fires thousands of exceptions at random times; here some
-are planted at chosen places.
+`tests/campaigns/interrupts.py` raises thousands of exceptions at random times; here
+they are raised at chosen instructions.
 """
 
 import os
@@ -38,15 +38,15 @@ BATCH, BATCHES = 8, 4
 
 
 class Shot(Exception):
-    """An exception that comes from nowhere: of a kind that code could take for its own."""
+    """An exception that is raised at an arbitrary moment."""
 
 
 def shoot():
     raise Shot
 
 
-def make(backend, optimizer=None, role="shot at"):
-    """A trainer that has taken no step; where a backend compiles, one that is compiled already."""
+def make(backend, optimizer=None, role="interrupted"):
+    """Return a trainer before its first step, already compiled if the backend compiles."""
     if not backend.compiles:
         return new(backend, optimizer)
     trainer = compiled(backend, role)
@@ -81,13 +81,13 @@ def advance(trainer, steps=1):
 
 
 def bits(trainer):
-    """Parameters, state and moments, as bytes."""
+    """Return the bytes of parameters, state and moments."""
     carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
     return [leaf.tobytes() for leaf in leaves(carry)]
 
 
-class Whole:
-    """The states of an undisturbed run, by how many steps it has taken."""
+class Reference:
+    """The states of an undisturbed run, by the number of steps."""
 
     def __init__(self, backend, optimizer=None):
         self.trainer = make(backend, optimizer, role="undisturbed")
@@ -96,29 +96,31 @@ class Whole:
     def expect(self, trainer):
         while len(self.states) <= trainer.steps:
             self.states.append(bits(advance(self.trainer)))
-        assert bits(trainer) == self.states[trainer.steps], "the state is torn"
+        assert bits(trainer) == self.states[trainer.steps], (
+            "not the state of a whole number of steps"
+        )
 
 
 @pytest.fixture
-def whole(backend):
-    return Whole(backend)
+def reference(backend):
+    return Reference(backend)
 
 
 @contextmanager
 def at(number, action, within=None):
-    """Call action() before the `number`-th bytecode instruction of this library in here.
+    """Call `action` before the `number`-th bytecode instruction of this library.
 
-    Handlers of signals and exceptions from other threads come between two instructions.
-    Yields a list, whose length is how many instructions there were. within: code
-    objects whose instructions alone count.
+    Signal handlers and exceptions of other threads run between two instructions. Yields
+    a list whose length is the number of instructions so far. within: code objects, if
+    only their instructions count.
     """
-    seen = []
+    executed = []
 
     def local(frame, event, arg):
         frame.f_trace_opcodes = True
         if event == "opcode":
-            seen.append(None)
-            if len(seen) == number:
+            executed.append(None)
+            if len(executed) == number:
                 sys.settrace(None)
                 action()
         return local
@@ -133,34 +135,34 @@ def at(number, action, within=None):
     before = sys.gettrace()
     sys.settrace(start)
     try:
-        yield seen
+        yield executed
     finally:
         sys.settrace(before)
 
 
-def places(backend, taken, count, call=advance):
-    """Some instructions of a call by a trainer that has taken so many steps."""
+def sample(backend, taken, count, call=advance):
+    """Return numbers of some instructions of a call, after `taken` steps."""
     trainer = advance(make(backend), taken)
-    with at(0, None) as seen:
+    with at(0, None) as executed:
         call(trainer)
-    generator = random.Random(0)
-    return sorted({1, *(generator.randrange(1, len(seen) + 1) for _ in range(count))})
+    generator, last = random.Random(0), len(executed)
+    return sorted({1, *(generator.randrange(1, last + 1) for _ in range(count))})
 
 
 @pytest.mark.parametrize("taken", [0, 1, 2, 6])
 def test_an_exception_anywhere_in_a_step_leaves_a_whole_number_of_steps(
-    backend, whole, taken
+    backend, reference, taken
 ):
-    few = taken < 3
-    if few and backend.compiles:
-        pytest.skip("compiling takes too long; the campaign shoots there, too")
-    for place in places(backend, taken, 2 if few else 20):
+    is_early = taken < 3
+    if is_early and backend.compiles:
+        pytest.skip("compiling takes too long; the campaign tests it, too")
+    for number in sample(backend, taken, 2 if is_early else 20):
         trainer = advance(make(backend), taken)
-        with pytest.raises(Shot), at(place, shoot):
+        with pytest.raises(Shot), at(number, shoot):
             advance(trainer)
         assert trainer.steps in (taken, taken + 1)
-        whole.expect(trainer)
-        whole.expect(advance(trainer, 2))
+        reference.expect(trainer)
+        reference.expect(advance(trainer, 2))
 
 
 def fit(trainer, **options):
@@ -173,59 +175,57 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(
 ):
     monkeypatch.setattr(
         "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
-    )  # each step by a call of its own
-    whole = Whole(backend)
+    )  # one call per step
+    reference = Reference(backend)
     trainer = advance(make(backend), BATCHES)
-    for place in places(backend, BATCHES, 8, fit):
-        with pytest.raises(Shot), at(place, shoot):
+    for number in sample(backend, BATCHES, 8, fit):
+        with pytest.raises(Shot), at(number, shoot):
             fit(trainer, epochs=9)
-        whole.expect(trainer)
+        reference.expect(trainer)
         run = trainer._settled()
         assert (run.epoch + 1) * BATCHES + run.open.batches_done == run.steps
     while trainer._settled().open.batches_done:
         fit(trainer)
-    whole.expect(trainer)
+    reference.expect(trainer)
 
 
-def test_a_signal_handler_may_save_and_look_at_any_moment(backend, whole, tmp_path):
+def test_a_signal_handler_may_save_and_read_at_any_moment(backend, reference, tmp_path):
     trainer, path = advance(make(backend), 4), tmp_path / "saved"
-    for place in places(backend, 4, 8):
-        shown, steps = [], trainer.steps
+    for number in sample(backend, 4, 8):
+        read, steps = [], trainer.steps
 
         def look():
             trainer.save(path)
-            shown.extend((trainer.steps, trainer.params))  # noqa: B023
-            shown.append(tree_map(np.array, backend.to_numpy(shown[1])))  # noqa: B023
+            read.extend((trainer.steps, trainer.params))  # noqa: B023
+            read.append(tree_map(np.array, backend.to_numpy(read[1])))  # noqa: B023
 
-        with at(place, look):
+        with at(number, look):
             advance(trainer)
         assert trainer.steps == steps + 1
-        whole.expect(trainer)
+        reference.expect(trainer)
         saved = nn.Trainer.load(path, backend)
-        assert saved.steps == shown[0]
-        whole.expect(saved)
-        whole.expect(advance(trainer))
-        for one, other in zip(leaves(shown[1]), leaves(shown[2]), strict=True):
-            np.testing.assert_array_equal(backend.to_numpy(one), other)
+        assert saved.steps == read[0]
+        reference.expect(saved)
+        reference.expect(advance(trainer))
+        for leaf, copy in zip(leaves(read[1]), leaves(read[2]), strict=True):
+            np.testing.assert_array_equal(backend.to_numpy(leaf), copy)
 
 
-def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(
-    backend, whole
-):
+def test_a_signal_handler_may_restore_parameters_during_a_step(backend, reference):
     trainer = advance(make(backend), 4)
     trainer.keep("four")
-    for place in places(backend, 4, 8):
+    for number in sample(backend, 4, 8):
 
         def restore():
             trainer.restore("four")
             trainer.steps = 4
 
-        with at(place, restore):
+        with at(number, restore):
             advance(trainer)
         assert trainer.steps in (4, 5)
-        whole.expect(trainer)
+        reference.expect(trainer)
         restore()
-        whole.expect(trainer)
+        reference.expect(trainer)
 
 
 # --- errors of the calls themselves ---------------------------------------------------
@@ -233,11 +233,11 @@ def test_what_a_signal_handler_restores_in_the_middle_of_a_step_is_whole(
 
 @pytest.fixture(params=["kernels", "no kernels", "no replay"])
 def how(request, backend, monkeypatch):
-    """The ways in which NumPy and PyTorch run a step."""
+    """Return each way in which NumPy and PyTorch run a step."""
     if backend.name not in ("numpy", "torch") or "cpu" not in str(backend):
-        pytest.skip(f"{backend} has its own way to run a step")
+        pytest.skip(f"{backend} has one way to run a step")
     if request.param == "kernels" and not kernels.available():
-        pytest.skip("there is nothing to make kernels here")
+        pytest.skip("llvmlite is not installed")
     if request.param == "no kernels":
         monkeypatch.setattr(kernels, "available", lambda: False)
     return request.param
@@ -245,7 +245,7 @@ def how(request, backend, monkeypatch):
 
 @pytest.fixture
 def chosen(backend, how):
-    """The backend, without replay if that is how."""
+    """Return the backend, without replay if `how` says it."""
     return nn.backend(str(backend), replay=False) if how == "no replay" else backend
 
 
@@ -262,26 +262,26 @@ def test_floating_point_errors_leave_a_whole_number_of_steps(chosen, how, taken)
         )
 
     x, y = X[:4] * np.float32(1e-22), np.zeros((4, 2), np.float32)
-    trainer, whole = make(chosen), make(chosen)
+    trainer, reference = make(chosen), make(chosen)
     for _ in range(taken):
         trainer.step(x, y)
-    heard = 0
+    reported = 0
     for mode, kind in (("raise", FloatingPointError), ("warn", RuntimeWarning)):
         with warnings.catch_warnings(), np.errstate(all=mode):
             warnings.simplefilter("error")
             try:
                 trainer.step(x, y)
             except kind:
-                heard += 1
-        while whole.steps < trainer.steps:
-            whole.step(x, y)
-        assert bits(trainer) == bits(whole)
-    # kernels report none
+                reported += 1
+        while reference.steps < trainer.steps:
+            reference.step(x, y)
+        assert bits(trainer) == bits(reference)
+    # kernels do not report floating-point errors
     if chosen.name == "numpy" and (how != "kernels" or taken < 2):
-        assert heard == 2
+        assert reported == 2
 
 
-def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(
+def test_floating_point_errors_of_a_commit_follow_the_setting_of_the_user(
     backend, capsys
 ):
     if backend.name != "numpy":
@@ -290,7 +290,7 @@ def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(
     from agnostic_nn_backends.replay.program import replayed
 
     square = replayed(lambda old: (old * old,), library, (0,))
-    heard = []
+    reports = []
 
     def call(power, **state):
         with np.errstate(**state):
@@ -306,14 +306,14 @@ def test_floating_point_errors_of_a_commit_are_reported_as_the_user_has_set_it(
             call(-200, all="raise")
         with pytest.warns(RuntimeWarning, match="underflow encountered in multiply"):
             call(-200, all="warn")
-        call(-200, all="call", call=lambda *said: heard.append(said))
+        call(-200, all="call", call=lambda *report: reports.append(report))
         call(-200, all="print")
-    assert heard[-1] == ("underflow", 4)
+    assert reports[-1] == ("underflow", 4)
     assert "underflow encountered in multiply" in "".join(capsys.readouterr())
 
 
 def programs(trainer):
-    """The programs of a trainer's step."""
+    """Return the programs of a trainer's step."""
     function = trainer._step
     while not hasattr(getattr(function, "into", None), "__closure__"):
         function = (
@@ -325,15 +325,12 @@ def programs(trainer):
         function.into.__code__.co_freevars, function.into.__closure__, strict=True)}  # fmt: skip
     run = cells["_run"]
     cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
-    return [
-        one
-        for one in cells["programs"].cell_contents.values()
-        if isinstance(one, Program)
-    ]
+    entries = cells["programs"].cell_contents.values()
+    return [entry for entry in entries if isinstance(entry, Program)]
 
 
 class Failing:
-    """A function that raises MemoryError the first `times` that it is called."""
+    """A function whose first `times` calls raise MemoryError."""
 
     def __init__(self, function, times=1):
         self.function, self.times = function, times
@@ -353,9 +350,9 @@ def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(
     backend, how, optimizer
 ):
     if how == "no replay":
-        pytest.skip("there is no program")
+        pytest.skip("without replay there is no program")
     trainer = advance(make(backend, optimizer), 4)
-    whole = Whole(backend, optimizer)
+    reference = Reference(backend, optimizer)
     (program,) = programs(trainer)
     names = [name for name in program.env if name[0] in "fk" and name[1:].isdecimal()]
     assert len(names) > 20
@@ -368,18 +365,17 @@ def test_memory_that_runs_out_in_any_call_leaves_a_whole_number_of_steps(
         except MemoryError:
             raised.add(trainer.steps - steps)
         program.env[name] = function
-        whole.expect(trainer)
-    assert raised == {0, 1}, (
-        "before a commit the step is not taken, in it it is completed"
-    )
-    whole.expect(advance(trainer, 2))
+        reference.expect(trainer)
+    # an error before the commit prevents the step; the commit is always completed
+    assert raised == {0, 1}
+    reference.expect(advance(trainer, 2))
 
 
 def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replaced(
     backend, how
 ):
     if how == "no replay":
-        pytest.skip("there is no program")
+        pytest.skip("without replay there is no program")
     trainer = advance(make(backend), 4)
     trainer.keep("four")
     (program,) = programs(trainer)
@@ -402,7 +398,7 @@ def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replac
         if lost == 2:
             break
     assert lost == 2
-    Whole(backend).expect(advance(trainer))
+    Reference(backend).expect(advance(trainer))
 
 
 def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_steps(
@@ -415,7 +411,7 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
     library = import_module(f"agnostic_nn_backends.{backend.name}.tracing").library
     monkeypatch.setattr(kernels, "MIN_ELEMENTS_PER_THREAD", 1)
     monkeypatch.setattr(type(library), "num_threads", lambda self: 3)
-    trainer, whole = advance(make(backend), 4), Whole(backend)
+    trainer, reference = advance(make(backend), 4), Reference(backend)
     (program,) = programs(trainer)
     assert program.is_parallel
     for name in [name for name in program.env if name[0] == "k"]:
@@ -424,7 +420,7 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
         with pytest.raises(MemoryError):
             advance(trainer)
         program.env[name] = function
-        whole.expect(trainer)
+        reference.expect(trainer)
     waits = []
 
     def interrupted(self, timeout=None):
@@ -437,18 +433,18 @@ def test_an_error_in_a_thread_that_shares_a_kernel_leaves_a_whole_number_of_step
     monkeypatch.setattr(threading.Event, "wait", interrupted)
     with pytest.raises(Shot):
         advance(trainer)
-    whole.expect(trainer)
-    whole.expect(advance(trainer, 2))
+    reference.expect(trainer)
+    reference.expect(advance(trainer, 2))
 
 
-def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypatch):
+def test_a_failure_that_loses_donated_memory_is_reported(backend, monkeypatch):
     trainer = advance(make(backend), 4)
     if backend.name != "jax":
-        pytest.skip("only JAX gives memory up before there is a result")
+        pytest.skip("only JAX frees donated memory before there is a result")
     trainer.keep("four")
 
     class Broken:
-        """A compiled function that fails after it has taken the memory of its first argument."""
+        """A compiled function that fails after it has freed its first argument."""
 
         def __init__(self, function):
             self._cache_size = function._cache_size
@@ -467,7 +463,7 @@ def test_memory_that_a_compiled_step_took_and_lost_is_reported(backend, monkeypa
             use(trainer)
     assert trainer.steps == 4
     trainer.restore("four")
-    Whole(backend).expect(advance(trainer))
+    Reference(backend).expect(advance(trainer))
 
 
 # --- signals --------------------------------------------------------------------------
@@ -477,52 +473,53 @@ PRESSES = """
 import os, random, signal, threading, time
 from agnostic_nn.training.interrupts import DeferredInterrupts
 
-presses, heard, awaited = 200, 0, -1
+presses, caught, awaited = 200, 0, -1
 
 def press():
     generator = random.Random(0)
     for number in range(presses):
-        while awaited < number:  # until the main thread is where it catches the next one
+        while awaited < number:  # until the main thread can catch the next one
             time.sleep(1e-5)
         time.sleep(generator.random() * 1e-4)
         os.kill(os.getpid(), signal.SIGINT)
 
 threading.Thread(target=press, daemon=True).start()
-while heard < presses:
+while caught < presses:
     try:
-        awaited = heard
+        awaited = caught
         while True:
             with DeferredInterrupts():
                 pass
     except KeyboardInterrupt:
-        heard += 1
+        caught += 1
 assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 """
 
 
-def test_no_ctrl_c_is_lost_where_it_is_held_back():
-    # in a process of its own: a stray Ctrl-C would
-    # end the one that tests; a lost one never ends
+def test_no_deferred_ctrl_c_is_lost():
+    # in another process: a late Ctrl-C would end this one, and a lost one would hang
     subprocess.run([sys.executable, "-c", PRESSES], timeout=120, check=True)
 
 
 def test_a_handler_of_the_user_is_never_replaced():
-    heard = []
+    calls = []
 
     def handler(*_):
-        heard.append(1)
+        calls.append(1)
 
     before, replace = signal.signal(signal.SIGINT, handler), signal.signal
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(signal, "signal", lambda *_: pytest.fail("replaced for a moment"))
-        with DeferredInterrupts() as held:
+        patch.setattr(
+            signal, "signal", lambda *_: pytest.fail("the handler was replaced")
+        )
+        with DeferredInterrupts() as deferred:
             signal.raise_signal(signal.SIGINT)
     replace(signal.SIGINT, before)
-    assert heard == [1]
-    assert not held.requested
+    assert calls == [1]
+    assert not deferred.requested
 
 
-def test_a_ctrl_c_held_back_is_not_lost_to_another_exception():
+def test_a_deferred_ctrl_c_is_raised_from_another_exception():
     def press_and_raise():
         with DeferredInterrupts():
             signal.raise_signal(signal.SIGINT)
@@ -534,7 +531,7 @@ def test_a_ctrl_c_held_back_is_not_lost_to_another_exception():
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_a_step_leaves_signals_alone(backend, monkeypatch):
+def test_a_step_installs_no_signal_handler(backend, monkeypatch):
     trainer = advance(make(backend), 4)
     monkeypatch.setattr(
         signal, "signal", lambda *_: pytest.fail("a step needs no handler")
@@ -544,9 +541,9 @@ def test_a_step_leaves_signals_alone(backend, monkeypatch):
 
 def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend):
     before = threading.active_count()
-    for place in (1, 40, 90, 120, 150):
+    for number in (1, 40, 90, 120, 150):
         for action in (shoot, None):
-            with at(place if action else 0, action):
+            with at(number if action else 0, action):
                 try:
                     with batches.prefetched(iter(range(100)), 2) as items:
                         assert [next(items) for _ in range(3)] == [0, 1, 2]
@@ -558,13 +555,13 @@ def test_an_exception_while_batches_are_prepared_ahead_ends_their_thread(backend
     assert threading.active_count() == before
 
 
-# --- what planted bugs have shown to be missing ---------------------------------------
+# --- regressions ----------------------------------------------------------------------
 
 
-def test_what_a_signal_handler_changes_in_a_step_stays_changed(
-    backend, whole, monkeypatch
+def test_a_change_by_a_signal_handler_during_a_step_is_kept(
+    backend, reference, monkeypatch
 ):
-    """The step that it interrupts still writes to its memory, and its result comes too late."""
+    """The interrupted step still writes to its memory, but its result is discarded."""
     trainer = advance(make(backend), 4)
     trainer.keep("four")
     call = trainer_module.into
@@ -585,13 +582,13 @@ def test_what_a_signal_handler_changes_in_a_step_stays_changed(
             patch.setattr(trainer_module, "into", interrupted)
             advance(trainer)
         assert trainer.steps == 4
-        whole.expect(trainer)
-    whole.expect(advance(trainer, 2))
+        reference.expect(trainer)
+    reference.expect(advance(trainer, 2))
 
 
 def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
     if how == "no replay":
-        pytest.skip("there is no program")
+        pytest.skip("without replay there is no program")
     trainer = advance(make(backend), 4)
     (program,) = programs(trainer)
     monkeypatch.setattr(program, "result_of", Failing(program.result_of))
@@ -605,10 +602,10 @@ def test_a_program_is_used_again_after_an_exception(backend, how, monkeypatch):
     assert used == [program]
 
 
-def test_an_epoch_is_counted_and_closed_by_one_change(backend, monkeypatch):
+def test_an_epoch_is_counted_and_ended_by_one_change(backend, monkeypatch):
     monkeypatch.setattr(
         "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
-    )  # each step by a call of its own
+    )  # one call per step
     trainer = make(backend)
     change, changes = trainer._change, []
 
@@ -623,16 +620,18 @@ def test_an_epoch_is_counted_and_closed_by_one_change(backend, monkeypatch):
     assert [parts["epoch"] for parts in changes if "epoch" in parts] == [1, 2]
 
 
-def test_a_commit_that_another_thread_makes_is_waited_for(monkeypatch):
-    begun, may_end, written, outcome = threading.Event(), threading.Event(), [], []
+def test_a_commit_in_another_thread_is_awaited(monkeypatch):
+    started, may_end = threading.Event(), threading.Event()
+    written: list[str] = []
+    outcome: list[object] = []
 
     def write():
-        begun.set()
+        started.set()
         may_end.wait()
         written.append("all")
 
     def interrupted(timeout=None):
-        begun.wait()
+        started.wait()
         raise Shot
 
     commit = Commit(outcome, [write], "result", call, None, in_worker=True)
@@ -645,79 +644,80 @@ def test_a_commit_that_another_thread_makes_is_waited_for(monkeypatch):
     assert (written, outcome[1:]) == (["all"], ["result"])
 
 
-def test_an_exception_while_a_program_is_tried_leaves_a_whole_number_of_steps(
+def test_an_exception_during_verification_leaves_a_whole_number_of_steps(
     backend, how, monkeypatch
 ):
-    """The trial writes to the memory of the parameters, of which the step is already taken."""
+    """Verification writes to the memory of the parameters, after the step was taken."""
     if how == "no replay":
-        pytest.skip("there is no program")
-    trainer, whole = advance(make(backend), 1), Whole(backend)
+        pytest.skip("without replay there is no program")
+    trainer, reference = advance(make(backend), 1), Reference(backend)
     with monkeypatch.context() as patch:
         patch.setattr(replay, "_equal", lambda *_: shoot())
         with pytest.raises(Shot):
             advance(trainer)
     assert trainer.steps == 2
-    whole.expect(trainer)
-    whole.expect(advance(trainer, 2))
+    reference.expect(trainer)
+    reference.expect(advance(trainer, 2))
 
 
-def test_arguments_that_an_exception_kept_from_a_program_are_bound_at_the_next_call():
+def test_arguments_whose_binding_failed_are_bound_at_the_next_call():
     from agnostic_nn_backends.numpy.tracing import library
 
-    one, other = np.ones(5), np.arange(5.0)
-    program = Program(lambda x: (x * 2.0 + 1.0,), (one,), library, ())
-    assert program.fits((one,))
+    first, second = np.ones(5), np.arange(5.0)
+    program = Program(lambda x: (x * 2.0 + 1.0,), (first,), library, ())
+    assert program.fits((first,))
     program.binders[:] = [Failing(bind) for bind in program.binders]
     with pytest.raises(MemoryError):
-        program.fits((other,))
-    assert program.fits((other,))
-    np.testing.assert_array_equal(program((other,))[0], other * 2.0 + 1.0)
+        program.fits((second,))
+    assert program.fits((second,))
+    np.testing.assert_array_equal(program((second,))[0], second * 2.0 + 1.0)
 
 
-def test_a_second_ctrl_c_is_not_held_back():
-    seen = []
+def test_a_second_ctrl_c_is_not_deferred():
+    events = []
 
     def press_twice():
-        with DeferredInterrupts() as held:
+        with DeferredInterrupts() as deferred:
             signal.raise_signal(signal.SIGINT)
-            seen.append(held.requested)
+            events.append(deferred.requested)
             signal.raise_signal(signal.SIGINT)
-            seen.append("still running")
+            events.append("still running")
 
     with pytest.raises(KeyboardInterrupt):
         press_twice()
-    assert seen == [True]
+    assert events == [True]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_an_exception_at_any_place_of_a_commit_leaves_a_whole_number_of_steps(
-    backend, whole
+def test_an_exception_at_any_instruction_of_a_commit_leaves_a_whole_number_of_steps(
+    backend, reference
 ):
-    """Every instruction of the functions that give memory up and take the result."""
+    """All instructions of the functions that donate memory and store the result."""
     trainer = advance(make(backend), 4)
-    own = getattr(type(trainer._step), "into", None)  # that of a backend that compiles
-    functions = Commit.__init__, Commit.run, Program.into, *([own] if own else [])
+    functions = [Commit.__init__, Commit.run, Program.into]
+    if hasattr(type(trainer._step), "into"):  # on a backend that compiles
+        functions.append(type(trainer._step).into)
     codes = {each.__code__ for each in functions}
-    with at(0, None, codes) as seen:
+    with at(0, None, codes) as executed:
         advance(trainer)
-    if not seen:
+    if not executed:
         pytest.skip(f"{backend} neither compiles nor replays")
-    for place in range(1, len(seen) + 1):
-        steps = advance(trainer).steps  # so that the next call is one of the usual kind
-        with pytest.raises(Shot), at(place, shoot, codes):
+    for number in range(1, len(executed) + 1):
+        steps = advance(trainer).steps  # so that the next call is a regular one
+        with pytest.raises(Shot), at(number, shoot, codes):
             advance(trainer)
         assert trainer.steps - steps in (0, 1)
-        whole.expect(trainer)
+        reference.expect(trainer)
 
 
-def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch):
-    """Compilation runs Python, in which an exception may come at any moment."""
+def test_memory_is_not_donated_to_a_call_that_may_compile(backend, monkeypatch):
+    """Compilation runs Python code, in which an exception may be raised at any moment."""
     if backend.name != "jax":
         pytest.skip("only JAX compiles")
     trainer = advance(make(backend), 4)
 
     class Broken:
-        """A compiled function that takes the memory of its first argument and fails."""
+        """A compiled function that frees its first argument and fails."""
 
         def __init__(self, function):
             self._cache_size, self.clear_cache = function._cache_size, lambda: None
@@ -734,14 +734,14 @@ def test_memory_is_not_given_up_to_a_call_that_may_compile(backend, monkeypatch)
         with pytest.raises(Shot):
             advance(trainer)
     assert trainer.steps == 4
-    Whole(backend).expect(advance(trainer))
+    Reference(backend).expect(advance(trainer))
 
 
-@pytest.mark.parametrize("place", [1, 2, 5])
-def test_jax_computes_again_after_an_exception_while_it_traced(
-    backend, monkeypatch, place
+@pytest.mark.parametrize("number", [1, 2, 5])
+def test_jax_works_after_an_exception_while_it_was_tracing(
+    backend, monkeypatch, number
 ):
-    """As a signal handler raises it: JAX's own Python code has not restored what it traces."""
+    """A signal handler can raise one before JAX has restored its current trace."""
     if backend.name != "jax":
         pytest.skip("only JAX traces")
     core = pytest.importorskip("jax.extend.core")
@@ -760,7 +760,7 @@ def test_jax_computes_again_after_an_exception_while_it_traced(
 
     def cut_short(self, *error):
         calls.append(1)
-        if len(calls) == place:
+        if len(calls) == number:
             raise Shot
         return restore(self, *error)
 
@@ -770,25 +770,25 @@ def test_jax_computes_again_after_an_exception_while_it_traced(
             advance(trainer)
     assert trainer.steps == 0
     assert current() is before
-    Whole(backend).expect(advance(trainer))
+    Reference(backend).expect(advance(trainer))
 
 
 def test_an_exception_while_data_are_moved_is_not_dropped(backend):
-    """NumPy drops exceptions of the Python code that it runs to compare a dtype with no dtype."""
-    one = np.ones(2, np.float32)
-    expect_exceptions_to_come_out(lambda: backend.asarray(one))
+    """NumPy drops exceptions of Python code when it compares a dtype with another type."""
+    array = np.ones(2, np.float32)
+    expect_exceptions_to_be_raised(lambda: backend.asarray(array))
 
 
-def test_an_exception_while_a_dtype_is_looked_at_is_not_dropped(backend):
-    """The functions that compute float16 and float32 differently look at the dtype of x."""
-    one = backend.asarray(np.ones(2, np.float32))
-    xp = namespace(one)
-    expect_exceptions_to_come_out(lambda: float_bits(one.dtype, xp))
-    expect_exceptions_to_come_out(lambda: is_narrow(one))
+def test_an_exception_while_a_dtype_is_compared_is_not_dropped(backend):
+    """Functions that compute float16 and float32 differently compare the dtype of x."""
+    array = backend.asarray(np.ones(2, np.float32))
+    xp = namespace(array)
+    expect_exceptions_to_be_raised(lambda: float_bits(array.dtype, xp))
+    expect_exceptions_to_be_raised(lambda: is_narrow(array))
 
 
-def expect_exceptions_to_come_out(function):
-    """Raise at each call of a Python function that `function` makes, and expect the exception."""
+def expect_exceptions_to_be_raised(function):
+    """Raise an exception in each call that `function` makes, and expect it outside."""
     function()
     calls = []
 
@@ -801,13 +801,13 @@ def expect_exceptions_to_come_out(function):
         function()
     finally:
         sys.setprofile(None)
-    for place in range(len(calls)):
-        left = [place]
+    for number in range(len(calls)):
+        remaining = [number]
 
-        def shoot(frame, event, argument, left=left):
+        def shoot(frame, event, argument, remaining=remaining):
             if event == "call":
-                left[0] -= 1
-                if left[0] < 0:
+                remaining[0] -= 1
+                if remaining[0] < 0:
                     sys.setprofile(None)
                     raise Shot
 

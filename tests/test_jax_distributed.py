@@ -1,4 +1,4 @@
-"""Two processes under `jax.distributed`: each computes on a device of its own."""
+"""Each process under `jax.distributed` computes on a device of that process."""
 
 import socket
 import subprocess
@@ -25,7 +25,7 @@ print(rank, str(backend), float(trainer.evaluate(x, x[:, :2])["loss"]))
 """
 
 
-def test_each_process_takes_a_device_of_its_own(backend):
+def test_each_process_uses_a_device_of_that_process(backend):
     if backend.name != "jax":
         pytest.skip("jax.distributed is JAX's")
     with socket.socket() as free:
@@ -47,6 +47,6 @@ def test_each_process_takes_a_device_of_its_own(backend):
             process.kill()
     for process, (_, errors) in zip(started, results, strict=True):
         assert process.returncode == 0, errors[-2000:]
-    (first, one), (second, other) = [out.split()[0::2] for out, _ in results]
-    assert (first, second) == ("0", "1")
-    assert one == other  # the same training
+    (rank0, loss0), (rank1, loss1) = [out.split()[0::2] for out, _ in results]
+    assert (rank0, rank1) == ("0", "1")
+    assert loss0 == loss1  # the same training

@@ -1,4 +1,4 @@
-"""Output in a real Jupyter kernel. rich behaves differently there, so a stand-in is not enough."""
+"""Output in a real Jupyter kernel, in which rich behaves differently."""
 
 import os
 
@@ -24,11 +24,11 @@ history = trainer.fit(x, x[:, :2], epochs=3)
 
 @pytest.fixture(scope="module")
 def outputs():
-    """The outputs of each cell, by its name."""
+    """Return the outputs of each cell, by its name."""
     if os.environ.get("AGNOSTIC_NN_BACKEND", "numpy") != "numpy":
         pytest.skip(
-            "what a kernel shows does not depend on the backend: the numpy session "
-            "runs it"
+            "the output of a kernel does not depend on the backend: the numpy session "
+            "tests it"
         )
     reason = "needs a Jupyter kernel: pip install nbclient ipykernel"
     nbclient = pytest.importorskip("nbclient", reason=reason)

@@ -1,4 +1,4 @@
-"""The loop over time: what it computes, and that a backend which compiles it compiles one step."""
+"""The loop over time: its results, and that backends compile one step of it."""
 
 import numpy as np
 import pytest
@@ -7,23 +7,23 @@ import agnostic_nn as nn
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
 from agnostic_nn.ops import scan, scan_impl
 
-ways = pytest.mark.parametrize("way", ["native", "standard"])
+versions = pytest.mark.parametrize("version", ["native", "standard"])
 
 
-def loop(way):
-    """`scan`, or the part of it that is written with the Standard alone."""
-    if way == "native":
+def loop(version):
+    """Return `scan`, or its version that uses the Standard only."""
+    if version == "native":
         return scan
     standard = scan_impl.dispatch(object)
 
-    def scan_by_the_standard(step, carry, xs, *, reverse=False, transform=lambda y: y):
+    def standard_scan(step, carry, xs, *, reverse=False, transform=lambda y: y):
         return standard(leaves(xs)[0], step, carry, xs, reverse, transform)
 
-    return scan_by_the_standard
+    return standard_scan
 
 
 def step(carry, now):
-    """Order matters in it: what is carried doubles before the next one is added."""
+    """Add x to twice the total, so that the order of steps matters."""
     total, named = carry
     x, (row,) = now["x"], now["rows"]
     total = 2.0 * total + x
@@ -36,31 +36,31 @@ def step(carry, now):
 
 
 def by_hand(carry, xs, reverse):
-    ys, places = [], range(len(xs["x"]))
-    for t in reversed(places) if reverse else places:
+    ys, steps = [], range(len(xs["x"]))
+    for t in reversed(steps) if reverse else steps:
         carry, y = step(carry, {"x": xs["x"][t], "rows": (xs["rows"][0][t],)})
         ys.append(y)
     ys = ys[::-1] if reverse else ys
     return carry, tree_map(lambda *leaves: np.stack(leaves), *ys)
 
 
-@ways
+@versions
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 @pytest.mark.parametrize("length", [1, 2, 7])
-def test_a_loop_carries_a_tree_and_stacks_what_each_step_makes(
-    backend, widest, way, reverse, length
+def test_a_loop_carries_a_tree_and_stacks_the_results_of_its_steps(
+    backend, widest, version, reverse, length
 ):
-    """Small whole numbers, exact in every dtype; y[t] stands at t in either direction."""
+    """Small integers, exact in every dtype; y[t] is at index t in both directions."""
     generator = np.random.default_rng(length)
 
-    def whole(*shape):
+    def integers(*shape):
         return generator.integers(-4, 5, shape).astype(widest)
 
-    xs = {"x": whole(length), "rows": (whole(length, 2, 3),)}
-    carry = (whole(), {"last": whole(2, 3), "count": np.asarray(5, np.int32)})
+    xs = {"x": integers(length), "rows": (integers(length, 2, 3),)}
+    carry = (integers(), {"last": integers(2, 3), "count": np.asarray(5, np.int32)})
     expected = by_hand(carry, xs, reverse)
     for jit in (backend.jit, lambda function: function):
-        run = jit(lambda carry, xs: loop(way)(step, carry, xs, reverse=reverse))
+        run = jit(lambda carry, xs: loop(version)(step, carry, xs, reverse=reverse))
         result = backend.to_numpy(run(*backend.asarray((carry, xs))))
         pairs = zip(named_leaves(result), named_leaves(expected), strict=True)
         for (name, ours), (_, theirs) in pairs:
@@ -68,22 +68,20 @@ def test_a_loop_carries_a_tree_and_stacks_what_each_step_makes(
             np.testing.assert_array_equal(ours, theirs, err_msg=name)
 
 
-@ways
+@versions
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-def test_what_a_loop_makes_is_handed_out_as_then_makes_it(
-    backend, widest, way, reverse
-):
-    """Of each y or of all at once: the same, with fewer parts here than each step made."""
+def test_a_loop_returns_its_results_as_transformed(backend, widest, version, reverse):
+    """The transform is applied to each y or to all at once; here it returns fewer arrays."""
     xs = np.arange(6).astype(widest).reshape(3, 2)
 
     def run(xs):
         def step(total, x):
             return total + x, {"total": total, "x": x}
 
-        def then(y):
+        def product(y):
             return (y["total"] * y["x"],)
 
-        return loop(way)(step, xs[0, :], xs, reverse=reverse, transform=then)
+        return loop(version)(step, xs[0, :], xs, reverse=reverse, transform=product)
 
     total, (result,) = backend.to_numpy(backend.jit(run)(backend.asarray(xs)))
     before = np.cumsum([xs[0], *(xs[::-1] if reverse else xs)], axis=0)
@@ -92,17 +90,17 @@ def test_what_a_loop_makes_is_handed_out_as_then_makes_it(
     np.testing.assert_array_equal(total, before[-1])
 
 
-@ways
-def test_a_step_may_make_nothing(backend, widest, way):
+@versions
+def test_a_step_may_return_nothing(backend, widest, version):
     xs = backend.asarray((np.arange(5).astype(widest),))
-    run = loop(way)
+    run = loop(version)
     (total,), ys = run(lambda carry, now: ((carry[0] + now[0],), ()), (xs[0][0],), xs)
     assert float(total) == 10.0
     assert ys == ()
 
 
 @pytest.mark.parametrize("lengths", [(2, 3), (0, 0), ()], ids=str)
-def test_lengths_that_differ_or_are_none_are_refused(backend, lengths):
+def test_unequal_lengths_and_lengths_of_0_are_refused(backend, lengths):
     xs = tuple(
         backend.xp.zeros((length, 2), device=backend.device) for length in lengths
     )
@@ -112,9 +110,9 @@ def test_lengths_that_differ_or_are_none_are_refused(backend, lengths):
         scan(lambda carry, now: (carry, ()), (), xs)
 
 
-def test_jax_traces_a_step_as_often_for_a_long_loop_as_for_a_short_one():
+def test_jax_traces_a_step_equally_often_for_long_and_short_loops():
     jax = pytest.importorskip("jax", reason="only JAX compiles a loop")
-    nn.backend("jax")  # registers what JAX does better
+    nn.backend("jax")  # registers the versions for JAX
     counts = []
     for length in (2, 200):
         calls = []

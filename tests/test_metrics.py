@@ -1,4 +1,4 @@
-"""One value per example, for people to read."""
+"""Metrics: values per example, and results over several batches."""
 
 import math
 from functools import partial
@@ -20,7 +20,7 @@ from agnostic_nn.metrics import batch_means, combine_means, finish_of
 
 
 def measure(backend, metric, y, target):
-    """The values of `metric` on the host; they must have the dtype of `y`."""
+    """Return the values of `metric` on the host, which must have the dtype of `y`."""
     values = backend.to_numpy(
         backend.jit(metric)(backend.asarray(y), backend.asarray(target))
     )
@@ -29,7 +29,9 @@ def measure(backend, metric, y, target):
 
 
 @pytest.mark.parametrize("lead", [(), (1,), (50,), (4, 5), (0,)], ids=str)
-def test_accuracy_is_one_where_the_largest_output_is_at_the_label(backend, draw, lead):
+def test_accuracy_is_1_where_the_largest_output_is_that_of_the_label(
+    backend, draw, lead
+):
     y = draw(*lead, 7)
     labels = np.random.default_rng(1).integers(0, 7, lead, dtype=np.int32)
     expected = np.asarray(
@@ -41,22 +43,22 @@ def test_accuracy_is_one_where_the_largest_output_is_at_the_label(backend, draw,
     )
 
 
-def test_accuracy_takes_the_largest_of_a_distribution_for_the_label(backend, draw):
+def test_the_label_of_a_distribution_is_its_largest_class(backend, draw):
     y, target = draw(20, 3), np.abs(draw(20, 3))
     expected = np.argmax(y, axis=-1) == np.argmax(target, axis=-1)
     assert 0 < np.sum(expected) < 20
     np.testing.assert_array_equal(measure(backend, accuracy, y, target), expected)
 
 
-def test_accuracy_takes_the_first_of_equal_outputs(backend, widest):
+def test_accuracy_predicts_the_first_of_equal_outputs(backend, widest):
     y = np.zeros((3, 3), widest)
     labels = np.arange(3, dtype=np.int32)
     np.testing.assert_array_equal(measure(backend, accuracy, y, labels), [1, 0, 0])
 
 
 @pytest.mark.parametrize("dtype", ["uint8", "int8"])
-def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, widest, dtype):
-    """Output 259 is largest: in 8 bits that would be 3."""
+def test_labels_of_a_narrow_dtype_do_not_wrap_around(backend, widest, dtype):
+    """Output 259 is the largest; in 8 bits it would be 3."""
     y = np.zeros((2, 300), widest)
     y[:, 259] = 1.0
     np.testing.assert_array_equal(
@@ -64,7 +66,9 @@ def test_labels_of_a_narrow_dtype_are_not_mistaken_for_others(backend, widest, d
     )
 
 
-def test_binary_accuracy_compares_the_sides_of_zero_and_one_half(backend, widest):
+def test_binary_accuracy_compares_outputs_above_0_with_targets_above_one_half(
+    backend, widest
+):
     y = np.asarray([2.0, 2.0, -2.0, -2.0, 1e-30, 0.0, 0.0], widest)
     target = np.asarray([1.0, 0.0, 1.0, 0.0, 0.6, 0.0, 1.0], widest)
     values = measure(backend, binary_accuracy, y, target)
@@ -77,12 +81,14 @@ def test_binary_accuracy_keeps_the_shape(backend, draw):
     np.testing.assert_array_equal(values, (y > 0) == (target > 0.5))
 
 
-# --- of the k largest -----------------------------------------------------------------
+# --- top-k accuracy -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("lead", [(), (50,), (4, 5), (0,)], ids=str)
 @pytest.mark.parametrize("k", [1, 3, 7])
-def test_top_k_accuracy_looks_for_the_label_among_the_k_largest(backend, draw, lead, k):
+def test_top_k_accuracy_is_1_if_the_label_is_among_the_k_largest(
+    backend, draw, lead, k
+):
     y = draw(*lead, 7)
     labels = np.asarray(np.random.default_rng(1).integers(0, 7, lead), np.int32)
     best = np.argsort(-y, axis=-1)[..., :k]
@@ -93,14 +99,14 @@ def test_top_k_accuracy_looks_for_the_label_among_the_k_largest(backend, draw, l
         np.testing.assert_array_equal(result, measure(backend, accuracy, y, labels))
 
 
-def test_of_equal_outputs_the_first_is_the_largest(backend, widest):
+def test_top_k_accuracy_prefers_the_first_of_equal_outputs(backend, widest):
     y = np.zeros((4, 4), widest)
     labels = np.arange(4, dtype=np.int32)
     metric = partial(top_k_accuracy, k=2)
     np.testing.assert_array_equal(measure(backend, metric, y, labels), [1, 1, 0, 0])
 
 
-def test_the_largest_of_a_distribution_may_be_the_label_of_the_k_largest(backend, draw):
+def test_top_k_accuracy_accepts_distributions_as_targets(backend, draw):
     y, target = draw(20, 5), np.abs(draw(20, 5))
     labels = np.argmax(target, axis=-1).astype(np.int32)
     metric = partial(top_k_accuracy, k=2)
@@ -116,36 +122,36 @@ def test_outputs_that_are_nan_are_never_among_the_largest(backend, widest):
 
 
 @pytest.mark.parametrize(
-    ("k", "kind", "said"),
+    ("k", "kind", "message"),
     [
         (0, ValueError, "k of at least 1, got 0"),
         (2.0, TypeError, "k to be an integer, got 2.0"),
         (4, ValueError, "k of at most 3 classes, got 4"),
     ],
 )
-def test_a_k_that_cannot_be_is_refused(backend, draw, k, kind, said):
-    with pytest.raises(kind, match=said):
+def test_an_invalid_k_is_refused(backend, draw, k, kind, message):
+    with pytest.raises(kind, match=message):
         measure(
             backend, partial(top_k_accuracy, k=k), draw(2, 3), np.zeros(2, np.int32)
         )
 
 
-# --- finished from means --------------------------------------------------------------
+# --- metrics of several batches -------------------------------------------------------
 
 
 def finished(backend, metric, y, target, parts=(slice(None),)):
-    """Return what a training loop reports: the metric of the means over all parts."""
+    """Return the metric of the means over all parts, as a training loop reports it."""
 
     def means(y, target):
         xp = nn.core.arrays.namespace(y)
-        return batch_means(metric, metric(y, target), lambda one: xp.mean(one, axis=0))
+        return batch_means(metric, metric(y, target), lambda v: xp.mean(v, axis=0))
 
     result = []
     for part in parts:
-        there = backend.asarray((y[part], target[part]))
-        host = backend.to_numpy(backend.jit(means)(*there))
-        host = tree_map(lambda v: np.asarray(v, "float64"), host)
-        result.append((len(y[part]) / len(y), host))
+        batch = backend.asarray((y[part], target[part]))
+        batch_result = backend.to_numpy(backend.jit(means)(*batch))
+        batch_result = tree_map(lambda v: np.asarray(v, "float64"), batch_result)
+        result.append((len(y[part]) / len(y), batch_result))
     return finish_of(metric)(combine_means(metric, result))
 
 
@@ -167,7 +173,7 @@ def test_perplexity_is_exp_of_the_mean_cross_entropy_of_all_batches(
     assert result != pytest.approx(np.mean(np.exp(-log)), rel=0.1)
 
 
-def test_perplexity_of_the_impossible_is_infinite(backend, widest):
+def test_perplexity_of_a_label_with_probability_0_is_infinite(backend, widest):
     logits = np.asarray([[-2e3, 2e3]], widest)
     assert finished(backend, perplexity, logits, np.zeros(1, np.int32)) == math.inf
 
@@ -199,7 +205,7 @@ def test_r2_is_the_share_of_variance_explained_over_all_batches(
 
 
 def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
-    """Targets near 3e5 with a deviation of 5, of which float32 keeps a hundredth."""
+    """Targets near 3e5 with a deviation of 5; float32 resolves 0.03 there."""
     generator = np.random.default_rng(0)
     target = (300_000 + 5 * generator.standard_normal((200, 2))).astype("float32")
     y = (target + 1.5 * generator.standard_normal(target.shape)).astype("float32")
@@ -213,31 +219,31 @@ def test_r2_is_right_far_from_zero_whatever_the_batch_size(backend):
 
 
 @pytest.mark.parametrize(("y", "expected"), [([2.0, 2.0], 1.0), ([2.0, 2.5], 0.0)])
-def test_r2_of_a_constant_is_all_or_nothing(backend, widest, y, expected):
+def test_r2_of_a_constant_target_is_1_or_0(backend, widest, y, expected):
     for target in (2.0, 0.1, 123456.7):
-        arguments = np.asarray(y, widest) - 2.0 + np.asarray(target, widest)
+        outputs = np.asarray(y, widest) - 2.0 + np.asarray(target, widest)
+        outputs = outputs.astype(widest)
+        targets = np.full(2, target, widest)
         for parts in ([slice(None)], [slice(0, 1), slice(1, 2)]):
-            arguments = arguments.astype(widest)
-            wanted = np.full(2, target, widest)
-            assert finished(backend, r2, arguments, wanted, parts) == expected
+            assert finished(backend, r2, outputs, targets, parts) == expected
 
 
 @pytest.mark.parametrize("dtype", ["int32", "uint8"])
 @pytest.mark.parametrize("metric", [accuracy, partial(top_k_accuracy, k=2), perplexity])
-def test_what_is_ignored_does_not_count(backend, draw, metric, dtype):
+def test_ignored_labels_do_not_count(backend, draw, metric, dtype):
     ignored = 255 if dtype == "uint8" else -100
     y, labels = draw(60, 4, 3), np.arange(240).reshape(60, 4) % 3
-    left_out = np.random.default_rng(2).random((60, 4)) < 0.4
-    target = np.where(left_out, ignored, labels).astype(dtype)
+    is_ignored = np.random.default_rng(2).random((60, 4)) < 0.4
+    target = np.where(is_ignored, ignored, labels).astype(dtype)
     result = finished(
         backend, partial(metric, ignore_index=ignored), y, target, BATCHES
     )
-    kept = (y[~left_out], labels[~left_out].astype(dtype))
-    assert result == pytest.approx(finished(backend, metric, *kept), rel=1e-5)
-    nothing = finished(
+    others = (y[~is_ignored], labels[~is_ignored].astype(dtype))
+    assert result == pytest.approx(finished(backend, metric, *others), rel=1e-5)
+    all_ignored = finished(
         backend, partial(metric, ignore_index=ignored), y, np.full_like(target, ignored)
     )
-    assert math.isnan(nothing)
+    assert math.isnan(all_ignored)
 
 
 def test_an_index_that_a_narrow_dtype_cannot_hold_ignores_nothing(backend, widest):
@@ -247,10 +253,10 @@ def test_an_index_that_a_narrow_dtype_cannot_hold_ignores_nothing(backend, wides
     assert finished(backend, partial(accuracy, ignore_index=-100), y, labels) == 0.5
 
 
-# --- where a training loop wants them -------------------------------------------------
+# --- in a training loop ---------------------------------------------------------------
 
 
-def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_loss_ignores(
+def test_a_trainer_computes_metrics_over_all_batches_without_ignored_labels(
     backend,
 ):
     generator = np.random.default_rng(0)
@@ -258,31 +264,34 @@ def test_a_trainer_finishes_metrics_over_all_batches_and_tells_them_what_the_los
     labels = np.where(np.arange(50) % 4 == 0, -100, np.arange(50) % 3)
     loss = partial(nn.softmax_cross_entropy, ignore_index=-100)
     trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,))
-    y, kept = trainer.predict(x), labels >= 0
-    expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
+    y, counted = trainer.predict(x), labels >= 0
+    expected = np.mean(np.argmax(y[counted], axis=-1) == labels[counted])
     for batch_size in (16, 50):
         result = trainer.evaluate(x, labels, batch_size=batch_size)["accuracy"]
         assert result == pytest.approx(expected, rel=1e-6)
 
-    own = {"perplexity": perplexity, "top": partial(top_k_accuracy, k=2), "r2": squared}
+    metrics = {
+        "perplexity": perplexity,
+        "top": partial(top_k_accuracy, k=2),
+        "r2": squared,
+    }
     trainer = nn.Trainer(
-        nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=own
+        nn.Dense(3), loss, nn.SGD(), backend=backend, shape=(4,), metrics=metrics
     )
-    result = trainer.evaluate(x[kept], labels[kept], batch_size=16)
-    assert list(result) == ["loss", *own]
+    result = trainer.evaluate(x[counted], labels[counted], batch_size=16)
+    assert list(result) == ["loss", *metrics]
     assert result["perplexity"] == pytest.approx(math.exp(result["loss"]), rel=1e-5)
-    best = np.argsort(-y[kept], axis=-1)[:, :2]
-    expected = np.mean(np.any(best == labels[kept, None], axis=-1))
+    best = np.argsort(-y[counted], axis=-1)[:, :2]
+    expected = np.mean(np.any(best == labels[counted, None], axis=-1))
     assert result["top"] == pytest.approx(expected, rel=1e-6)
-    wanted = np.eye(3)[labels[kept]]
-    share = np.sum((wanted - y[kept]) ** 2, axis=0) / np.sum(
-        (wanted - wanted.mean(0)) ** 2, axis=0
-    )
-    assert result["r2"] == pytest.approx(np.mean(1 - share), rel=1e-4)
+    one_hot = np.eye(3)[labels[counted]]
+    residual = np.sum((one_hot - y[counted]) ** 2, axis=0)
+    total = np.sum((one_hot - one_hot.mean(0)) ** 2, axis=0)
+    assert result["r2"] == pytest.approx(np.mean(1 - residual / total), rel=1e-4)
 
 
 def squared(y, target):
-    """R² of the outputs as if they were to be 1 at the label and 0 elsewhere."""
+    """Return R² of the outputs with one-hot targets."""
     xp = nn.core.arrays.namespace(y)
     numbers = xp.arange(3, dtype=target.dtype, device=nn.core.arrays.device(y))
     return r2(y, xp.astype(target[:, None] == numbers, y.dtype))
@@ -291,7 +300,7 @@ def squared(y, target):
 squared.finish = r2.finish
 
 
-def test_several_losses_keep_what_finishes_their_metrics():
+def test_metrics_of_several_losses_skip_ignored_labels():
     x = np.random.default_rng(0).standard_normal((50, 4)).astype("float32")
     labels = np.where(np.arange(50) % 4 == 0, -100, np.arange(50) % 3)
     loss = partial(nn.softmax_cross_entropy, ignore_index=-100)
@@ -301,6 +310,6 @@ def test_several_losses_keep_what_finishes_their_metrics():
     result = finish_of(metrics["a.accuracy"])(
         tree_map(lambda v: np.mean(v, axis=0), means)
     )
-    kept = labels >= 0
-    expected = np.mean(np.argmax(y[kept], axis=-1) == labels[kept])
+    counted = labels >= 0
+    expected = np.mean(np.argmax(y[counted], axis=-1) == labels[counted])
     assert result == pytest.approx(expected, rel=1e-6)

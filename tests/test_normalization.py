@@ -1,4 +1,4 @@
-"""Normalization layers: what they normalize, and what they leave unchanged."""
+"""Normalization layers: statistics, options, frozen layers and accuracy."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from agnostic_nn.ops import normalize_rows, normalize_rows_backward
 
 
 def run(backend, layer, params, state, x, dy=None, train=True):
-    """y, the next state, dx and grads on the host; dy is 1 unless given. `train` may be counts."""
+    """Return y, the new state, dx and grads on the host; `train` may be counts."""
 
     def both(params, state, x, dy, counts):
         mode = train if counts is None else RowMask(counts)
@@ -19,11 +19,11 @@ def run(backend, layer, params, state, x, dy=None, train=True):
 
     counts = backend.asarray(train) if isinstance(train, np.ndarray) else None
     dy = np.ones_like(x) if dy is None else dy
-    there = backend.asarray((params, state, x, dy))
-    return backend.to_numpy(backend.jit(both)(*there, counts))
+    arrays = backend.asarray((params, state, x, dy))
+    return backend.to_numpy(backend.jit(both)(*arrays, counts))
 
 
-# layer without scale and bias, axes that are normalized after the second reshaping
+# layer without scale and bias, shape that splits groups, normalized axes of it
 PER_EXAMPLE = [
     (nn.LayerNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), -1),
     (nn.InstanceNorm(epsilon=0.0, scale=False, bias=False), (4, 5, 6), 1),
@@ -60,46 +60,47 @@ def test_rms_norm_keeps_the_mean_and_divides_by_the_root_of_the_mean_square(
 
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 @pytest.mark.parametrize(
-    "given", [(), ("scale",), ("bias",), ("scale", "bias")], ids=str
+    "options", [(), ("scale",), ("bias",), ("scale", "bias")], ids=str
 )
 @pytest.mark.parametrize("shape", [(2, 5, 7), (33, 40), (0, 3), (1, 1)], ids=str)
-def test_a_version_of_ones_own_normalizes_rows_as_the_standard_one_does(
-    backend, widest, draw, shape, given, dtype
+def test_native_versions_normalize_rows_like_the_standard_version(
+    backend, widest, draw, shape, options, dtype
 ):
-    """Of numbers whose mean is far larger than their spread, and wherever they lie in memory."""
-    ways = [normalize_rows, normalize_rows_backward]
-    standard = [f.dispatch(object) for f in ways]
-    if ways[0].dispatch(type(backend.asarray(np.ones(1, "float32")))) is standard[0]:
-        pytest.skip(f"{backend.name} has no version of its own")
+    """Also with a mean far larger than the deviation, and in any memory layout."""
+    native = [normalize_rows, normalize_rows_backward]
+    standard = [f.dispatch(object) for f in native]
+    if native[0].dispatch(type(backend.asarray(np.ones(1, "float32")))) is standard[0]:
+        pytest.skip(f"{backend.name} has no native version")
     dtype = widest if dtype == "widest" else dtype
     x, dy = ((draw(*shape) + mean).astype(dtype) for mean in (30.0, 0.0))
     scale, bias = (
-        draw(shape[-1]).astype(dtype) if n in given else None for n in ("scale", "bias")
+        draw(shape[-1]).astype(dtype) if n in options else None
+        for n in ("scale", "bias")
     )
 
     def run(forward, backward, x, dy):
-        there = [None if a is None else backend.asarray(a) for a in (scale, bias)]
-        y, cache = forward(x, *there, 0.1)
-        result = [y, *backward(dy, *there, cache)]
+        params = [None if a is None else backend.asarray(a) for a in (scale, bias)]
+        y, cache = forward(x, *params, 0.1)
+        result = [y, *backward(dy, *params, cache)]
         return [None if a is None else backend.to_numpy(a) for a in result]
 
     expected = run(*standard, *backend.asarray((x, dy)))
-    turned = [
+    transposed = [
         backend.xp.moveaxis(backend.asarray(np.moveaxis(a, -1, 0)), 0, -1)
         for a in (x, dy)
     ]
-    for arrays in (backend.asarray((x, dy)), turned):
-        for result, wanted in zip(run(*ways, *arrays), expected, strict=True):
-            assert (result is None) == (wanted is None)
-            if wanted is not None:
-                assert (result.dtype, result.shape) == (dtype, wanted.shape)
-                # μ = 30 over s ≥ √0.1 brings 100 eps, sums
-                # of up to 40 numbers of order 1 less
-                atol = 400 * np.finfo(dtype).eps * np.max(abs(wanted), initial=1.0)
-                np.testing.assert_allclose(result, wanted, rtol=0, atol=atol)
+    for arrays in (backend.asarray((x, dy)), transposed):
+        for actual, reference in zip(run(*native, *arrays), expected, strict=True):
+            assert (actual is None) == (reference is None)
+            if reference is not None:
+                assert (actual.dtype, actual.shape) == (dtype, reference.shape)
+                # μ = 30 over s ≥ √0.1 has an error of 100 eps, and sums of up to 40
+                # numbers near 1 have less
+                atol = 400 * np.finfo(dtype).eps * np.max(abs(reference), initial=1.0)
+                np.testing.assert_allclose(actual, reference, rtol=0, atol=atol)
 
 
-EVERY = [
+NORMS = [
     nn.LayerNorm,
     nn.RMSNorm,
     nn.InstanceNorm,
@@ -108,8 +109,8 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("make", EVERY)
-def test_scale_and_bias_are_there_unless_they_are_switched_off(make):
+@pytest.mark.parametrize("make", NORMS)
+def test_scale_and_bias_exist_unless_they_are_switched_off(make):
     xp = nn.backend("numpy").xp
     key = nn.random.key(0, xp=xp)
     switches = ("scale",) if make is nn.RMSNorm else ("scale", "bias")
@@ -127,10 +128,10 @@ def test_scale_and_bias_are_there_unless_they_are_switched_off(make):
 @pytest.mark.parametrize(
     "train", [True, np.asarray([1.0, 1.0, 0.0], "float32")], ids=str
 )
-def test_a_frozen_batch_norm_trains_as_it_predicts(
+def test_a_frozen_batch_norm_computes_the_same_in_training_and_prediction(
     backend, widest, epsilon, draw, train
 ):
-    """Its statistics stay, whatever the batch says, and are constants to the gradient."""
+    """Its statistics do not depend on the batch, and are constants of the gradient."""
     layer = nn.BatchNorm(frozen=True)
     params = {
         "scale": np.asarray([2.0, -1.0], widest),
@@ -155,7 +156,7 @@ def test_a_frozen_batch_norm_trains_as_it_predicts(
         np.testing.assert_array_equal(after[name], state[name])
 
 
-def test_a_frozen_batch_norm_takes_a_batch_of_one(backend):
+def test_a_frozen_batch_norm_accepts_a_batch_of_one(backend):
     state = {"mean": np.zeros(2, "float32"), "variance": np.ones(2, "float32")}
     layer = nn.BatchNorm(epsilon=0.0, scale=False, bias=False, frozen=True)
     x = np.asarray([[3.0, -1.0]], "float32")
@@ -164,7 +165,7 @@ def test_a_frozen_batch_norm_takes_a_batch_of_one(backend):
     np.testing.assert_array_equal(dx, np.ones_like(x))
 
 
-UNFIT = [  # layer, shape of one example, message
+WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.GroupNorm(3), (5, 4), "4 channels cannot be split into 3 groups"),
     (nn.GroupNorm(4), (4,), r"two or more numbers a group, got \(batch, \*\(4,\)\)"),
     (nn.GroupNorm(2), (), r"GroupNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
@@ -174,14 +175,14 @@ UNFIT = [  # layer, shape of one example, message
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "message"), UNFIT, ids=str)
-def test_a_shape_that_a_layer_cannot_take_is_refused_by_init(layer, shape, message):
+@pytest.mark.parametrize(("layer", "shape", "message"), WRONG_SHAPES, ids=str)
+def test_init_refuses_a_shape_that_the_layer_cannot_take(layer, shape, message):
     host = nn.backend("numpy").xp
     with pytest.raises(ValueError, match=message):
         layer.init(nn.random.key(0, xp=host), shape, host.float32)
 
 
-REFUSED = [  # layer, shape it was made for, shape of x, message
+REFUSED = [  # layer, shape of an example for init, shape of x, message
     (nn.RMSNorm(), (4,), (3, 5), r"RMSNorm takes \(batch, \.\.\., 4\), got \(3, 5\)"),
     (
         nn.LayerNorm(scale=False),
@@ -210,17 +211,17 @@ REFUSED = [  # layer, shape it was made for, shape of x, message
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "given", "message"), REFUSED, ids=str)
-def test_an_x_that_does_not_fit_is_refused_with_its_numbers(
-    backend, layer, shape, given, message
+@pytest.mark.parametrize(("layer", "shape", "x_shape", "message"), REFUSED, ids=str)
+def test_an_x_of_the_wrong_shape_is_an_error_that_gives_the_shape(
+    backend, layer, shape, x_shape, message
 ):
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     params, state, _ = layer.init(key, shape, backend.xp.float32)
     with pytest.raises(ValueError, match=message):
-        layer.forward(params, state, backend.asarray(np.zeros(given, "float32")))
+        layer.forward(params, state, backend.asarray(np.zeros(x_shape, "float32")))
 
 
-SENSELESS = [  # call, error and message
+INVALID = [  # call, error and message
     (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
     (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
     (lambda: nn.RMSNorm(epsilon=-1.0), ValueError, "epsilon of at least 0, got -1.0"),
@@ -233,15 +234,15 @@ SENSELESS = [  # call, error and message
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+    ("make", "error", "message"), INVALID, ids=[r[2] for r in INVALID]
 )
-def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+def test_invalid_options_are_refused_by_the_constructor(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
-    """It has no variance. Two rows move it, and so do the places of a single image."""
+def test_a_single_real_row_does_not_change_the_statistics_of_batch_norm(backend):
+    """It has no variance. Two rows and the pixels of one image do change them."""
     layer = nn.BatchNorm(momentum=0.3, scale=False, bias=False)
     state = {
         "mean": np.asarray([0.7], "float32"),
@@ -255,9 +256,9 @@ def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
         y, after, dx, _ = run(
             backend, layer, {}, state, x, train=np.asarray(counts, "float32")
         )
-        exact = 0.0 if sum(counts) == 1 else 1e-6
-        np.testing.assert_allclose(after["mean"], np.float32(mean), rtol=exact)
-        np.testing.assert_allclose(after["variance"], np.float32(variance), rtol=exact)
+        rtol = 0.0 if sum(counts) == 1 else 1e-6
+        np.testing.assert_allclose(after["mean"], np.float32(mean), rtol=rtol)
+        np.testing.assert_allclose(after["variance"], np.float32(variance), rtol=rtol)
         assert np.isfinite(y).all()
         assert np.isfinite(dx).all()
     image = np.asarray([[[1.0], [3.0]], [[9.0], [9.0]]], "float32")
@@ -273,7 +274,7 @@ def test_one_row_that_counts_moves_no_statistic_of_batch_norm(backend):
     ids=str,
 )
 def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
-    """Squares of 300 are above 65504; what is computed in float32 is rounded once."""
+    """300² is above 65504, so they are computed in float32 and rounded once."""
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     generator = np.random.default_rng(0)
@@ -294,7 +295,7 @@ def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
 @pytest.mark.parametrize(
     "layer", [nn.BatchNorm(scale=False, bias=False), nn.GroupNorm(1)], ids=str
 )
-def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
+def test_statistics_of_many_float32_rows_are_accurate(backend, layer):
     generator = np.random.default_rng(0)
     x = (generator.random((1, 2**19, 2)) + 3.0).astype("float32")
     host = nn.backend("numpy").xp
@@ -308,19 +309,16 @@ def test_statistics_of_many_float32_rows_keep_their_digits(backend, layer):
     np.testing.assert_allclose(backend.to_numpy(y), expected, atol=8e-6)
 
 
-def test_layer_norm_of_long_rows_keeps_its_digits(backend):
-    """Added one after the other, 2^20 numbers of float32 lose some 250 eps."""
+def test_layer_norm_of_long_rows_is_accurate(backend):
+    """Summed one by one, 2²⁰ float32 numbers have an error of about 250 eps."""
     generator, layer = np.random.default_rng(0), nn.LayerNorm()
     x, dy = (generator.normal(size=(2, 2**20)).astype(np.float32) for _ in range(2))
     params = {"scale": np.ones(2**20, np.float32), "bias": np.zeros(2**20, np.float32)}
     result = []
-    for arguments in (
-        backend.asarray((params, x, dy)),
-        tree_map(np.float64, (params, x, dy)),
-    ):
-        params_now, x_now, dy_now = arguments
-        y, _, cache = layer.forward(params_now, {}, x_now, train=True)
-        result.append((y, layer.backward(params_now, cache, dy_now)[0]))
+    arrays = params, x, dy
+    for params, x, dy in (backend.asarray(arrays), tree_map(np.float64, arrays)):
+        y, _, cache = layer.forward(params, {}, x, train=True)
+        result.append((y, layer.backward(params, cache, dy)[0]))
     for single, double in zip(backend.to_numpy(result[0]), result[1], strict=True):
         error = np.abs(single - double).max() / np.abs(double).max()
         assert error < 8 * np.finfo(np.float32).eps

@@ -1,4 +1,4 @@
-"""In a notebook everything that tells something is HTML; everywhere else it is text."""
+"""Results display as HTML in a notebook, and as text elsewhere."""
 
 import importlib
 import pkgutil
@@ -45,7 +45,7 @@ MODEL = nn.Sequential(
 
 
 class Strict(HTMLParser):
-    """Refuses tags that are not closed, scripts, and whatever has to be loaded."""
+    """Refuse unclosed tags, scripts, and references to other files."""
 
     def __init__(self):
         super().__init__()
@@ -53,12 +53,12 @@ class Strict(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         assert tag not in ("embed", "object", "script")
-        # what browsers would ask for otherwise, or elsewhere
+        # without these, browsers would request a file
         if tag in ("base", "link"):
             assert dict(attrs)["href"] in ("about:srcdoc", "data:,")
             return
         for name, value in attrs:
-            if name == "srcdoc":  # a page of its own, in one piece
+            if name == "srcdoc":  # a complete page in a frame
                 self.words.append(read(value))
                 continue
             assert not name.startswith("on"), name
@@ -82,7 +82,7 @@ class Strict(HTMLParser):
 
 
 def read(html):
-    """The text of HTML that is valid."""
+    """Return the text of valid HTML."""
     parser = Strict()
     parser.feed(html)
     parser.close()
@@ -134,7 +134,7 @@ def comparison():
     return compare(Workload(*task, batch_size=10), ["numpy"], sizes=())
 
 
-RESULTS = {  # type: how to get one, what both forms say
+RESULTS = {  # type: function that returns one, words in both forms
     nn.Layer: (lambda: MODEL, ["Dense", "Residual", "ReLU"]),
     nn.Trainer: (
         trainer,
@@ -164,22 +164,22 @@ RESULTS = {  # type: how to get one, what both forms say
 }
 
 
-def shown_in_notebooks():
-    """All classes of the library that say how they are shown."""
+def displayed_classes():
+    """Return all classes of the library that define `_repr_html_`."""
     result = set()
     for module in pkgutil.walk_packages(nn.__path__, "agnostic_nn."):
-        for one in vars(importlib.import_module(module.name)).values():
-            if isinstance(one, type) and one.__module__.startswith("agnostic_nn"):
-                result |= {one} if "_repr_html_" in vars(one) else set()
+        for value in vars(importlib.import_module(module.name)).values():
+            if isinstance(value, type) and value.__module__.startswith("agnostic_nn"):
+                result |= {value} if "_repr_html_" in vars(value) else set()
     return result
 
 
-def test_what_is_shown_in_notebooks_is_held_to_this():
-    assert shown_in_notebooks() == set(RESULTS)
+def test_every_class_with_html_is_tested_here():
+    assert displayed_classes() == set(RESULTS)
 
 
 @pytest.mark.parametrize("kind", RESULTS, ids=lambda kind: kind.__name__)
-def test_results_are_html_and_text_that_say_the_same(kind):
+def test_html_and_text_of_a_result_contain_the_same_words(kind):
     make, words = RESULTS[kind]
     result = make()
     assert isinstance(result, kind)
@@ -190,14 +190,14 @@ def test_results_are_html_and_text_that_say_the_same(kind):
         assert word in text
 
 
-@pytest.mark.parametrize("specimen", LAYERS, ids=lambda one: one.name)
-def test_every_layer_is_shown(specimen):
-    text = read(specimen.layer._repr_html_())
-    assert type(specimen.layer).__name__ in text
-    assert type(specimen.layer)._repr_html_ is nn.Layer._repr_html_
+@pytest.mark.parametrize("example", LAYERS, ids=lambda example: example.name)
+def test_every_layer_displays_as_html(example):
+    text = read(example.layer._repr_html_())
+    assert type(example.layer).__name__ in text
+    assert type(example.layer)._repr_html_ is nn.Layer._repr_html_
 
 
-def test_what_is_said_in_html_is_escaped():
+def test_names_in_html_are_escaped():
     def tricky(y, target):
         return nn.mean_squared_error(y, target)
 
@@ -208,7 +208,7 @@ def test_what_is_said_in_html_is_escaped():
     assert "<lambda>" in read(nn.Sequential(layer)._repr_html_())
 
 
-def test_layers_inside_are_set_in_and_what_is_default_is_left_out():
+def test_inner_layers_are_indented_and_default_options_are_omitted():
     block = nn.TransformerBlock(
         nn.MultiHeadAttention(4, causal=True), 64, norm=nn.RMSNorm()
     )
@@ -231,13 +231,13 @@ def test_layers_inside_are_set_in_and_what_is_default_is_left_out():
 
 
 def drawn(epochs, monkeypatch):
-    """The plots that a history would show."""
-    seen = []
+    """Return the plots of a history."""
+    figures = []
     monkeypatch.setattr(
-        histories, "svg", lambda figure, about: seen.append(figure) or about
+        histories, "svg", lambda figure, about: figures.append(figure) or about
     )
     nn.History(epochs)._repr_html_()
-    return [one.axes[0] for one in seen]
+    return [figure.axes[0] for figure in figures]
 
 
 def test_a_history_plots_the_loss_and_each_metric(monkeypatch):
@@ -273,7 +273,7 @@ def test_a_history_plots_the_loss_and_each_metric(monkeypatch):
         ((np.nan, np.inf, 101.0, 1.0), "log"),
     ],
 )
-def test_a_loss_over_more_than_two_decades_is_drawn_in_decades(
+def test_a_loss_over_more_than_two_decades_has_a_logarithmic_axis(
     losses, scale, monkeypatch
 ):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
@@ -285,12 +285,12 @@ def test_a_loss_over_more_than_two_decades_is_drawn_in_decades(
     assert distance.get_yscale() == "linear"
 
 
-def test_plots_bring_their_colours():
+def test_plots_define_their_colours():
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     html = history()._repr_html_()
     read(html)
     assert "<svg" in html
-    # those of another colour are black on black
+    # text of another colour could be black on black
     texts = re.findall(r"<text[^>]*>", html)
     assert texts
     assert all("var(--ink)" in text for text in texts)
@@ -298,7 +298,7 @@ def test_plots_bring_their_colours():
     assert 'aria-label="loss and validation_loss by epoch"' in html
 
 
-def test_a_long_table_is_shown_when_asked_for(monkeypatch):
+def test_a_long_table_is_folded(monkeypatch):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     rows = [{"epoch": i, "loss": 1.0 / i} for i in range(1, 23)]
     assert "<summary>22 epochs</summary>" in nn.History(rows)._repr_html_()
@@ -307,7 +307,7 @@ def test_a_long_table_is_shown_when_asked_for(monkeypatch):
     assert "<details>" not in nn.History(rows)._repr_html_()
 
 
-def test_words_are_set_left_where_a_notebook_sets_all_right():
+def test_words_are_aligned_left_although_notebooks_align_right():
     html = MODEL._repr_html_()
     assert html.count('<td style="text-align: left">') == html.count("<td") > 0
     html = trainer().summary()._repr_html_()
@@ -315,14 +315,14 @@ def test_words_are_set_left_where_a_notebook_sets_all_right():
     assert '<th class="right">parameters</th>' in html
 
 
-def test_without_matplotlib_a_history_is_its_table(monkeypatch):
+def test_without_matplotlib_a_history_displays_its_table_only(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     html = history()._repr_html_()
     assert "<svg" not in html
     assert "validation_loss" in read(html)
 
 
-def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
+def test_long_results_are_folded_under_a_summary(monkeypatch):
     monkeypatch.setattr(tables, "MAX_ROWS", 10)
     html = nn.check(nn.LayerNorm(), (5,), backends=[])._repr_html_()
     assert re.search(
@@ -331,11 +331,11 @@ def test_long_results_are_said_in_a_line_and_shown_when_asked_for(monkeypatch):
     result = bisection()
     html = result._repr_html_()
     assert f"<summary>all {len(result.findings)} results</summary>" in html
-    shown = html.index("<details>")
-    assert html.index("Agrees within rounding") < shown < html.index("<td")
+    details = html.index("<details>")
+    assert html.index("Agrees within rounding") < details < html.index("<td")
 
 
-def test_pages_in_frames_have_links_to_places_in_themselves():
+def test_links_inside_a_page_work_in_a_frame():
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
     pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
     html = unescape(explanation()._repr_html_())
@@ -344,13 +344,13 @@ def test_pages_in_frames_have_links_to_places_in_themselves():
 
 
 @pytest.mark.parametrize("make", [comparison, explanation])
-def test_without_what_draws_pages_results_are_text(make, monkeypatch):
+def test_without_jinja2_pages_are_text(make, monkeypatch):
     result = make()
     monkeypatch.setitem(sys.modules, "jinja2", None)
     assert read(result._repr_html_()) == str(result).replace("\u00a0", " ")
 
 
-def test_to_be_shown_a_layer_loads_nothing_heavy():
+def test_displaying_a_layer_imports_no_heavy_package():
     code = (
         "import sys, agnostic_nn as nn\n"
         "nn.Sequential(nn.Dense(3), nn.ReLU())._repr_html_()\n"
