@@ -338,6 +338,16 @@ def test_the_sums_are_those_of_the_whole_model():
     assert "frozen" not in str(summary_of(nn.Dense(3), (4,)))
 
 
+def test_columns_about_recomputation_are_shown_if_it_frees_bytes():
+    dense = str(summary_of(DENSE, (4,)))
+    assert "Recompute" not in dense
+    assert dense.splitlines()[-3].split() == ["total", "20", "360", "360", "160"]
+    residual = nn.Residual(DENSE, nn.Tanh(), DENSE)
+    assert "Recompute: bytes freed" in str(summary_of(residual, (4,)))
+    cells = [line.split() for line in str(summary_of(residual, (4,))).splitlines()]
+    assert ["320", "800"] in [words[-2:] for words in cells]
+
+
 def test_several_outputs_are_shown_by_name():
     model = nn.Graph(
         a=(nn.Tanh(), "x"),

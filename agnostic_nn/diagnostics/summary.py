@@ -94,7 +94,10 @@ class Summary:
         return html_table(*self.cells(), inline=True) + remarks
 
     def cells(self) -> tuple[list[str], list[list[Any]]]:
-        """Return the columns and the rows of the table, the totals last."""
+        """Return the columns and the rows of the table, the totals last.
+
+        Columns about frozen parameters and recomputation are left out if empty.
+        """
         counts = {
             "parameters": "parameters",
             "frozen": "frozen",
@@ -106,12 +109,14 @@ class Summary:
         }
         if not self.frozen:
             del counts["frozen"]
+        if not any(row.recompute_saves for row in self.rows):
+            del counts["Recompute: bytes freed"], counts["extra FLOPs"]
         lines: list[list[Any]] = []
         for row in self.rows:
             # HTML collapses plain spaces
             indented = "\u00a0\u00a0" * row.depth + row.layer
             numbers = [getattr(row, name) or None for name in counts.values()]
-            if not row.recompute_saves:
+            if "extra FLOPs" in counts and not row.recompute_saves:
                 numbers[-1] = None
             lines.append([row.path, indented, str(row.shape), *numbers])
         totals = [getattr(self, name, None) for name in counts.values()]
