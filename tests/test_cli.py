@@ -142,7 +142,7 @@ def test_a_backend_that_fails_makes_the_exit_status_2(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "command"),
+        ([], "COMMAND"),
         (["paint"], "paint"),
         (["compare", "--backends=nonesuch"], "there are numpy, jax, torch, cupy, dpnp"),
         (["compare", "--backends=nonesuch"], "can run here: numpy:cpu"),

@@ -121,10 +121,8 @@ def _check(options: argparse.Namespace) -> int:
     failed = [result for result in results if result["message"]]
     parts = [table(columns, lines)]
     parts += [f"{result['name']}: {result['message'].rstrip()}" for result in failed]
-    if failed:
-        parts.append(f"{len(failed)} of {len(results)} failed")
-    else:
-        parts.append(f"all {len(results)} passed")
+    count = len(failed) or len(results)
+    parts.append(f"{count} of {len(results)} {'failed' if failed else 'passed'}")
     data = {"seed": options.seed, "checks": results}
     texts = {
         options.json: json.dumps(data, indent=1) + "\n",

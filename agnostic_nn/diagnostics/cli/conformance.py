@@ -74,8 +74,9 @@ def _conformance(options: argparse.Namespace) -> int:
         return refuse("conformance", error)
     show_status("")
     if not report.findings:
-        sections = ", ".join(SECTIONS)
-        return refuse("conformance", f"--only {options.only}: there are {sections}")
+        fault = f"no section or item is called {options.only!r}"
+        remedy = f"there are {', '.join(SECTIONS)}"
+        return refuse("conformance", f"{fault}; {remedy}")
     texts: dict[Path | None, str] = {}
     if options.json is not None:
         texts[options.json] = json.dumps(report.to_json(), indent=1) + "\n"

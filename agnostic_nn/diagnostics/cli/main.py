@@ -34,7 +34,7 @@ def parser() -> argparse.ArgumentParser:
     main_parser = _Parser(
         prog="agnostic-nn",
         description="Neural networks with hand-derived gradients, on any array "
-        "library. `agnostic-nn command --help` describes a command.",
+        "library. `agnostic-nn COMMAND --help` describes a command.",
     )
     main_parser.add_argument(
         "--version",
@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
         nargs=0,
         help="print the installed version and exit",
     )
-    commands = main_parser.add_subparsers(required=True, metavar="command")
+    commands = main_parser.add_subparsers(required=True, metavar="COMMAND")
     for name in cli.__all__:
         getattr(cli, name).add(commands)
     return main_parser
