@@ -27,7 +27,7 @@ __all__ = [
     "Orthogonal",
     "TruncatedNormal",
     "VarianceScaling",
-    "drawn",
+    "draw_weight",
     "expect_initializer",
     "glorot_normal",
     "glorot_uniform",
@@ -41,31 +41,34 @@ Initializer = Callable[[Key, Shape, Any], Array]  # key, shape, dtype
 
 
 def expect_initializer(name: str, value: Any) -> None:
-    """Raise TypeError unless `value` is an initializer, a function of (key, shape, dtype)."""
+    """Raise TypeError unless `value` is a function of (key, shape, dtype)."""
     if not isinstance(value, VarianceScaling | Constant | TruncatedNormal | Orthogonal):
         expect_function(name, value, "key, shape, dtype")
 
 
 @singledispatch
-def drawn(key: Key, draw: Initializer, shape: Shape, dtype: Any) -> Array:
-    """Return draw(key, shape, dtype). Arrays that have only a shape register their own version."""
+def draw_weight(key: Key, draw: Initializer, shape: Shape, dtype: Any) -> Array:
+    """Return draw(key, shape, dtype).
+
+    A library whose arrays have a shape but no elements registers another version.
+    """
     return draw(key, shape, dtype)
 
 
-class _Drawn:
+class _Initializer:
     """Base class of initializers, which implement `draw`."""
 
     def __call__(self, key: Key, shape: Shape, dtype: Any) -> Array:
-        return drawn(key, self.draw, shape, dtype)  # type: ignore[attr-defined]
+        return draw_weight(key, self.draw, shape, dtype)  # type: ignore[attr-defined]
 
 
 @dataclass(frozen=True)
-class VarianceScaling(_Drawn):
-    """Random weights of mean 0 and variance `scale` / fan, so that layers preserve the variance.
+class VarianceScaling(_Initializer):
+    """Random weights of mean 0 and variance `scale` / fan.
 
-    A sum of fan_in terms has fan_in times the variance of one term. So the variance 1 /
-    fan_in preserves that of the activations in the forward pass, and 1 / fan_out that
-    of the gradients in the backward pass.
+    Layers then preserve the variance: a sum of fan_in terms has fan_in times the
+    variance of one term. So the variance 1 / fan_in preserves that of the activations
+    in the forward pass, and 1 / fan_out that of the gradients in the backward pass.
 
     fan: "in", "out", or "average" of the two. distribution: "normal", or "uniform" on
     ±√(3 · variance), which has that variance.
@@ -87,10 +90,8 @@ class VarianceScaling(_Drawn):
         window = math.prod(shape[:-2])
         fan_in = window * shape[-2]
         fan_out = window * shape[-1]
-        fan = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}[
-            self.fan
-        ]
-        variance = self.scale / max(fan, 1)
+        fans = {"in": fan_in, "out": fan_out, "average": (fan_in + fan_out) / 2}
+        variance = self.scale / max(fans[self.fan], 1)
         if self.distribution == "normal":
             return normal(key, shape, dtype) * math.sqrt(variance)
         return (2.0 * uniform(key, shape, dtype) - 1.0) * math.sqrt(3.0 * variance)
@@ -110,7 +111,7 @@ lecun_uniform: VarianceScaling = VarianceScaling(1.0, "in", distribution="unifor
 
 
 @dataclass(frozen=True)
-class Constant(_Drawn):
+class Constant(_Initializer):
     """Set every element to `value`."""
 
     value: float = 0.0
@@ -124,13 +125,13 @@ class Constant(_Drawn):
 
 
 @dataclass(frozen=True)
-class TruncatedNormal(_Drawn):
+class TruncatedNormal(_Initializer):
     """Normal draws of standard deviation `deviation`, truncated to ±2 `deviation`.
 
-    The distribution function is inverted: z solves Φ(z) = p with p uniform on (Φ(-2),
-    Φ(2)). Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the root from
-    one side, since Φ is concave above 0 and convex below. Eight steps are accurate to
-    the last bit for all of ±2. `deviation` is that of the normal distribution before
+    The distribution function is inverted: z solves Φ(z) = p with p uniform on
+    (Φ(-2), Φ(2)). Newton's steps z ← z - (Φ(z) - p) / φ(z) from z = 0 approach the root
+    from one side, since Φ is concave above 0 and convex below. Eight steps are accurate
+    to the last bit for all of ±2. `deviation` is that of the normal distribution before
     truncation, as in PyTorch. That of the draws is 0.88 times as large.
     """
 
@@ -152,14 +153,15 @@ class TruncatedNormal(_Drawn):
 
 
 @dataclass(frozen=True)
-class Orthogonal(_Drawn):
-    """A random matrix with orthonormal columns (or rows, if there are fewer rows), times `gain`.
+class Orthogonal(_Initializer):
+    """A random matrix with orthonormal columns, or rows if there are fewer.
 
-    Products of many such matrices preserve the norm of a signal (Saxe et al.,
-    arXiv:1312.6120, sec. 3). The Gram-Schmidt process on normal draws gives the uniform
-    distribution over all such matrices. Each column is orthogonalized twice against
-    those before it, which makes it orthogonal to the last bit (Giraud et al., "The loss
-    of orthogonality in the Gram-Schmidt orthogonalization process", 2005).
+    It is multiplied by `gain`. Products of many such matrices preserve the norm of a
+    signal (Saxe et al., arXiv:1312.6120, sec. 3). The Gram-Schmidt process on normal
+    draws gives the uniform distribution over all such matrices. Each column is
+    orthogonalized twice against those before it, which makes it orthogonal to the last
+    bit (Giraud et al., "The loss of orthogonality in the Gram-Schmidt orthogonalization
+    process", 2005).
     """
 
     gain: float = 1.0
@@ -181,12 +183,11 @@ class Orthogonal(_Drawn):
             vector = vectors[i : i + 1, :]
             if basis:
                 previous = xp.concat(basis, axis=0)
+                transposed = xp.matrix_transpose(previous)
                 for _ in range(2):
-                    vector = (
-                        vector - (vector @ xp.matrix_transpose(previous)) @ previous
-                    )
+                    vector = vector - (vector @ transposed) @ previous
             basis.append(vector / xp.sqrt(xp.sum(vector * vector)))
         matrix = xp.concat(basis, axis=0) * self.gain
-        return xp.reshape(
-            matrix if rows == short else xp.matrix_transpose(matrix), shape
-        )
+        if rows != short:
+            matrix = xp.matrix_transpose(matrix)
+        return xp.reshape(matrix, shape)

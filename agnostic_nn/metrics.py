@@ -1,10 +1,10 @@
 """Metrics: functions from (y, target) to values per example, reported as means.
 
-The values are an array (examples, ...), or a tree of such arrays. The metric is their
-mean over all examples, whatever the batches. If the metric is not a mean, but for
-example a root or a ratio of sums, the function has an attribute `finish`: a function
-that turns the means over all examples, nested
-like the values, into one number on the host.
+The values are an array (examples, ...), or a tree of such arrays. The metric is
+their mean over all examples, whatever the batches. If the metric is not a mean, but
+for example a root or a ratio of sums, the function has an attribute `finish`: a
+function that turns the means over all examples, nested like the values, into one
+number on the host.
 
 `finish` may have an attribute `variances`, a tuple of names. The values are then a
 dict, and for each of these names `finish` gets {"mean": ..., "variance": ...} over all
@@ -40,7 +40,7 @@ __all__ = [
 def finished_by(
     finish: Callable[[Any], float],
 ) -> Callable[[Metric], Metric]:
-    """Return a decorator that sets `finish`, which turns the means into the reported number."""
+    """Return a decorator that sets `finish` of a metric."""
 
     def attach(metric: Any) -> Metric:
         metric.finish = finish
@@ -51,7 +51,7 @@ def finished_by(
 
 
 def finish_of(metric: Metric) -> Callable[[Any], float]:
-    """Return the metric's `finish`; without one, return a function that averages all means."""
+    """Return the metric's `finish`, or a function that averages all means."""
     finish = getattr(metric, "finish", None)
     if finish is None and isinstance(metric, partial):
         return finish_of(metric.func)
@@ -64,9 +64,11 @@ def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> 
     mean: a function from values to their mean over the examples.
 
     A variance from the mean of squares would lose the digits in which large values
-    differ. So for a value v whose variance is needed, the result is {"centre": c,
-    "mean": mean of v - c, "square": mean of (v
-    - c)²}, where c is close to the mean of v.
+    differ. So for a value v whose variance is needed, the result is
+
+        {"centre": c, "mean": mean of v - c, "square": mean of (v - c)²}
+
+    where c is close to the mean of v.
     """
 
     def centered(value: Array) -> dict[str, Array]:
@@ -89,12 +91,13 @@ def batch_means(metric: Metric, values: Any, mean: Callable[[Array], Array]) -> 
 
 
 def combine_means(metric: Metric, parts: list[tuple[float, Any]]) -> Any:
-    """Return the means over all examples from a share and the `batch_means` of each batch.
+    """Return the means over all examples, from those of the batches.
 
+    parts: for each batch its share of the examples and the result of `batch_means`.
     If each batch has the share w of the examples, the mean m and the variance v, the
-    variance over all examples is Σ w (v + (m - Σ w m)²). Means are computed relative to
-    the centre of the first batch, so that no large
-    numbers are subtracted from each other.
+    variance over all examples is Σ w (v + (m - Σ w m)²). Means are computed relative
+    to the centre of the first batch, so that no large numbers are subtracted from
+    each other.
     """
     shares = [share for share, _ in parts]
 
@@ -128,7 +131,7 @@ def _mean(means: Array) -> float:
 
 
 def _ratio(means: Any) -> float:
-    """Return the mean over the counted targets, from the means of what `_counted` returned."""
+    """Return the mean over the targets that count, from means of `_counted`."""
     if not isinstance(means, dict):
         return _mean(means)
     counted = _mean(means["counted"])
@@ -136,16 +139,17 @@ def _ratio(means: Any) -> float:
 
 
 def _counted(values: Array, labels: Array, ignore_index: int | None) -> Any:
-    """Return the values; with `ignore_index`, 0 at ignored labels, and which are counted."""
+    """Return the values, with 0 at ignored labels, and which labels count.
+
+    Without `ignore_index`, return only the values.
+    """
     if ignore_index is None:
         return values
     expect_integer("ignore_index", ignore_index)
     xp = namespace(values)
-    # an index such as -100 does not fit into a narrow
-    # or unsigned integer, so compare wider ones
-    counts = (
-        xp.astype(labels, xp.arange(0, device=device(labels)).dtype) != ignore_index
-    )
+    # an index such as -100 does not fit into a narrow or unsigned integer
+    wide = xp.arange(0, device=device(labels)).dtype
+    counts = xp.astype(labels, wide) != ignore_index
     return {
         "value": xp.where(counts, values, 0.0),
         "counted": xp.astype(counts, values.dtype),
@@ -175,7 +179,7 @@ def _expect_labels(labels: Array, y: Array) -> None:
 
 @finished_by(_ratio)
 def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any:
-    """1 where the largest element of `y` along the last axis is at the target class, else 0.
+    """1 where the largest element of `y` is at the target class, else 0.
 
     y: (..., classes). target: (...) integers, or (..., classes) distributions whose
     largest element is at the target class. Returns (...), in the dtype of y. Targets
@@ -193,7 +197,7 @@ def accuracy(y: Array, target: Array, *, ignore_index: int | None = None) -> Any
 def top_k_accuracy(
     y: Array, target: Array, *, k: int = 5, ignore_index: int | None = None
 ) -> Any:
-    """1 where the target class is among the `k` largest of `y` along the last axis, else 0.
+    """1 where the target class is among the `k` largest of `y`, else 0.
 
     Shapes are as for `accuracy`, which is the same for k = 1. Of equal outputs the
     first counts as the largest.
@@ -219,9 +223,8 @@ def top_k_accuracy(
     # all other classes
     below = xp.logical_or(y < output, xp.logical_and(y == output, numbers > label))
     ahead = xp.logical_and(~below, numbers != label)
-    is_correct = xp.astype(
-        xp.sum(xp.astype(ahead, numbers.dtype), axis=-1) < k, y.dtype
-    )
+    count = xp.sum(xp.astype(ahead, numbers.dtype), axis=-1)
+    is_correct = xp.astype(count < k, y.dtype)
     return _counted(is_correct, labels, ignore_index)
 
 
@@ -269,11 +272,8 @@ def _explained(means: dict[str, Any]) -> float:
     variance = means["target"]["variance"]
     is_varied = variance > 0
     for_constant = xp.where(error > 0, 0.0, xp.ones_like(error))
-    return _mean(
-        xp.where(
-            is_varied, 1.0 - error / xp.where(is_varied, variance, 1.0), for_constant
-        )
-    )
+    explained = 1.0 - error / xp.where(is_varied, variance, 1.0)
+    return _mean(xp.where(is_varied, explained, for_constant))
 
 
 _explained.variances = ("target",)  # type: ignore[attr-defined]
@@ -281,7 +281,7 @@ _explained.variances = ("target",)  # type: ignore[attr-defined]
 
 @finished_by(_explained)
 def r2(y: Array, target: Array) -> dict[str, Array]:
-    """R² = 1 - Σ (t - y)² / Σ (t - t̄)², the share of the variance of the targets explained.
+    """R² = 1 - Σ (t - y)² / Σ (t - t̄)², the explained share of the variance of t.
 
     y, target: (examples, ...), of the same shape and real dtype. R² is computed for
     each output and then averaged, as by scikit-learn's `r2_score`. For a constant

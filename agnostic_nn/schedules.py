@@ -113,7 +113,7 @@ class ExponentialDecay:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Linear increase over `warmup` steps, then half a cosine from `rate` to `final` at `steps`.
+    """Linear increase over `warmup` steps, then half a cosine until step `steps`.
 
         t < warmup:  rate · (t + 1) / warmup
         after:       final + (rate - final) · (1 + cos πu) / 2
@@ -147,13 +147,14 @@ class Cosine:
 
 @dataclass(frozen=True)
 class CosineRestarts:
-    """Half a cosine from `rate` to `final` in each of several periods, of `lengths` steps.
+    """Half a cosine from `rate` to `final` in each of several periods.
 
         final + (rate - final) · (1 + cos πu) / 2        u = (t - start) / length
 
-    where start and length are those of the period that t is in. After the last period
-    the rate is `final`. Loshchilov & Hutter, arXiv:1608.03983, eq. 5. Lengths that
-    double, such as (10, 20, 40), are their T₀ = 10 and T_mult = 2.
+    where start and length are those of the period that t is in; `lengths` are those of
+    all periods, in steps. After the last period the rate is `final`. Loshchilov &
+    Hutter, arXiv:1608.03983, eq. 5. Lengths that double, such as (10, 20, 40), are
+    their T₀ = 10 and T_mult = 2.
     """
 
     rate: float
@@ -174,9 +175,8 @@ class CosineRestarts:
         for length in self.lengths[1:]:
             u = xp.where(t >= start, (t - start) / length, u)
             start += length
-        return self.final + (self.rate - self.final) * _half_cosine(
-            xp, xp.clip(u, 0.0, 1.0)
-        )
+        u = xp.clip(u, 0.0, 1.0)
+        return self.final + (self.rate - self.final) * _half_cosine(xp, u)
 
 
 @dataclass(frozen=True)
@@ -228,8 +228,8 @@ class InverseSquareRoot:
 
         rate · min((t + 1) / warmup, √(warmup / (t + 1)))
 
-    Vaswani et al., arXiv:1706.03762, eq. 3, with rate
-    = 1 / √(d · warmup); they count steps from 1.
+    Vaswani et al., arXiv:1706.03762, eq. 3, with rate = 1 / √(d · warmup); they count
+    steps from 1.
     """
 
     rate: float
@@ -254,9 +254,9 @@ class OneCycle:
         final + (rate - final) · (1 + cos πu) / 2      u = (t - e) / (steps - 1 - e)
 
     where e = rise · steps - 1. From the last step, t = steps - 1, the rate is `final`.
-    `start` and `final` are rates, as in the other schedules. Their defaults are rate /
-    25 and rate / 250,000, as in PyTorch. Smith & Topin, arXiv:1708.07120, in PyTorch's
-    version, which uses cosines and omits the third phase.
+    `start` and `final` are rates, as in the other schedules. Their defaults, as in
+    PyTorch, are rate / 25 and rate / 250,000. Smith & Topin, arXiv:1708.07120, in
+    PyTorch's version, which uses cosines and omits the third phase.
     """
 
     rate: float
@@ -283,9 +283,8 @@ class OneCycle:
         xp = namespace(t)
         peak = self.rise * self.steps - 1.0  # e
         up = _half_cosine(xp, xp.clip(1.0 - t / peak, 0.0, 1.0))
-        down = _half_cosine(
-            xp, xp.clip((t - peak) / (self.steps - 1.0 - peak), 0.0, 1.0)
-        )
+        u = (t - peak) / (self.steps - 1.0 - peak)
+        down = _half_cosine(xp, xp.clip(u, 0.0, 1.0))
         start = self.rate / 25.0 if self.start is None else self.start
         final = self.rate / 250_000.0 if self.final is None else self.final
         rising = start + (self.rate - start) * up
@@ -295,7 +294,7 @@ class OneCycle:
 
 @dataclass(frozen=True)
 class Piecewise:
-    """Several rates in sequence: first `parts[0]`, then `parts[i + 1]` from step `starts[i]`.
+    """Several rates in sequence: `parts[0]`, then `parts[i + 1]` from step `starts[i]`.
 
     A part is a number or a schedule. A schedule counts its steps from its own start.
     """
@@ -315,9 +314,8 @@ class Piecewise:
         expect(is_valid, message, self.starts)
         for part in self.parts:
             _expect_rate("each part", part)
-        is_rising = all(
-            a < b for a, b in zip(self.starts, self.starts[1:], strict=False)
-        )
+        pairs = zip(self.starts, self.starts[1:], strict=False)
+        is_rising = all(before < after for before, after in pairs)
         expect(is_rising, "expected starts that rise, got {}", self.starts)
 
     def __call__(self, t: Array) -> Array:
@@ -331,7 +329,7 @@ class Piecewise:
 
 @dataclass(frozen=True)
 class Warmup:
-    """Linear increase over `steps` steps to the first rate of another schedule, then that schedule.
+    """Linear increase over `steps` steps, then another schedule from its first rate.
 
     t < steps:  schedule(0) · (t + 1) / steps
     after:      schedule(t - steps)

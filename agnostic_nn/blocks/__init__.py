@@ -1,4 +1,4 @@
-"""Blocks: layers made of other layers. They chain gradients and derive none themselves."""
+"""Blocks: layers made of other layers, whose gradients they chain."""
 
 from .base import Block
 from .freeze import Freeze

@@ -1,4 +1,4 @@
-"""Graph: layers that read each other's outputs by name, for models that are not a chain.
+"""Graph: layers that read each other's outputs by name, for models that branch.
 
 The gradient is the multivariate chain rule (Rumelhart, Hinton & Williams, "Learning
 representations by back-propagating errors", 1986): if several readers r use a value v,
@@ -14,6 +14,7 @@ up in the same way.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple, Self
 
 from ..core.arrays import (
@@ -31,6 +32,7 @@ from ..core.errors import expect
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer
+from ..layers.shapes import empty_like
 from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Graph", "Shared"]
@@ -162,7 +164,7 @@ class Graph(Block):
             )
         # backward needs the nesting, shapes and dtypes of values that are trees
         templates = {
-            name: tree_map(_without_rows, value)
+            name: tree_map(empty_like, value)
             for name, value in values.items()
             if isinstance(value, dict | tuple)
         }
@@ -179,22 +181,21 @@ class Graph(Block):
         for name, layer, reads, params_at, _ in reversed(self._calls):
             dy = gradients.pop(name, None)
             present = [leaf for leaf in leaves(dy) if leaf is not None]
-            # the outputs do not depend on this node in a differentiable way
             if not present:
+                # the outputs do not depend on this node in a differentiable way
                 continue
             if name in templates:
-                dy = tree_map(
-                    lambda leaf, template: _or_zeros(leaf, template, present[0]),  # noqa: B023
-                    dy,
-                    templates[name],
-                )
+                fill = partial(_or_zeros, other=present[0])
+                dy = tree_map(fill, dy, templates[name])
             dx, layer_grads = layer.backward(_at(params, params_at), caches[name], dy)
             _add_gradients(grads, params_at, layer_grads)
             _add_gradients(gradients, reads, dx)
         dx = {name: gradients.get(name) for name in self.inputs}
-        grads = tree_map(
-            lambda g, p: namespace(p).zeros_like(p) if g is None else g, grads, params
-        )
+
+        def grad_or_zeros(grad: Array | None, param: Array) -> Array:
+            return namespace(param).zeros_like(param) if grad is None else grad
+
+        grads = tree_map(grad_or_zeros, grads, params)
         return (dx["x"] if self.inputs == ("x",) else dx), grads
 
     def check(self, x: Any) -> None:
@@ -212,17 +213,14 @@ class Graph(Block):
             others: dict[str, str] = {}
             if isinstance(reads, dict):
                 others = {k: path for k, path in reads.items() if k != "x"}
-            computed = [
-                path for path in others.values() if _node_name(path) not in values
-            ]
+            computed = [p for p in others.values() if _node_name(p) not in values]
             if computed:
                 raise TypeError(
                     f"{name} reads {computed} at every step: make them an input instead"
                 )
             layer_x = {"x": first, **_read(values, others)} if others else first
-            memory[name] = layer.begin(
-                _at(params, params_at), state[state_at], layer_x, length
-            )
+            layer_params = _at(params, params_at)
+            memory[name] = layer.begin(layer_params, state[state_at], layer_x, length)
         return memory
 
     def advance(
@@ -275,7 +273,7 @@ class Graph(Block):
         return tuple(calls)
 
     def _find_inputs(self) -> tuple[str, ...]:
-        """Return the names that are read but are not nodes; raise for names of no use."""
+        """Return the names that are read but not nodes; raise for names of no use."""
         nodes = [name for name, _ in self.nodes]
         inputs = []
         read = set()
@@ -298,7 +296,7 @@ class Graph(Block):
         return tuple(inputs)
 
     def _find_input_kinds(self) -> Any:
-        """Return `input_kinds`; raise if the readers of an input accept different kinds."""
+        """Return `input_kinds`; raise if readers of an input accept different kinds."""
         kinds: dict[str, list[str]] = {name: [] for name in self.inputs}
         for call in self._calls:
             for path, kind in _kinds_of_reads(call.reads, call.layer.input_kinds):
@@ -341,9 +339,10 @@ def _checked_node(name: str, node: Any) -> _Node:
 
 
 def _hashable(names: Any) -> Any:
-    """Return a dict of names as a tuple of pairs, and a name or a tuple of names unchanged.
+    """Return a dict of names as a tuple of pairs, and other names unchanged.
 
-    A tuple of pairs is accepted too, so that the result can be passed again.
+    Other names are one name or a tuple of names. A tuple of pairs is accepted too, so
+    that the result can be passed again.
     """
     entries = tuple(sorted(names.items())) if isinstance(names, dict) else names
     words: list[Any] = []
@@ -355,7 +354,7 @@ def _hashable(names: Any) -> Any:
 
 
 def _tree_of_names(hashable: Any) -> Any:
-    """Return the name, tuple or dict of names from which `_hashable` made its result."""
+    """Return the name, tuple or dict of names that was passed to `_hashable`."""
     if isinstance(hashable, tuple) and isinstance(hashable[0], tuple):
         return dict(hashable)
     return hashable
@@ -370,11 +369,10 @@ def _kinds_of_reads(reads: Any, input_kinds: Any) -> Iterator[tuple[str, Any]]:
     """Yield each path that a layer reads, with the dtype kind that it accepts there."""
     if isinstance(reads, dict):
         for name, path in reads.items():
-            is_dict = isinstance(input_kinds, dict)
-            yield (
-                path,
-                input_kinds.get(name, "real floating") if is_dict else input_kinds,
-            )
+            kind = input_kinds
+            if isinstance(input_kinds, dict):
+                kind = input_kinds.get(name, "real floating")
+            yield path, kind
     else:
         for path in leaves(reads):
             yield path, input_kinds
@@ -385,11 +383,10 @@ def _at(tree: dict[str, Any], path: str) -> Any:
     subtree: Any = tree
     for name in path.split("."):
         entries = subtree if isinstance(subtree, dict) else {}
-        is_shape = isinstance(subtree, tuple) and any(
-            isinstance(entry, int) for entry in subtree
-        )
-        if isinstance(subtree, tuple) and not is_shape:
-            entries = {str(i): entry for i, entry in enumerate(subtree)}
+        if isinstance(subtree, tuple):
+            is_shape = any(isinstance(entry, int) for entry in subtree)
+            if not is_shape:
+                entries = {str(i): entry for i, entry in enumerate(subtree)}
         if name not in entries:
             raise ValueError(f"{path!r} leads nowhere: there are {sorted(entries)}")
         subtree = entries[name]
@@ -431,13 +428,8 @@ def _shape(x: Array) -> tuple[int, ...]:
     return tuple(x.shape)
 
 
-def _without_rows(x: Array) -> Array:
-    """Return an array with the shape and dtype of x, but with a batch of 0."""
-    return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
-
-
 def _or_zeros(gradient: Any, template: Array, other: Array) -> Array:
-    """Return a gradient, or if it is None zeros like `template` with the batch of `other`."""
+    """Return a gradient; if None, zeros like `template` with the batch of `other`."""
     if gradient is not None:
         return gradient
     shape = (other.shape[0], *template.shape[1:])

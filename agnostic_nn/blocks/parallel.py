@@ -94,9 +94,8 @@ class Parallel(Block):
             dy, _ = _JOINS[self.join].backward({}, join_cache, dy)
         dx = None
         grads = []
-        for layer, p, layer_cache, layer_dy in zip(
-            self.layers, params, caches, dy, strict=True
-        ):
+        layers = zip(self.layers, params, caches, dy, strict=True)
+        for layer, p, layer_cache, layer_dy in layers:
             layer_dx, layer_grads = layer.backward(p, layer_cache, layer_dy)
             dx = tree_sum(dx, layer_dx)
             grads.append(layer_grads)
@@ -111,9 +110,8 @@ class Parallel(Block):
     ) -> tuple[Any, Memory]:
         outputs = []
         memories = []
-        for layer, p, s, old_memory in zip(
-            self.layers, params, state, memory, strict=True
-        ):
+        layers = zip(self.layers, params, state, memory, strict=True)
+        for layer, p, s, old_memory in layers:
             y, new_memory = layer.advance(p, s, old_memory, x)
             outputs.append(y)
             memories.append(new_memory)

@@ -26,7 +26,7 @@ __all__ = ["Repeat"]
 
 @dataclass(frozen=True)
 class Repeat(Wrapper):
-    """y = fₙ(…f₂(f₁(x))), where all fᵢ are the same layer with their own parameters and state.
+    """y = fₙ(…f₂(f₁(x))), where all fᵢ are the same layer with different parameters.
 
     n is `count`. The layer must keep the shape of x. If x is a dict of arrays, the
     layer may return only the new "x"; every fᵢ then gets the other entries, such as a
@@ -39,8 +39,8 @@ class Repeat(Wrapper):
     Gradient
     --------
     The chain rule, as in `Sequential`, from the last layer to the first. The entries
-    that every fᵢ gets unchanged affect y through
-    each of them, and these gradients add up.
+    that every fᵢ gets unchanged affect y through each of them, and these gradients
+    add up.
     """
 
     count: int
@@ -68,18 +68,11 @@ class Repeat(Wrapper):
             y, new_state, cache = self.layer.forward(
                 layer_params, old_state, x, train=train
             )
-            only_x = isinstance(x, dict) and not isinstance(y, dict)
-            # A loop returns only trees of arrays. A tuple that is not empty encodes
-            # True.
-            return ({**x, "x": y} if only_x else y), (
-                new_state,
-                cache,
-                ((),) if only_x else (),
-            )
+            y, only_x = _next_input(x, y)
+            return y, (new_state, cache, only_x)
 
-        y, (state, cache, only_x) = scan(
-            step, x, self._entries(leaves(x)[0], params, state)
-        )
+        entries = self._entries(leaves(x)[0], params, state)
+        y, (state, cache, only_x) = scan(step, x, entries)
         return (y["x"] if only_x else y), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
@@ -89,10 +82,8 @@ class Repeat(Wrapper):
             if not isinstance(dx, dict) or isinstance(dy, dict):
                 return dx, (grads, {})
             # () instead of None, which a loop cannot return
-            others = {
-                name: () if d is None else d for name, d in dx.items() if name != "x"
-            }
-            return dx["x"], (grads, others)
+            others = {name: () if d is None else d for name, d in dx.items()}
+            return others.pop("x"), (grads, others)
 
         entries = self._entries(leaves(dy)[0], params, cache)
         dx, (grads, others) = scan(step, dy, entries, reverse=True)
@@ -118,11 +109,8 @@ class Repeat(Wrapper):
         def step(x: Any, entry: Any) -> Any:
             _, layer_params, layer_state, old_memory = entry
             y, new_memory = self.layer.advance(layer_params, layer_state, old_memory, x)
-            only_x = isinstance(x, dict) and not isinstance(y, dict)
-            return ({**x, "x": y} if only_x else y), (
-                new_memory,
-                ((),) if only_x else (),
-            )
+            y, only_x = _next_input(x, y)
+            return y, (new_memory, only_x)
 
         entries = self._entries(leaves(x)[0], params, state, memory)
         y, (memory, only_x) = scan(step, x, entries)
@@ -137,6 +125,16 @@ class Repeat(Wrapper):
         return (numbers, *trees)
 
 
+def _next_input(x: Any, y: Any) -> tuple[Any, tuple[Any, ...]]:
+    """Return the input of the next layer, and whether y is only its "x".
+
+    A loop returns only trees of arrays, so ((),) encodes True and () False.
+    """
+    if isinstance(x, dict) and not isinstance(y, dict):
+        return {**x, "x": y}, ((),)
+    return y, ()
+
+
 def _stacked(trees: list[Any]) -> Any:
-    """Return one tree whose leaves are stacked from those of several trees of one nesting."""
+    """Return one tree with the leaves of several trees of equal nesting, stacked."""
     return tree_map(lambda *each: namespace(each[0]).stack(each, axis=0), *trees)

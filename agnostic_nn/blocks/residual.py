@@ -113,9 +113,8 @@ class Residual(Sequential):
         mapped = super().map_layers(function)
         if self.shortcut is None:
             return mapped
-        return with_fields(
-            mapped, shortcut=function(str(len(self.layers)), self.shortcut)
-        )
+        shortcut = function(str(len(self.layers)), self.shortcut)
+        return with_fields(mapped, shortcut=shortcut)
 
     @property
     def _g(self) -> Layer:
@@ -135,12 +134,9 @@ class Residual(Sequential):
 
 
 def _addend(around: Any, y: Any) -> Any:
-    """Return the part of the shortcut's output that is added to y; also for their shapes."""
-    return (
-        around.get("x")
-        if isinstance(around, dict) and not isinstance(y, dict)
-        else around
-    )
+    """Return the part of the shortcut's output, or of its shape, that is added to y."""
+    only_x = isinstance(around, dict) and not isinstance(y, dict)
+    return around.get("x") if only_x else around
 
 
 def _add(around: Any, y: Any) -> Any:

@@ -62,8 +62,7 @@ class Sequential(Block):
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         grads = []
         caches = list(cache)
-        # each pop() drops a reference to a layer's cache, so that its memory can be
-        # reused
+        # each pop() drops a reference to a cache, so that its memory can be reused
         del cache
         for layer, p in reversed(list(zip(self.layers, params, strict=True))):
             dy, layer_grads = layer.backward(p, caches.pop(), dy)
@@ -96,9 +95,8 @@ class Sequential(Block):
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         memories = []
-        for layer, p, s, old_memory in zip(
-            self.layers, params, state, memory, strict=True
-        ):
+        layers = zip(self.layers, params, state, memory, strict=True)
+        for layer, p, s, old_memory in layers:
             x, new_memory = layer.advance(p, s, old_memory, x)
             memories.append(new_memory)
         return x, tuple(memories)

@@ -1,4 +1,4 @@
-"""TransformerBlock: attention and a feed-forward network, each with a residual connection."""
+"""TransformerBlock: attention and a feed-forward network, with residual connections."""
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
@@ -22,7 +22,7 @@ __all__ = ["TransformerBlock"]
 
 @dataclass(frozen=True)
 class TransformerBlock(Block):
-    """y = x + f(norm(x)) for each f of: attention, cross attention if any, feed-forward network.
+    """y = x + f(norm(x)) for each f: attention, cross attention if any, feed-forward.
 
     The normalization comes first because this form trains more easily ("pre-norm":
     Xiong et al., arXiv:2002.04745). With `pre_norm=False` it is y = norm(x + f(x)), as
@@ -51,8 +51,8 @@ class TransformerBlock(Block):
 
     Gradient
     --------
-    The chain rule. x affects y directly and through f,
-    and the two gradients add up, as in `Residual`.
+    The chain rule. x affects y directly and through f, and the two gradients add up, as
+    in `Residual`.
     """
 
     attention: MultiHeadAttention
@@ -101,7 +101,8 @@ class TransformerBlock(Block):
         caches: list[Cache] = []
 
         def run(name: str, x: Any) -> Array:
-            y, states[name], cache = layers[name].forward(
+            layer = layers[name]
+            y, states[name], cache = layer.forward(
                 params[name], state[name], x, train=train
             )
             caches.append(cache)
@@ -111,8 +112,7 @@ class TransformerBlock(Block):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
         present, *caches = cache
-        # each pop() drops a reference to a layer's cache, so that its memory can be
-        # reused
+        # each pop() drops a reference to a cache, so that its memory can be reused
         del cache
         layers = self._layers(_width(params))
         grads = {}
@@ -126,9 +126,8 @@ class TransformerBlock(Block):
         for name in reversed(self._parts):
             if not self.pre_norm:
                 dy = run_backward(f"{name}_norm", dy)
-            dx = run_backward(
-                name, run_backward(f"{name}_dropout", dy) if self.dropout else dy
-            )
+            dx = run_backward(f"{name}_dropout", dy) if self.dropout else dy
+            dx = run_backward(name, dx)
             if isinstance(dx, dict):
                 dsource = dx.get("source", dsource)
                 dx = dx["x"]
@@ -146,12 +145,11 @@ class TransformerBlock(Block):
 
     def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
         x, others, _ = self._inputs(x)
-        return {
-            name: layer.begin(
-                params[name], state[name], _with(x, others.get(name)), length
-            )
-            for name, layer in self._layers(_width(params)).items()
-        }
+        memory = {}
+        for name, layer in self._layers(_width(params)).items():
+            inputs = _with(x, others.get(name))
+            memory[name] = layer.begin(params[name], state[name], inputs, length)
+        return memory
 
     def advance(
         self, params: Params, state: State, memory: Memory, x: Any
@@ -177,20 +175,15 @@ class TransformerBlock(Block):
 
         @cache
         def layers(width: int) -> dict[str, Layer]:
-            return {
-                name: function(name, layer)
-                for name, layer in self._layers(width).items()
-            }
+            original = self._layers(width)
+            return {name: function(name, layer) for name, layer in original.items()}
 
         return with_fields(self, _layers=layers)
 
     @property
     def _parts(self) -> tuple[str, ...]:
-        return (
-            ("attention", "feed")
-            if self.cross is None
-            else ("attention", "cross", "feed")
-        )
+        has_cross = self.cross is not None
+        return ("attention", "cross", "feed") if has_cross else ("attention", "feed")
 
     def _layers(self, width: int) -> dict[str, Layer]:
         """Return all layers by name. `init` draws their parameters in this order."""
@@ -209,7 +202,10 @@ class TransformerBlock(Block):
         y: Array,
         others: dict[str, dict[str, Any]],
     ) -> Array:
-        """Compute the block's output from its input y. run(name, x) applies one layer."""
+        """Return the output of the block for its input y.
+
+        run: a function (name, x) that applies one layer.
+        """
         for name in self._parts:
             x = run(f"{name}_norm", y) if self.pre_norm else y
             x = run(name, _with(x, others.get(name)))
@@ -228,12 +224,12 @@ class TransformerBlock(Block):
         names = {"attention": {"mask": "mask"}}
         if self.cross is not None:
             names["cross"] = {"source": "source", "mask": "source_mask"}
-        others = {
-            part: {
-                inner: named[outer] for inner, outer in inputs.items() if outer in named
+        others = {}
+        for part, inputs in names.items():
+            pairs = inputs.items()
+            others[part] = {
+                inner: named[outer] for inner, outer in pairs if outer in named
             }
-            for part, inputs in names.items()
-        }
         return named["x"], others, present
 
 

@@ -1,13 +1,14 @@
-"""HTML pages: one self-contained file for desktops, phones and notebooks, light and dark.
+"""HTML pages: self-contained files for desktops, phones and notebooks, light and dark.
 
 A page is a template in `templates` that extends `page.html`. Plots are drawn by
-matplotlib and embedded as SVG that takes its colours from the page. Formulas are LaTeX,
-converted to MathML, which browsers render themselves.
-No page loads anything or runs a script.
+matplotlib and embedded as SVG that takes its colours from the page. Formulas are
+LaTeX, converted to MathML, which browsers render themselves. No page loads anything or
+runs a script.
 """
 
 import html
 import re
+from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -47,20 +48,21 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
     )
     safe = _required("markupsafe").Markup
-    for function in (html_table, svg, formula):
-        name = function.__name__.removeprefix("html_")
-        environment.globals[name] = lambda *args, _f=function, **kw: safe(
-            _f(*args, **kw)
-        )
+
+    def unescaped(function: Callable[..., str]) -> Callable[..., Any]:
+        return lambda *args, **options: safe(function(*args, **options))
+
+    environment.globals["table"] = unescaped(html_table)
+    environment.globals["svg"] = unescaped(svg)
+    environment.globals["formula"] = unescaped(formula)
     environment.filters["whole"] = _unbroken_numbers
     return _with_contents(environment.get_template(template).render(**values))
 
 
 def _unbroken_numbers(text: str) -> Any:
-    """Return text as HTML in which a number such as 2e-06 is not broken between lines."""
-    marked = re.sub(
-        r"\d[\d.]*e-\d+", r'<span class="whole">\g<0></span>', html.escape(text)
-    )
+    """Return text as HTML that does not break a number such as 2e-06 between lines."""
+    span = r'<span class="whole">\g<0></span>'
+    marked = re.sub(r"\d[\d.]*e-\d+", span, html.escape(text))
     return _required("markupsafe").Markup(marked)
 
 
@@ -69,9 +71,7 @@ def _with_contents(page: str) -> str:
     headings = re.findall("<h2>(.*?)</h2>", page)
     for i in range(len(headings)):
         page = page.replace("<h2>", f'<h2 id="part{i}">', 1)
-    links = "\n".join(
-        f'<a href="#part{i}">{name}</a>' for i, name in enumerate(headings)
-    )
+    links = "\n".join(f'<a href="#part{i}">{h}</a>' for i, h in enumerate(headings))
     empty = '<nav aria-label="contents"></nav>'
     contents = empty.replace("><", f">{links}<") if len(headings) > 1 else ""
     return page.replace(empty, contents, 1)
@@ -84,7 +84,10 @@ def figure(
     rows: int = 1,
     **subplots: Any,
 ) -> tuple[Any, Any]:
-    """Return a matplotlib figure in the colours of a page, and its axes (see `Figure.subplots`)."""
+    """Return a matplotlib figure in the colours of a page, and its axes.
+
+    subplots: options of `Figure.subplots`.
+    """
     _required("matplotlib")
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -125,7 +128,7 @@ def svg(figure: Any, about: str) -> str:
 
 
 def _without_font(text: str) -> str:
-    """Make the text of an SVG use the page's font, and drop rules that would affect the page."""
+    """Make an SVG use the page's font, and drop rules that would affect the page."""
     text = re.sub(r"<defs>\s*<style\b.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
     # The one rule that was needed becomes an attribute.
     text = text.replace("<svg", '<svg style="stroke-linejoin: round"', 1)
@@ -137,7 +140,7 @@ def _without_font(text: str) -> str:
 
 
 def embedded(content: str) -> str:
-    """Wrap HTML made for a page, such as plots, in the colours it needs in a notebook."""
+    """Wrap HTML made for a page, such as plots, in the colours for a notebook."""
     content = content.replace("<figure>", '<figure style="margin: 0.5rem 0">')
     return f'<div style="{_NOTEBOOK_STYLE}">{content}</div>'
 
@@ -159,14 +162,8 @@ def formula(latex: str, *, block: bool = False) -> str:
 
 # Visible on black and on white.
 _NOTEBOOK_COLOURS = (
-    "3a8fd1",
-    "d9742b",
-    "37a169",
-    "c455a3",
-    "8c74d6",
-    "a38f1a",
-    "1c9aa0",
-    "a8766a",
+    *("3a8fd1", "d9742b", "37a169", "c455a3"),
+    *("8c74d6", "a38f1a", "1c9aa0", "a8766a"),
 )
 _NOTEBOOK_STYLE = "; ".join(
     (

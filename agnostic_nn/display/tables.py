@@ -19,18 +19,16 @@ def table(
     from rich.table import Table
 
     rows = [list(row) for row in rows]
-    rich_table = Table(
-        title=title, box=SIMPLE_HEAD, title_justify="left", title_style=""
-    )
+    style: Any = {"box": SIMPLE_HEAD, "title_justify": "left", "title_style": ""}
+    rich_table = Table(title=title, **style)
     for i, column in enumerate(columns):
-        rich_table.add_column(
-            column, justify="right" if _is_numeric(i, rows) else "left", no_wrap=True
-        )
+        side: Any = "right" if _is_numeric(i, rows) else "left"
+        rich_table.add_column(column, justify=side, no_wrap=True)
     for row in rows:
         rich_table.add_row(*map(_cell, row))
     # The width is fixed, because in a narrow terminal rich would cut off digits.
-    # Without force_jupyter=False, rich in a notebook
-    # would display the table and write nothing.
+    # Without force_jupyter=False, rich in a notebook would display the table and
+    # write nothing.
     file = StringIO()
     console = Console(
         file=file,
@@ -63,9 +61,8 @@ def html_table(
     sides = [right if _is_numeric(i, rows) else left for i in range(len(columns))]
 
     def line(tag: str, cells: Iterable[str]) -> str:
-        inside = (
-            f"<{tag}{at}>{cell}</{tag}>" for at, cell in zip(sides, cells, strict=True)
-        )
+        pairs = zip(sides, cells, strict=True)
+        inside = [f"<{tag}{side}>{cell}</{tag}>" for side, cell in pairs]
         return f"<tr>{''.join(inside)}</tr>"
 
     caption = f"<caption{left}>{escape(title)}</caption>" if title else ""

@@ -232,10 +232,10 @@ def _pad_impl(x: Any, pads: Any, value: Any) -> Counted:
     return blank((x.shape[0], *padded, x.shape[-1]), x.dtype)
 
 
-@initializers.drawn.register(Counted)
+@initializers.draw_weight.register(Counted)
 def _drawn(key: Any, draw: Any, shape: Any, dtype: Any) -> Any:
     if current().weighs:
-        return initializers.drawn.dispatch(object)(key, draw, shape, dtype)
+        return initializers.draw_weight.dispatch(object)(key, draw, shape, dtype)
     return blank(tuple(shape), dtype)
 
 
