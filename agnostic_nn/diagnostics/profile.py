@@ -257,11 +257,7 @@ class _Stopwatch:
 
 
 def _timed(
-    clock: _Stopwatch,
-    step: Function,
-    carry: Any,
-    batch_of: Function,
-    steps: int,
+    clock: _Stopwatch, step: Function, carry: Any, batch_of: Function, steps: int
 ) -> dict[Any, float]:
     """Train for some steps after a warm-up, and return the median seconds of each name.
 

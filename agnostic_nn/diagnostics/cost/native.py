@@ -156,13 +156,7 @@ def _convolve_input(
 
 @ops.convolve_weight.register(Counted)
 def _convolve_weight(
-    x: Any,
-    dy: Any,
-    window: Any,
-    stride: Any,
-    padding: Any,
-    dilation: Any,
-    groups: Any,
+    x: Any, dy: Any, window: Any, stride: Any, padding: Any, dilation: Any, groups: Any
 ) -> Counted:
     width = dy.shape[-1]
     shape = (*window, x.shape[-1] // groups, width)
