@@ -270,6 +270,26 @@ def test_sums_are_as_wide_as_those_of_numpy(dtype):
         assert namespace(a).sum(a).dtype == HOST.sum(np.ones(3, dtype)).dtype
 
 
+OPTIONS = {
+    "argsort": lambda xp, a: xp.argsort(a, axis=0, descending=True),
+    "cumulative_sum": lambda xp, a: xp.cumulative_sum(a, axis=1, dtype=xp.float64),
+    "max": lambda xp, a: xp.max(a, axis=(0, -1), keepdims=True),
+    "roll": lambda xp, a: xp.roll(a, 2, axis=1),
+    "tril": lambda xp, a: xp.tril(a, k=1),
+    "zeros_like": lambda xp, a: xp.zeros_like(a, dtype=xp.int32),
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_functions_with_options_have_the_shapes_and_dtypes_of_numpy(name):
+    def function(a):
+        return OPTIONS[name](namespace(a), a)
+
+    a = np.ones((3, 4), "float32")
+    counted = counted_leaves(function, a)
+    assert shapes_of(counted) == shapes_of(named_leaves(function(a)))
+
+
 def test_functions_of_numpy_itself_are_counted_too():
     with CostCounter() as counter:
         a = blanks_like(np.ones((3, 4), "float32"))

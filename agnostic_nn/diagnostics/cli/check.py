@@ -38,8 +38,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "Check gradients against central differences, automatic differentiation and "
         "NumPy.",
         _check,
-        "The table shows the largest relative error of each comparison. `python -m "
-        "pydoc agnostic_nn.diagnostics.gradcheck.checks` describes the comparisons.",
+        "The table shows the largest relative error of each comparison; `vjp of` a "
+        "backend is its automatic differentiation. `python -m pydoc "
+        "agnostic_nn.diagnostics.gradcheck.checks` describes the comparisons.",
         epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
         "command line is invalid.",
     )

@@ -227,7 +227,7 @@ def _pad_impl(x: Any, pads: Any, value: Any) -> Counted:
 
 
 @initializers.draw_weight.register(Counted)
-def _drawn(key: Any, draw: Any, shape: Any, dtype: Any) -> Any:
+def _draw_weight(key: Any, draw: Any, shape: Any, dtype: Any) -> Any:
     if current().weighs:
         return initializers.draw_weight.dispatch(object)(key, draw, shape, dtype)
     return blank(tuple(shape), dtype)
