@@ -85,6 +85,7 @@ def lstm(
         for n in range(count):
             e = exps[n]
             sigmoid = sigmoids[n]
+            tanh = tanh_c[n]
             c = cs[n + 1]
             np.matmul(hs[first + n], matrix[:width], out=e)
             e += products[n]
@@ -94,10 +95,10 @@ def lstm(
             np.add(e, 1.0, out=sigmoid)
             np.divide(1.0, sigmoid, out=sigmoid)
             np.multiply(f[n], cs[n], out=c)
-            # not needed as tanh(c) yet: a buffer for i tanh(g)
-            c += np.multiply(i[n], tanh_g[n], out=tanh_c[n])
-            np.tanh(c, out=tanh_c[n])
-            np.multiply(o[n], tanh_c[n], out=hs[first + n + 1])
+            # until tanh(c) is known, its memory is a buffer for i tanh(g)
+            c += np.multiply(i[n], tanh_g[n], out=tanh)
+            np.tanh(c, out=tanh)
+            np.multiply(o[n], tanh, out=hs[first + n + 1])
         if keep:
             steps = slice(first, first + count)
             _slopes(
@@ -177,23 +178,27 @@ def lstm_backward(
     time, batch, width = f.shape
     order = slice(None, None, -1 if reverse else 1)
     dzs = np.empty((time, batch, 4 * width), f.dtype)
-    dz_i, dz_f, dz_g, dz_o = _gates(dzs)
     # a contiguous copy, for a product at each step
     recurrent = np.ascontiguousarray(params["recurrent"].T)
-    dhs = [dy[order] for dy in dys]  # of all steps, from what reads the outputs
     dh = dend["h"].copy()
     dc = dend["c"].copy()
     buffer = np.empty_like(f[0])
-    for t in reversed(range(time)):
-        for dy in dhs:
-            dh += dy[t]
-        dc += np.multiply(dh, dtanh[t], out=buffer)
-        np.multiply(dc, di[t], out=dz_i[t])
-        np.multiply(dc, df[t], out=dz_f[t])
-        np.multiply(dc, dg[t], out=dz_g[t])
-        np.multiply(dh, do[t], out=dz_o[t])
-        np.matmul(dzs[t], recurrent, out=dh)
-        dc *= f[t]
+    slopes = (f, di, df, dg, do, dtanh)
+    outputs_dh = [dy[order] for dy in dys]  # none, or one array for all steps
+    arrays = (*slopes, dzs, *_gates(dzs), *outputs_dh)
+    # from the last step to the first; iterating is faster than indexing
+    for step in zip(*[array[::-1] for array in arrays], strict=True):
+        f_t, di_t, df_t, dg_t, do_t, dtanh_t, *rest = step
+        dz, dz_i, dz_f, dz_g, dz_o, *output_dh = rest
+        for dy in output_dh:
+            dh += dy
+        dc += np.multiply(dh, dtanh_t, out=buffer)
+        np.multiply(dc, di_t, out=dz_i)
+        np.multiply(dc, df_t, out=dz_f)
+        np.multiply(dc, dg_t, out=dz_g)
+        np.multiply(dh, do_t, out=dz_o)
+        np.matmul(dz, recurrent, out=dh)
+        dc *= f_t
     flat = dzs.reshape(time * batch, 4 * width)
     total = table[:-1].reshape(time * batch, table.shape[2]).T @ flat
     grads = {"weight": total[width:-1], "recurrent": total[:width], "bias": total[-1]}

@@ -19,8 +19,9 @@ __all__ = ["Plan"]
 
 
 class Plan:
-    """How to compute `outputs`, and write `new` over `old` for each donation.
+    """All decisions that `emit` needs to write the code of a program.
 
+    The program computes `outputs`, and writes new over old for each of `donations`.
     inputs, outputs, donations: see `Graph`.
     """
 
