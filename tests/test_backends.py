@@ -1,4 +1,4 @@
-"""Choosing a backend, what it says when it cannot run, and the way there and back for arrays."""
+"""Choice of a backend, errors if it cannot run, and conversion of arrays."""
 
 import dataclasses
 import inspect
@@ -285,7 +285,7 @@ def test_several_backends_live_side_by_side(backend, draw):
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_dtype_is_kept_or_refused(backend, dtype):
-    """JAX without x64 would narrow to 32 bits, and CPUs and GPUs lack one dtype or another."""
+    """JAX without x64 would narrow to 32 bits; each device lacks some dtype."""
     data = np.asarray([0, 1, 100], dtype)
     narrowed = (
         dtype in ("int64", "uint64", "float64", "complex128")
@@ -396,7 +396,7 @@ def aligned(size, dtype):
 
 @pytest.mark.parametrize("size", [1, 64, 4096, 1_000_000])
 def test_an_array_never_shares_memory_with_the_host(backend, size):
-    """JAX may read host memory after `device_put` has returned: write at once, look later."""
+    """JAX may read host memory after `device_put` has returned."""
     for _ in range(3):
         data = aligned(size, np.float32)
         array = backend.asarray(data)
@@ -486,9 +486,13 @@ def type_errors(module, folder, protocol="FullAdapter"):
     api = pytest.importorskip("mypy.api", reason="mypy is not installed")
     config = folder / "mypy.ini"
     config.write_text(MYPY)
-    source = f"import agnostic_nn_backends as b\nimport {module} as m\nadapter: b.{protocol} = m\n"
+    lines = [
+        "import agnostic_nn_backends as b",
+        f"import {module} as m",
+        f"adapter: b.{protocol} = m",
+    ]
     options = [f"--config-file={config}", f"--cache-dir={folder / 'cache'}"]
-    out, _, _ = api.run([*options, "--command", source])
+    out, _, _ = api.run([*options, "--command", "\n".join(lines)])
     return out
 
 

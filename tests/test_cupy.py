@@ -106,7 +106,7 @@ def examples(workload, dtype="float32"):
 
 
 def train(workload, backend, dtype="float32", steps=3):
-    """Return the result of `steps` training steps on `backend`, as a list of NumPy arrays."""
+    """Return the result of `steps` training steps as a list of NumPy arrays."""
     model, shape, loss, optimizer = WORKLOADS[workload]
     key = random.key(0, xp=numpy_namespace)
     params, state, _ = model.init(key, shape, getattr(numpy_namespace, dtype))
@@ -135,7 +135,7 @@ def is_namespace(node):
 
 
 def name_in_namespace(node):
-    """Return the name that `node` reads from a namespace, such as "linalg.qr", or None."""
+    """Return the name that `node` reads from a namespace, as "linalg.qr", or None."""
     if not isinstance(node, ast.Attribute):
         return None
     if is_namespace(node.value):
@@ -145,7 +145,7 @@ def name_in_namespace(node):
 
 
 def nodes(kind):
-    """Every node of that kind in the library, after the file and line where it stands."""
+    """Yield (file and line, node) for every node of that kind in the library."""
     for path in sorted(LIBRARY.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, kind):
@@ -159,7 +159,7 @@ def names_used():
 
 
 def test_a_namespace_is_called_xp():
-    """Else the tests below, which read the source, would not see what is taken from it."""
+    """The tests below, which read the source, look for this name."""
     for place, node in nodes(ast.Assign):
         targets, values = (
             part.elts if isinstance(part, ast.Tuple) else [part]
@@ -279,7 +279,7 @@ def standard_only():
 
 @pytest.fixture
 def recorded(monkeypatch):
-    """Every call of an array function in training, in all cases, and in what they leave out."""
+    """Record every call of an array function in training, and in all cases."""
     recorder = Recorder()
     for kind in {np.ndarray, *np.sctypeDict.values()}:
         monkeypatch.setitem(arrays._NAMESPACES, kind, recorder)
@@ -442,7 +442,7 @@ class CupyArray(np.lib.mixins.NDArrayOperatorsMixin):
 
 
 class CupyNamespace:
-    """array_api_compat.cupy: only `asarray` minds `device`, the rest uses the current one."""
+    """array_api_compat.cupy: only `asarray` uses `device`, others the current one."""
 
     def __getattr__(self, name):
         known = getattr(numpy_namespace, name)
@@ -673,7 +673,7 @@ def test_the_compute_type_of_the_real_cupy_is_set_and_comes_back(cupy):
 @loudly
 @each_workload
 def test_training_on_the_stand_in_gives_numpys_numbers(stand_in, workload):
-    """NumPy computes both, here and there by functions of its own; no array leaves its device."""
+    """NumPy computes both, by different functions; no array leaves its device."""
     expected = train(workload, nn.backend("numpy"))
     for backend in stand_in:
         for result, wanted in zip(train(workload, backend), expected, strict=True):
@@ -724,7 +724,7 @@ def test_the_stand_in_has_nothing_that_cupys_arrays_lack(cupy):
 
 
 def cuda_devices():
-    """Return the number of CUDA devices, from the driver: no array library may be installed."""
+    """Return the number of CUDA devices, without importing an array library."""
     try:
         driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -783,7 +783,7 @@ def test_a_required_gpu_that_is_missing_is_a_failure(monkeypatch, required, outc
 @each_workload
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_gpu_trains_like_numpy(gpu, workload, dtype):
-    """Backends on CPUs stay within one unit of 1 + |value|; CUDA's functions may err by a few."""
+    """CPUs stay within one unit of 1 + |value|; functions of CUDA may err by a few."""
     expected = train(workload, nn.backend("numpy"), dtype)
     tolerance = 64 * float(np.finfo(dtype).eps)
     for result, wanted in zip(train(workload, gpu, dtype), expected, strict=True):
@@ -861,7 +861,7 @@ def test_a_strict_gpu_multiplies_in_float32_and_a_fast_one_as_it_can(gpu):
 
 
 def test_a_deterministic_gpu_gives_the_same_bits_again(gpu):
-    """Of many numbers for each row: added in memory, they came in another order each time."""
+    """Many numbers are added to each row; atomic additions have a random order."""
     certain = nn.backend("cupy:0", deterministic=True)
     generator = np.random.default_rng(0)
     updates = gpu.asarray(generator.standard_normal((100_000, 16)).astype(np.float32))

@@ -24,18 +24,33 @@ from agnostic_nn_backends.replay.kernels import (
 pytest.importorskip("llvmlite", reason="it is what compiles kernels")
 
 ONE = {
-    "negative": np.negative, "square": np.square, "reciprocal": np.reciprocal, "sqrt": np.sqrt,
-    "absolute": np.absolute, "floor": np.floor, "invert": np.invert,
-}  # fmt: skip
+    "negative": np.negative,
+    "square": np.square,
+    "reciprocal": np.reciprocal,
+    "sqrt": np.sqrt,
+    "absolute": np.absolute,
+    "floor": np.floor,
+    "invert": np.invert,
+}
 TWO = {
-    "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide,
-    "maximum": np.maximum, "minimum": np.minimum,
-    "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-}  # fmt: skip
+    "add": np.add,
+    "subtract": np.subtract,
+    "multiply": np.multiply,
+    "divide": np.divide,
+    "maximum": np.maximum,
+    "minimum": np.minimum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
 ORDER = {
-    "less": np.less, "less_equal": np.less_equal, "greater": np.greater,
-    "greater_equal": np.greater_equal, "equal": np.equal, "not_equal": np.not_equal,
-}  # fmt: skip
+    "less": np.less,
+    "less_equal": np.less_equal,
+    "greater": np.greater,
+    "greater_equal": np.greater_equal,
+    "equal": np.equal,
+    "not_equal": np.not_equal,
+}
 SHIFTS = {"left shift": np.left_shift, "right shift": np.right_shift}
 AS_NUMBERS = [f"{name} as numbers" for name in ORDER]
 
@@ -75,7 +90,7 @@ def _edges():
 
 
 def a(place, dtype):
-    """Array number `place`, in the letter that kernels write it with; so are `s` and `r`."""
+    """Return array number `place`; the letters a, s and r are those of the assembly."""
     return Operand("array", place, dtype)
 
 

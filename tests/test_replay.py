@@ -31,25 +31,19 @@ def looked_at(kernel):
     """`kernel`, which sees to it that nothing else lies where it writes."""
 
     def made(arrays, scalars, calls):
-        plain, written = (
-            kernel(arrays, scalars, calls),
-            {call.out for call in calls} - {None},
-        )
+        plain = kernel(arrays, scalars, calls)
+        written = {call.out for call in calls} - {None}
 
         def run(rows, width, *given):
             counts = {"whole": rows * width, "row": width, "column": rows}
-            spans = [
-                (
-                    place,
-                    place + counts[array.broadcast] * np.dtype(array.dtype).itemsize,
-                )
-                for array, place in zip(arrays, given, strict=False)
-            ]
+            spans = []
+            for array, start in zip(arrays, given, strict=False):
+                itemsize = np.dtype(array.dtype).itemsize
+                spans.append((start, start + counts[array.broadcast] * itemsize))
             for k in written:
+                first, last = spans[k]
                 rest = [span for j, span in enumerate(spans) if j != k]
-                assert all(
-                    end <= spans[k][0] or spans[k][1] <= start for start, end in rest
-                )
+                assert all(end <= first or last <= start for start, end in rest)
             plain(rows, width, *given)
 
         return run
@@ -491,21 +485,31 @@ def what_is_written_over_is_read_in_part(xp, g):
 
 def one_that_takes_anothers_scratch(xp, g):
     low = g.x * 2.0 + g.y
-    return xp.where(
-        xp.exp(low) - 1.0 > 0.0, xp.exp(low) - 3.0, low * low
-    ) * 2.0 - xp.exp(g.y + low)
+    high = xp.exp(low)
+    chosen = xp.where(high - 1.0 > 0.0, high - 3.0, low * low)
+    return chosen * 2.0 - xp.exp(g.y + low)
 
 
 GROUPS = [
-    all_at_once, scalars_by_value, exp_in_between, exp_on_both_sides, much_that_passes_on,
-    first_and_last_made_by_no_kernel, integers, masks, comparisons, wide_and_narrow,
-    no_kernel_between_dtypes, operands_that_go_with_rows_in_another_way,
-    what_is_written_over_is_read_in_part, one_that_takes_anothers_scratch,
-]  # fmt: skip
+    all_at_once,
+    scalars_by_value,
+    exp_in_between,
+    exp_on_both_sides,
+    much_that_passes_on,
+    first_and_last_made_by_no_kernel,
+    integers,
+    masks,
+    comparisons,
+    wide_and_narrow,
+    no_kernel_between_dtypes,
+    operands_that_go_with_rows_in_another_way,
+    what_is_written_over_is_read_in_part,
+    one_that_takes_anothers_scratch,
+]
 
 
 def operands(shape, backend, seed=0):
-    """Arrays of many dtypes that go with results of a shape: whole, as a row, as a column."""
+    """Return arrays of many dtypes that broadcast to a shape: whole, row or column."""
     generator = np.random.default_rng(seed)
     row, column = shape[-1:], (*shape[:-1], 1)
 
@@ -552,7 +556,7 @@ def called(group, given):
 
 
 def shown(group, given):
-    """Return views, so that all memory belongs to the program and nothing is a result."""
+    """Return views: all memory belongs to the program, and nothing is a result."""
     return tuple(a[None] for a in called(group, given))
 
 
@@ -605,7 +609,7 @@ def test_arrays_that_are_no_argument_may_be_among_them(backend, library):
 
 @pytest.fixture
 def small(library, monkeypatch):
-    """Kernels for arrays of any size, and a few numbers at a time where they are in parts."""
+    """Make kernels for arrays of any size, and blocks of a few numbers."""
     if not kernels.available():
         pytest.skip("there is nothing to make kernels here")
     monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)
@@ -614,7 +618,7 @@ def small(library, monkeypatch):
 
 
 def made_by(program):
-    """Return the number of kernels of a program and the names of the functions that it calls."""
+    """Return the number of kernels of a program and the functions that it calls."""
     names = [name for name in program.env if name[1:].isdecimal()]
     of = [
         getattr(program.env[name], "__name__", "")
@@ -640,7 +644,10 @@ _NUMPYS = {"mul": "multiply", "cast": "astype"}
         (lambda xp, g: xp.astype(g.x < g.y, g.x.dtype) * g.x + g.row, (1, [])),
         (lambda xp, g: xp.astype(g.x, xp.float64) / g.wide - g.wide * 0.1, (1, [])),
         (lambda xp, g: xp.exp(g.x * 2.0 - g.row) * g.column + g.y, (2, ["exp"])),
-        (lambda xp, g: xp.exp(xp.exp(g.x + g.row - 2.0) * g.x), (1, ["exp", "multiply", "exp"])),
+        (
+            lambda xp, g: xp.exp(xp.exp(g.x + g.row - 2.0) * g.x),
+            (1, ["exp", "multiply", "exp"]),
+        ),
         (lambda xp, g: (g.x * 2.0 - g.y) * g.other, (1, ["multiply"])),
         (lambda xp, g: g.x * 2.0, (0, ["multiply"])),
         (lambda xp, g: xp.astype(g.x * 2.0 - g.y, xp.int32), (1, ["astype"])),

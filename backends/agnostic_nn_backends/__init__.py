@@ -64,11 +64,11 @@ class Adapter(Protocol):
 
     @property
     def double(self) -> Callable[[], AbstractContextManager[None]] | None:
-        """A function that returns a context with float64; None if it never is available."""
+        """A function that returns a context with float64, or None if there is none."""
         ...
 
     def asarray(self, data: Any, device: Any, /) -> Any:
-        """Return a NumPy array as an array on the device, which never shares its memory."""
+        """Return a copy of a NumPy array as an array on the device."""
         ...
 
     def to_numpy(self, array: Any, /) -> Any:
@@ -92,7 +92,7 @@ class Adapter(Protocol):
 
     @property
     def vjp(self) -> Callable[..., Any] | None:
-        """The library's automatic differentiation, or None; only gradient checks use it.
+        """The library's automatic differentiation, for checks of gradients, or None.
 
         vjp(function, *primals) returns (outputs, pullback).
         """
@@ -125,7 +125,7 @@ class FullAdapter(Adapter, Protocol):
 
     @property
     def policy(self) -> Callable[[Any, str, bool], AbstractContextManager[None]] | None:
-        """policy(device, precision, deterministic): a context in which that policy holds.
+        """policy(device, precision, deterministic): a context with that policy.
 
         With precision "strict", products of float32 are computed in float32; with
         "fast", in TensorFloat-32 if the hardware can. If `deterministic`, each run

@@ -210,7 +210,7 @@ def _window_rows(windows: np.ndarray, rank: int) -> Iterator[tuple[slice, np.nda
 
 
 def _split_groups(x: np.ndarray, groups: int) -> np.ndarray:
-    """Reshape (..., groups · n) to (groups, rows, n), without a copy if x is contiguous."""
+    """Reshape (..., groups · n) to (groups, rows, n), a view if x is contiguous."""
     rows = math.prod(x.shape[:-1])
     n = x.shape[-1] // groups
     return x.reshape(rows, groups, n).transpose(1, 0, 2)

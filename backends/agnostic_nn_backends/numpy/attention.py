@@ -18,7 +18,8 @@ from agnostic_nn import ops
 
 __all__ = ["attend", "attend_backward"]
 
-# elements of S in a block: with P, dP and intermediate results they fill half of a cache
+# elements of S in a block: with P, dP and intermediate results they fill half of the
+# cache
 BLOCK_SCORES = 2**16
 MIN_SCORES = 2**13  # with fewer, the standard version, which stores them, is faster
 # queries of one head in a block: with fewer, products are slow; with more, fewer blocks
@@ -128,7 +129,7 @@ def _is_small(query: np.ndarray, key: np.ndarray) -> bool:
 def _blocks(
     query: np.ndarray, key: np.ndarray, causal: bool
 ) -> Iterator[tuple[_Block, slice]]:
-    """Yield the index of a block of queries, and the slice of the keys that it needs."""
+    """Yield the index of a block of queries and the slice of the keys it needs."""
     batch, heads, group, time, _ = query.shape
     keys = key.shape[2]
     rows = min(time, BLOCK_QUERIES)

@@ -72,7 +72,7 @@ def _bind_memory(
     prepare_lines: list[str],
     bind_lines: list[list[str]],
 ) -> dict[int, list[str]]:
-    """Name all arrays that stay in place; return for each the lines that bind its memory.
+    """Name all arrays that stay in place, and return the lines that bind each of them.
 
     These lines are those of `prepare` or of the `bind` of an argument. Other code that
     depends only on the place of the array, such as its address, is added to the same
@@ -109,7 +109,7 @@ def _bind_memory(
 def _emit_steps(
     plan: Plan, env: dict[str, Any], lines_of_owner: dict[int, list[str]]
 ) -> tuple[list[str], list[str], list[str]]:
-    """Return the lines of `run`, the entries of its list, and the lines of `release`."""
+    """Return the lines of `run`, the entries of its list, and lines of `release`."""
     schedule = plan.schedule
     early_return = plan.graph.early_return
     return_line = ""
@@ -153,7 +153,7 @@ def _step_lines(
 
 
 def _emit_copies(plan: Plan, body: list[str], late: list[str]) -> None:
-    """Add the copies of new values that are not computed in the memory of their input."""
+    """Add copies for new values that are not computed in the memory of their input."""
 
     def is_copied(old: Node, new: Node) -> bool:
         in_place = ("input", plan.graph.input_index[old.number])

@@ -26,8 +26,8 @@ def matrix_shape(array: Any, shape: tuple[Any, ...]) -> str:
     """Return how an operand is reshaped if results of `shape` are seen as a matrix.
 
     The last axis becomes the columns, all others the rows. Returns the arguments of
-    `reshape` as code: "-1, width" for an operand of that shape, "width" for one row that
-    all rows share, "-1, 1" for one element a row, and "" for any other operand.
+    `reshape` as code: "-1, width" for an operand of that shape, "width" for one row
+    that all rows share, "-1, 1" for one element a row, and "" for any other operand.
     """
     if array.shape == shape:
         return f"-1, {shape[-1]}"
@@ -188,7 +188,7 @@ class Group:
         return self.plan.graph.is_wide(self.plan.graph.nodes[n].value)
 
     def _split_code(self, n: int, step: int, count: int) -> str:
-        """Return the expression of the list of the blocks of an array, `step` rows each."""
+        """Return the expression of the list of blocks of an array, `step` rows each."""
         shape = matrix_shape(self.plan.graph.nodes[n].value, self.shape)
         matrix = f"e{n}.reshape({shape})"
         if shape == f"{self.width}":  # each block reads the same row
@@ -204,7 +204,7 @@ class Group:
         start: str = "",
         count: str = "",
     ) -> str:
-        """Compile a kernel for a run and return its call, for all rows or for one block.
+        """Compile a kernel for a run; return its call for all rows or for one block.
 
         start, count: names of the first row and the number of rows of a block.
         before: gets the lines that have to come before the call.
@@ -287,7 +287,7 @@ class Group:
         return f"run_parallel({name}, {', '.join(shares)})"
 
     def _memory(self, n: int) -> Any:
-        """Return a key that is equal for nodes of the group that use the same memory."""
+        """Return a key that is equal for nodes of the group in the same memory."""
         return self.scratch.get(n, self.plan.location(n))
 
     def _num_threads(self) -> int:

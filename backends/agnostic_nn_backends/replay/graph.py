@@ -117,7 +117,7 @@ class Graph:
         return isinstance(value, tuple | list | dict)
 
     def accepts_out(self, node: Node) -> bool:
-        """Return whether a call can write its result to an array that exists already."""
+        """Return whether a call can write its result to an existing array."""
         value = node.value
         if not isinstance(value, self.library.array_type):
             return False

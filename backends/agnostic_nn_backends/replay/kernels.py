@@ -117,7 +117,7 @@ class Call:
 
 @dataclass(frozen=True)
 class Array:
-    """An array argument, for results that are a matrix of `rows` times `width` elements.
+    """An array argument, for results of shape (rows, width).
 
     broadcast: "whole" for an array of that shape, "row" for one row that all rows
         share, "column" for one element a row.
@@ -225,7 +225,7 @@ def _bits(dtype: str) -> int:
 
 
 def _is_representable(number: Any, dtype: str) -> bool:
-    """Return whether the Array API allows a Python number next to an array of a dtype."""
+    """Return whether the Array API allows a Python number with arrays of a dtype."""
     if dtype == "bool":
         return type(number) is bool
     if dtype.startswith("float"):
@@ -366,7 +366,7 @@ def _machine() -> Any:
 def kernel(
     arrays: tuple[Array, ...], scalars: tuple[str, ...], calls: tuple[Call, ...]
 ) -> Callable[..., None]:
-    """Return a compiled function f(rows, width, *addresses, *scalars) that makes `calls`.
+    """Return a compiled function of (rows, width, *addresses, *scalars) for `calls`.
 
     rows and width are at least 1. An array that is written to must not overlap another
     one.

@@ -65,7 +65,7 @@ class Plan:
         return "node", n
 
     def shows_bound_memory(self, node: Node) -> bool:
-        """Return whether a result may share memory with an input, a constant or a buffer.
+        """Return whether a result may be in memory of an input, a constant or a buffer.
 
         Then it has to be copied before it is returned.
         """

@@ -24,7 +24,7 @@ MAX_SIGNATURES = 8  # kinds of arguments for which programs are stored
 
 
 def direct(function: Callable[..., Any], library: Library) -> Callable[..., Any]:
-    """Return a function that calls `function` without replay and returns writable arrays.
+    """Return `function` without replay; it returns writable arrays.
 
     It serves `nn.backend(..., replay=False)`: for debuggers, and to find out whether
     replay is at fault.
@@ -48,8 +48,8 @@ def replayed(
     call runs it too, and also builds a program and compares its result. Later calls run
     the program, or the function if it could not be traced or gave another result.
     """
-    # by signature of the arguments: a program; True after the first call with them; False
-    # if the function cannot be replayed with them
+    # by signature of the arguments: a program; True after the first call with them;
+    # False if the function cannot be replayed with them
     programs: dict[Any, Program | bool] = {}
     latest: list[Program] = []  # the program of the last call, which is tried first
     call_directly = direct(function, library)
@@ -308,7 +308,7 @@ class Program:
         self.result_of = define_function("result_of", "args", [line], self.env)
 
     def fits(self, args: tuple[Any, ...]) -> bool:
-        """Return whether the program is valid for these arguments, and if so bind them."""
+        """Return whether the program is valid for these arguments; if so, bind them."""
         try:
             arrays = self.flatten(args)
         except (TypeError, LookupError):
@@ -335,7 +335,7 @@ class Program:
         return self.library.layout(leaf) if is_array else None
 
     def _can_write(self, arrays: tuple[Any, ...]) -> bool:
-        """Return whether the donated arrays are writable and overlap no other argument."""
+        """Return whether donated arrays are writable and overlap no other argument."""
         if any(not self.library.is_writable(arrays[i]) for i in self.donated):
             return False
         ranges = sorted(
@@ -357,7 +357,7 @@ class Program:
         return outcome[1]
 
     def into(self, outcome: list[Any], args: tuple[Any, ...]) -> None:
-        """Run, and put the result into `outcome` as `agnostic_nn.core.atomic` describes."""
+        """Run, and put the result into `outcome`: see `agnostic_nn.core.atomic`."""
         calls = self.run()
         result = self.result_of(args)
         if not calls:

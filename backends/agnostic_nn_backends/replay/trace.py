@@ -84,7 +84,7 @@ class Library(Protocol):
         ...
 
     def is_dense(self, array: Any) -> bool:
-        """Return whether the elements have no gaps between them, in any order of axes."""
+        """Return whether no gaps are between the elements, in any order of axes."""
         ...
 
     def is_contiguous(self, array: Any) -> bool:
@@ -96,11 +96,11 @@ class Library(Protocol):
         ...
 
     def shape_only(self, array: Any) -> Any:
-        """Return an array of the same shape, dtype and strides, without memory for data."""
+        """Return an array of the same shape, dtype and strides, without data."""
         ...
 
     def as_array(self, array: Any) -> Any:
-        """Return a value as a writable array; NumPy computes scalars, not 0-d arrays."""
+        """Return a value as a writable array: NumPy returns scalars, not 0-d arrays."""
         ...
 
     def copy(self, array: Any) -> Any:
@@ -140,7 +140,7 @@ class Library(Protocol):
         ...
 
     def is_atomic(self, function: Callable[..., Any]) -> bool:
-        """Return whether no Python code runs in a function: no exception can split it."""
+        """Return whether a function runs no Python code, so nothing interrupts it."""
         ...
 
     def error_collector(self) -> tuple[Callable[..., Any], list[str]]:
@@ -152,7 +152,7 @@ class Library(Protocol):
         ...
 
     def report_errors(self, errors: list[str]) -> None:
-        """Warn about or raise the collected errors, according to the user's settings."""
+        """Warn about or raise the collected errors, as the user's settings say."""
         ...
 
     def ignore_errors(self) -> AbstractContextManager[None]:

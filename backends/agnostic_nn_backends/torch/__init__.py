@@ -292,7 +292,7 @@ def _normalize_rows_backward(
     return dx, dscale, dbias
 
 
-# --- convolution: PyTorch has the channels after the batch, and its padding is symmetric
+# --- convolution: PyTorch's channels follow the batch, and its padding is symmetric
 
 
 def _convolve(
@@ -370,7 +370,7 @@ def _torch_weight(weight: Tensor) -> Tensor:
 
 
 def _split_padding(padding: Pads) -> tuple[list[int], Pads]:
-    """Return the padding that both sides of each axis share, and the rest on each side."""
+    """Return the padding that both sides of an axis share, and the rest, for each."""
     symmetric = [min(sides) for sides in padding]
     rest = [
         (low - n, high - n) for (low, high), n in zip(padding, symmetric, strict=True)
