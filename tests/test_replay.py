@@ -13,7 +13,8 @@ import agnostic_nn as nn
 from agnostic_nn import ops
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import leaves, tree_map
-from agnostic_nn_backends.replay import kernels, schedule
+from agnostic_nn_backends import replay as replay_package
+from agnostic_nn_backends.replay import emit, kernels, schedule
 from agnostic_nn_backends.replay.program import Program, replayed
 
 CASES = [case for case in layer_cases() if not case.thorough]
@@ -761,3 +762,29 @@ def test_threads_share_rows_if_each_has_enough(
             assert_same(program(args), function(*args))
         sizes = [rows * width for rows, width, *_ in result]
         assert sizes == ([] if expected is None else [n * shape[-1] for n in expected])
+
+
+def test_the_docstring_shows_the_code_of_its_example(backend, library, monkeypatch):
+    if backend.name != "numpy":
+        pytest.skip("the example shows the code for NumPy")
+
+    def step(w, x, y):
+        error = x @ w - y
+        return w - 0.1 * (x.T @ error), (error * error).mean()
+
+    generated = {}
+    define = emit.define_function
+
+    def define_function(name, parameters, lines, env):
+        generated[name] = lines
+        return define(name, parameters, lines, env)
+
+    monkeypatch.setattr(emit, "define_function", define_function)
+    w, x, y = np.zeros((3, 3)), np.ones((5, 3)), np.ones((5, 3))
+    program = Program(step, (w, x, y), library, (0,))
+    code = "".join(f"        {line}\n" for line in generated["run"])
+    assert f"    def run():\n{code}\n" in replay_package.__doc__
+    assert program.env["f3"] is np.matmul
+    assert program.fits((w, x, y))
+    assert program.env["e0"] is program.env["e8"] is w
+    assert np.shares_memory(program.env["e4"], program.env["e9"])
