@@ -1,4 +1,8 @@
-"""NumPy: the reference on the CPU. Other backends get their data from NumPy arrays."""
+"""NumPy: the reference on the CPU. Other backends get their data from NumPy arrays.
+
+This module is the adapter, with native versions of functions of `ops`. `attention` and
+`lstm` contain larger ones. `tracing` has the facts about NumPy that replay needs.
+"""
 
 import math
 from collections.abc import Callable, Iterator

@@ -1,4 +1,8 @@
-"""PyTorch: eager, on CPUs and GPUs. Its autograd is used only to check gradients."""
+"""PyTorch: eager, on CPUs and GPUs. Its autograd is used only to check gradients.
+
+This module is the adapter, with native versions of functions of `ops`. `tracing` has
+the facts about PyTorch that replay needs; it is used on CPUs.
+"""
 
 import math
 import os
