@@ -93,8 +93,10 @@ def common_input_kind(name: str, input_kinds: Iterable[Any]) -> Any:
     # equal dicts stay a dict; otherwise the input is one array, which a dict calls "x"
     if any(kind != kinds[0] for kind in kinds):
         kinds = [kind.get("x") if isinstance(kind, dict) else kind for kind in kinds]
-    same = all(kind == kinds[0] for kind in kinds)
-    expect(same, "{} would have to be {} at once", name, " and ".join(map(str, kinds)))
+    is_common = all(kind == kinds[0] for kind in kinds)
+    expect(
+        is_common, "{} would have to be {} at once", name, " and ".join(map(str, kinds))
+    )
     return kinds[0]
 
 

@@ -140,10 +140,11 @@ class Graph(Block):
             if params_at == name:
                 params[name] = p
             else:
-                shared = tree_map(_shape, _at(params, params_at))
-                own = tree_map(_shape, p)
+                shapes_there = tree_map(_shape, _at(params, params_at))
+                needed = tree_map(_shape, p)
                 message = "{} needs {}, but {} has {}"
-                expect(shared == own, message, name, own, params_at, shared)
+                fits = shapes_there == needed
+                expect(fits, message, name, needed, params_at, shapes_there)
             if state_at == name:
                 state[name] = s
             shapes[name] = out
@@ -303,8 +304,8 @@ class Graph(Block):
                 if path in kinds:
                     kinds[path].append(kind)
         input_kinds = {
-            name: common_input_kind(name, own) if own else "real floating"
-            for name, own in kinds.items()
+            name: common_input_kind(name, read_as) if read_as else "real floating"
+            for name, read_as in kinds.items()
         }
         return input_kinds["x"] if self.inputs == ("x",) else input_kinds
 

@@ -53,9 +53,9 @@ class Repeat(Wrapper):
         keys = split(key, self.count)
         copies = [self.layer.init(keys[i, :], shape, dtype) for i in range(self.count)]
         out = copies[0][2]
-        same = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
+        fits = out == shape or (isinstance(shape, dict) and out == shape.get("x"))
         message = "Repeat needs a layer that keeps {}, but {} makes {}"
-        expect(same, message, shape, self.layer, out)
+        expect(fits, message, shape, self.layer, out)
         params = _stacked([layer_params for layer_params, _, _ in copies])
         state = _stacked([layer_state for _, layer_state, _ in copies])
         return params, state, out
@@ -137,4 +137,4 @@ def _next_input(x: Any, y: Any) -> tuple[Any, tuple[Any, ...]]:
 
 def _stacked(trees: list[Any]) -> Any:
     """Return one tree with the leaves of several trees of equal nesting, stacked."""
-    return tree_map(lambda *each: namespace(each[0]).stack(each, axis=0), *trees)
+    return tree_map(lambda *copies: namespace(copies[0]).stack(copies, axis=0), *trees)

@@ -64,28 +64,28 @@ class Residual(Sequential):
         f_params, g_params = self._split(params)
         f_state, g_state = self._split(state)
         y, f_state, f_cache = super().forward(f_params, f_state, x, train=train)
-        around, g_state, g_cache = self._g.forward(g_params, g_state, x, train=train)
-        y = tree_map(_add, _addend(around, y), y)
+        g_y, g_state, g_cache = self._g.forward(g_params, g_state, x, train=train)
+        y = tree_map(_add, _addend(g_y, y), y)
         return y, self._join(f_state, g_state), self._join(f_cache, g_cache)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
         f_params, g_params = self._split(params)
         f_cache, g_cache = self._split(cache)
         dx, f_grads = super().backward(f_params, f_cache, dy)
-        around, g_grads = self._g.backward(g_params, g_cache, dy)
-        if isinstance(dx, dict) and not isinstance(around, dict):
+        g_dx, g_grads = self._g.backward(g_params, g_cache, dy)
+        if isinstance(dx, dict) and not isinstance(g_dx, dict):
             # of a dict of inputs, only "x" was added
-            dx = {**dx, "x": tree_sum(around, dx["x"])}
+            dx = {**dx, "x": tree_sum(g_dx, dx["x"])}
         else:
-            dx = tree_sum(around, dx)
+            dx = tree_sum(g_dx, dx)
         return dx, self._join(f_grads, g_grads)
 
     def predict(self, params: Params, state: State, x: Array) -> Array:
         f_params, g_params = self._split(params)
         f_state, g_state = self._split(state)
         y = super().predict(f_params, f_state, x)
-        around = self._g.predict(g_params, g_state, x)
-        return tree_map(_add, _addend(around, y), y)
+        g_y = self._g.predict(g_params, g_state, x)
+        return tree_map(_add, _addend(g_y, y), y)
 
     def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
         f_params, g_params = self._split(params)
@@ -106,8 +106,8 @@ class Residual(Sequential):
         f_state, g_state = self._split(state)
         f_memory, g_memory = self._split(memory)
         y, f_memory = super().advance(f_params, f_state, f_memory, x)
-        around, g_memory = self._g.advance(g_params, g_state, g_memory, x)
-        return tree_map(_add, _addend(around, y), y), self._join(f_memory, g_memory)
+        g_y, g_memory = self._g.advance(g_params, g_state, g_memory, x)
+        return tree_map(_add, _addend(g_y, y), y), self._join(f_memory, g_memory)
 
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         mapped = super().map_layers(function)
@@ -133,11 +133,11 @@ class Residual(Sequential):
         return entries if self.shortcut is None else (*entries, entry)
 
 
-def _addend(around: Any, y: Any) -> Any:
+def _addend(g_y: Any, y: Any) -> Any:
     """Return the part of the shortcut's output, or of its shape, that is added to y."""
-    only_x = isinstance(around, dict) and not isinstance(y, dict)
-    return around.get("x") if only_x else around
+    only_x = isinstance(g_y, dict) and not isinstance(y, dict)
+    return g_y.get("x") if only_x else g_y
 
 
-def _add(around: Any, y: Any) -> Any:
-    return around + y
+def _add(g_y: Any, y: Any) -> Any:
+    return g_y + y

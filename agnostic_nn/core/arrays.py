@@ -128,10 +128,10 @@ def register(kind: type, xp: Any, device: Callable[[Array], Any] | None = None) 
         _DEVICES[kind] = device
 
 
-def expect_axis(y: Array, what: str) -> None:
-    """Raise unless y has at least one axis; `what` names the last axis in the error."""
+def expect_axis(y: Array, axis_name: str) -> None:
+    """Raise unless y has an axis; the error calls the last one `axis_name`."""
     namespace(y)
-    expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", what)
+    expect(y.ndim > 0, "expected y of shape (..., {}), got () without axes", axis_name)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,11 @@ def into(function: Callable[..., Any], outcome: list[Any], *args: Any) -> None:
     A function that reuses donated memory has an attribute `into` for this. Any other
     function does not write to its arguments, so its result is simply appended.
     """
-    own = getattr(function, "into", None)
-    if own is None:
+    call_into = getattr(function, "into", None)
+    if call_into is None:
         outcome.extend((None, function(*args)))
     else:
-        own(outcome, *args)
+        call_into(outcome, *args)
 
 
 def settle(outcome: list[Any]) -> bool:

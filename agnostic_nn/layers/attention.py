@@ -190,13 +190,13 @@ class MultiHeadAttention(Layer):
         joined = self._joined(heads)
         # () in self-attention: x is cached once
         other_source = inputs.get("source", ())
-        inside = (query, key, value, allowed, keep_mask, attend_cache, joined)
-        cache = (x, other_source, present, inside)
+        heads_cache = (query, key, value, allowed, keep_mask, attend_cache, joined)
+        cache = (x, other_source, present, heads_cache)
         return self._map(params, "output", joined), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        x, source, present, inside = cache
-        query, key, value, allowed, keep_mask, attend_cache, joined = inside
+        x, source, present, heads_cache = cache
+        query, key, value, allowed, keep_mask, attend_cache, joined = heads_cache
         is_self_attention = isinstance(source, tuple)
         if is_self_attention:
             source = x

@@ -365,15 +365,15 @@ class GlobalMaxPool(_Global):
     ) -> tuple[Array, State, Cache]:
         xp = namespace(x)
         rows = xp.reshape(x, (x.shape[0], self._count_positions(x.shape), x.shape[-1]))
-        which = xp.argmax(rows, axis=1)  # smaller than x, which need not be cached
-        return xp.max(rows, axis=1), state, (empty_like(x), which)
+        largest_at = xp.argmax(rows, axis=1)  # smaller than x, which need not be cached
+        return xp.max(rows, axis=1), state, (empty_like(x), largest_at)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
-        empty, which = cache
+        empty, largest_at = cache
         count = self._count_positions(empty.shape)
-        positions = xp.arange(count, dtype=which.dtype, device=device(which))
-        is_largest = which[:, None, :] == positions[None, :, None]
+        positions = xp.arange(count, dtype=largest_at.dtype, device=device(largest_at))
+        is_largest = largest_at[:, None, :] == positions[None, :, None]
         dx = xp.where(is_largest, dy[:, None, :], 0.0)
         return xp.reshape(dx, (dy.shape[0], *empty.shape[1:])), {}
 

@@ -341,10 +341,10 @@ def takes_keyword(function: Callable[..., Any], name: str) -> bool:
         return False
 
 
-def no_context(loss: Loss, what: str) -> str:
-    """Return the error of the tool `what`, which cannot pass a context to `loss`."""
+def no_context(loss: Loss, tool: str) -> str:
+    """Return the error of a `tool` that cannot pass a context to `loss`."""
     return (
-        f"{what} passes no context, and {describe_loss(loss)} takes one: give it a "
+        f"{tool} passes no context, and {describe_loss(loss)} takes one: give it a "
         "fixed one, with functools.partial(loss, context=...)"
     )
 
@@ -415,9 +415,9 @@ def split_outputs(y: Any, names: tuple[str, ...]) -> list[Array]:
     first = outputs[0]
     for name, output in zip(names, outputs, strict=True):
         namespace(first, output)
-        alike = output.shape == first.shape and output.dtype == first.dtype
+        is_alike = output.shape == first.shape and output.dtype == first.dtype
         details = (names[0], first.dtype, first.shape, name, output.dtype, output.shape)
-        expect(alike, "{} is {} {}, but {} is {} {}", *details)
+        expect(is_alike, "{} is {} {}, but {} is {} {}", *details)
     return outputs
 
 
@@ -433,8 +433,8 @@ def at_label(labels: Array, like: Array) -> Array:
     `ignore_index`, match nothing.
     """
     xp = namespace(like, labels)
-    same = labels.shape == like.shape[:-1]
-    expect(same, "labels {} for logits {}", labels.shape, like.shape)
+    fits = labels.shape == like.shape[:-1]
+    expect(fits, "labels {} for logits {}", labels.shape, like.shape)
     numbers = xp.arange(like.shape[-1], device=device(labels))
     # small integers might not hold the number of each class
     return xp.astype(xp.expand_dims(labels, axis=-1), numbers.dtype) == numbers
@@ -505,6 +505,6 @@ def expect_single(target: Any, shape: Any) -> None:
 
 def expect_target(target: Array, shape: Shape) -> None:
     """Raise unless the target has the shape (batch, *shape)."""
-    same = tuple(target.shape[1:]) == tuple(shape)
+    fits = tuple(target.shape[1:]) == tuple(shape)
     expected = ", ".join(["batch", *map(str, shape)])
-    expect(same, f"expected targets ({expected}), got {tuple(target.shape)}")
+    expect(fits, f"expected targets ({expected}), got {tuple(target.shape)}")

@@ -143,7 +143,7 @@ class Losses(_Combined):
             total = value if total is None else total + value
             terms += _weighted_terms(result, value, weight, (name,))
             dy[name] = tree_map(lambda leaf, weight=weight: weight * leaf, result.dy)
-        same_weights = all(each is example_weights[0] for each in example_weights)
+        same_weights = all(array is example_weights[0] for array in example_weights)
         common = _common_divisor(results, same_weights)
         return BatchLoss(total, dy, tuple(terms), *common)
 
@@ -316,8 +316,8 @@ def _by_output(name: str, entries: Any) -> dict[str, Any]:
     if all(isinstance(pair, tuple) and len(pair) == 2 for pair in pairs):
         entries = dict(entries)
     if not isinstance(entries, Mapping):
-        got = described(entries)
-        raise TypeError(f"expected {name} as a dict by the names of outputs, got {got}")
+        expected = f"expected {name} as a dict by the names of outputs"
+        raise TypeError(f"{expected}, got {described(entries)}")
     return dict(entries)
 
 

@@ -54,13 +54,15 @@ def gelu(x: Array) -> Array:
     if float_bits(x.dtype, xp) == 32:
         bell, low = _bell(a)
         growth = low * (1.0 + low * (_HALF + low * (1.0 / 6.0)))  # exp(low) - 1
-        over = _polynomial(a, _TAIL_OVER)  # W
+        numerator = _polynomial(a, _TAIL_OVER)  # W
         constant = _TAIL_UNDER[0]  # N is constant + rest
         rest = a * _polynomial(a, _TAIL_UNDER[1:])
-        product = (1.0 / _SCALE) * (a * over)
+        product = (1.0 / _SCALE) * (a * numerator)
         # the largest term is added last, so the rounding of the others hardly matters
         total = product + (constant + (rest + growth * (product + (constant + rest))))
-        part = a / total * bell * over  # in this order nothing underflows too early
+        part = (
+            a / total * bell * numerator
+        )  # in this order nothing underflows too early
     else:
         part = a * _normal_tail(a)
     return xp.maximum(x, 0.0) - part
@@ -187,8 +189,8 @@ def _cubic(
     times: float,
     h: Array,
     square: Array,
-    apart: Array | float = 0.0,
-    sums: Array | float = 0.0,
+    difference: Array | float = 0.0,
+    powers: Array | float = 0.0,
 ) -> tuple[Array, Array | float]:
     """Return k₁ a + k a³ with k = `times` k₃, as two numbers to be added.
 
@@ -201,9 +203,9 @@ def _cubic(
     if h.dtype != namespace(h).float32:
         return h * (_K1 + (times * _K3) * square), 0.0
     total = _K1_HIGH + (times * _K3_HIGH) * square
-    most = _round_to(total, 256.0)
-    rest = h * ((total - most) + (_K1_LOW + (times * _K3_LOW) * square))
-    return h * most, rest + apart * (_K1 + (times * _K3) * sums)
+    leading = _round_to(total, 256.0)
+    rest = h * ((total - leading) + (_K1_LOW + (times * _K3_LOW) * square))
+    return h * leading, rest + difference * (_K1 + (times * _K3) * powers)
 
 
 def _curve_decay(*parts: Array) -> tuple[Array, Array, float]:
@@ -257,11 +259,11 @@ def mish(x: Array) -> Array:
     decay, factor = _decay(_bounded_abs(x, _DECAY_LIMIT_SINGLE, _DECAY_LIMIT))
     is_below = x < 0
     half = 0.5 * decay * decay
-    over = _select(is_below, decay + half, 1.0 + 2.0 * decay)
+    numerator = _select(is_below, decay + half, 1.0 + 2.0 * decay)
     ones = xp.ones_like(x)
-    under = over + _select(is_below, ones, 4.0 * half)
+    denominator = numerator + _select(is_below, ones, 4.0 * half)
     scale = _select(is_below, factor, ones)
-    return xp.maximum(x, -_DECAY_LIMIT) * over / under * scale
+    return xp.maximum(x, -_DECAY_LIMIT) * numerator / denominator * scale
 
 
 def mish_slope(x: Array) -> Array:

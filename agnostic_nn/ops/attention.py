@@ -99,7 +99,7 @@ def attend_backward(
     *,
     causal: bool = False,
 ) -> tuple[Array, Array, Array]:
-    """Return dQ, dK and dV from the arguments and results of `attend` and dy = dL/dO."""
+    """Return dQ, dK and dV from arguments and results of `attend`, and dy = dL/dO."""
     xp = namespace(dy)
     (weights,) = cache
     scale = 1.0 / math.sqrt(query.shape[-1])

@@ -56,7 +56,7 @@ def largest(
 @singledispatch
 def largest_input(
     dy: Array,
-    which: tuple[Array, ...],
+    positions: tuple[Array, ...],
     lengths: Shape,
     window: Shape,
     stride: Shape,
@@ -65,11 +65,11 @@ def largest_input(
 ) -> Array:
     """dx[i] = Σ dy[o] over all windows o whose maximum is x[i].
 
-    which: the positions that `largest` returned. lengths: those of the inner axes of x.
+    positions: those that `largest` returned. lengths: those of the inner axes of x.
     """
-    xp = namespace(dy, *which)
+    xp = namespace(dy, *positions)
     axes = _axes(lengths, window, stride, padding, dilation)
-    pairs = zip(axes, reversed(which), strict=True)
+    pairs = zip(axes, reversed(positions), strict=True)
     for (axis, (n, k, s, (low, high), d)), position in pairs:
         parts = [xp.where(position == index, dy, 0.0) for index in range(k)]
         dy = unslide(*parts, axis=axis, stride=s, dilation=d, length=low + n + high)

@@ -375,14 +375,14 @@ def uses_divisor(optimizer: Any) -> bool:
     return bool(users)
 
 
-def _optimizers_inside(thing: Any) -> Iterator[Any]:
+def _optimizers_inside(holder: Any) -> Iterator[Any]:
     """Yield the optimizers among the attributes of one, also in tuples and dicts."""
-    if isinstance(thing, dict):
-        entries: Iterable[Any] = thing.values()
-    elif isinstance(thing, tuple | list):
-        entries = thing
+    if isinstance(holder, dict):
+        entries: Iterable[Any] = holder.values()
+    elif isinstance(holder, tuple | list):
+        entries = holder
     else:
-        entries = getattr(thing, "__dict__", {}).values()
+        entries = getattr(holder, "__dict__", {}).values()
     for entry in entries:
         if isinstance(entry, dict | tuple | list):
             yield from _optimizers_inside(entry)
@@ -417,5 +417,5 @@ def expect_optimizer(optimizer: Any) -> None:
         raise TypeError(message)
     methods = [getattr(optimizer, name, None) for name in ("init", "update")]
     if not all(callable(method) for method in methods):
-        got = described(optimizer)
-        raise TypeError(f"expected an optimizer such as Adam(), got {got}")
+        message = f"expected an optimizer such as Adam(), got {described(optimizer)}"
+        raise TypeError(message)

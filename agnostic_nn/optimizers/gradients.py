@@ -248,8 +248,9 @@ class Accumulate:
             sums.append((s, _add_divisor(d, divisors[i])))
 
         def step() -> tuple[Params, Moments]:
-            means = [_mean(s, d, by) for (s, d), by in zip(sums, divisors, strict=True)]
-            mean = tree_map(lambda *terms: sum(terms[1:], terms[0]), *means)
+            terms = zip(sums, divisors, strict=True)
+            means = [_mean(s, d, of_batch) for (s, d), of_batch in terms]
+            mean = tree_map(lambda *grads: sum(grads[1:], grads[0]), *means)
             has_divisor = self.terms == 1 and divisor is not None
             update = bind_divisor(self.optimizer, sums[0][1] if has_divisor else None)
             moved, inner = update(params, mean, moments["inner"])
@@ -278,8 +279,8 @@ def _mean(total: Params, total_divisor: Array, divisor: Any) -> Params:
     """Return s / D, or s for a loss that is a sum."""
     if divisor is None:
         return total
-    by = _or_one(total_divisor)
-    return tree_map(lambda s: s / _in_dtype_of(s, by), total)
+    nonzero = _or_one(total_divisor)
+    return tree_map(lambda s: s / _in_dtype_of(s, nonzero), total)
 
 
 def _or_one(divisor: Any) -> Any:

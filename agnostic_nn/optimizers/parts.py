@@ -61,9 +61,8 @@ class Parts:
 
     def __post_init__(self) -> None:
         if not isinstance(self.parts, tuple | list):
-            got = described(self.parts)
-            message = f"expected pairs of a pattern and an optimizer, got {got}"
-            raise TypeError(message)
+            expected = "expected pairs of a pattern and an optimizer"
+            raise TypeError(f"{expected}, got {described(self.parts)}")
         for pair in self.parts:
             is_pair = isinstance(pair, tuple | list) and len(pair) == 2
             message = "expected pairs of a pattern and an optimizer, got {}"

@@ -49,8 +49,8 @@ class Scaled:
     ) -> tuple[Params, Moments]:
         update = bind_divisor(self.optimizer, divisor)
         moved, inner = update(params, grads, moments["inner"])
-        back = 1.0 - moments["scale"]
-        params = tree_map(lambda p, q: q - back * (q - p), params, moved)
+        undo = 1.0 - moments["scale"]
+        params = tree_map(lambda p, q: q - undo * (q - p), params, moved)
         return params, {"scale": moments["scale"], "inner": inner}
 
     @staticmethod

@@ -351,7 +351,7 @@ def bisect(
     one, other: backends or their names. A name may end in a dtype, as in
     "jax:cpu:0@float64", and means float32 otherwise; it may also end in a precision and
     "deterministic", as in "jax@fast" or "torch@float32@strict@deterministic" (see
-    `agnostic_nn.core.policies`).
+    `docs/precision.md`).
     x, target: all examples, as `Trainer.fit` takes them.
 
     The backend `one` first takes `steps` steps, with batches in the order that `seed`
