@@ -1,4 +1,4 @@
-"""Optimizers against plain loops, PyTorch's and Optax's, and against their promises."""
+"""Optimizers equal plain loops, PyTorch and Optax, and keep their documented rules."""
 
 import functools
 import math
@@ -20,7 +20,7 @@ from agnostic_nn.schedules import Constant, Cosine, Piecewise, StepDecay
 from agnostic_nn.training.config import describe, rebuild
 
 SPLIT = nn.Parts((("0.bias", nn.Fixed()), ("2", nn.Lion(0.01))), rest=AdamW(0.1))
-AROUND = [  # optimizers around others
+WRAPPERS = [  # optimizers around others
     nn.ClipByValue(SGD(0.1, momentum=0.9), 0.5),
     nn.ClipByNorm(Adam(0.1), 1.0),
     ClipByGlobalNorm(SGD(0.1, momentum=0.9), limit=2.0),
@@ -31,7 +31,7 @@ AROUND = [  # optimizers around others
     SPLIT,
     nn.Scaled(nn.Average(nn.Accumulate(ClipByGlobalNorm(nn.Muon()), 2))),
 ]
-ALL = [*(case.optimizer for case in OPTIMIZERS), *AROUND]
+ALL = [*(case.optimizer for case in OPTIMIZERS), *WRAPPERS]
 each_case = pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
 each_optimizer = pytest.mark.parametrize("optimizer", ALL, ids=str)
 
@@ -43,12 +43,12 @@ def compiled(backend, optimizer):
 
 @functools.cache
 def walked(backend, optimizer, dtype):
-    """A walk that several tests look at."""
+    """Return a walk that several tests use."""
     return walk(backend, optimizer, *problem(dtype), compiled(backend, optimizer))
 
 
 def one_step(backend, optimizer, params, grads, times=1):
-    """The parameters on the host after one step, or several along one gradient."""
+    """Return the parameters on the host after `times` steps along one gradient."""
     params, grads = backend.asarray((params, grads))
     moments = optimizer.init(params)
     with backend.applied():
@@ -57,14 +57,14 @@ def one_step(backend, optimizer, params, grads, times=1):
     return backend.to_numpy(params)
 
 
-# --- against others -------------------------------------------------------------------
+# --- comparisons with other implementations -------------------------------------------
 
 # Each step adds a few roundings of numbers near the largest of their leaf.
 ROUNDINGS = 4 * STEPS
 
 
 @each_case
-def test_each_step_is_that_of_a_plain_loop(backend, widest, epsilon, case):
+def test_each_step_equals_that_of_a_plain_loop(backend, widest, epsilon, case):
     result, _ = walked(backend, case.optimizer, widest)
     assert (
         apart(result, by_hand(case, *problem(widest)))
@@ -73,7 +73,7 @@ def test_each_step_is_that_of_a_plain_loop(backend, widest, epsilon, case):
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.torch], ids=str)
-def test_each_step_is_that_of_pytorch(backend, widest, epsilon, case):
+def test_each_step_equals_that_of_pytorch(backend, widest, epsilon, case):
     torch = pytest.importorskip(
         "torch", reason="PyTorch, the oracle, is not installed here"
     )
@@ -83,7 +83,7 @@ def test_each_step_is_that_of_pytorch(backend, widest, epsilon, case):
 
 
 @pytest.mark.parametrize("case", [case for case in OPTIMIZERS if case.optax], ids=str)
-def test_each_step_is_that_of_optax(backend, widest, epsilon, case):
+def test_each_step_equals_that_of_optax(backend, widest, epsilon, case):
     optax = pytest.importorskip(
         "optax", reason="Optax, the oracle, is not installed here"
     )
@@ -136,18 +136,20 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
 @pytest.mark.parametrize(
     ("optimizer", "expected"), FIRST, ids=[str(case[0]) for case in FIRST]
 )
-def test_the_first_step_is_as_on_paper(backend, widest, epsilon, optimizer, expected):
+def test_the_first_step_equals_the_formula(
+    backend, widest, epsilon, optimizer, expected
+):
     params, grads = tuple({"w": np.asarray([v], widest)} for v in (2.0, 0.5))
     result = one_step(backend, optimizer, params, grads)["w"]
     np.testing.assert_allclose(result, [expected], rtol=4 * epsilon)
 
 
-# --- what all of them promise ---------------------------------------------------------
+# --- properties of all optimizers -----------------------------------------------------
 
 
 @each_optimizer
-def test_float32_stays_float32_and_moments_keep_their_shapes(backend, optimizer):
-    """One step in float64 would compile the step again, and double the memory."""
+def test_float32_stays_float32_and_moments_keep_shapes_and_dtypes(backend, optimizer):
+    """A result in float64 would cause another compilation and double the memory."""
     result, moments = walked(backend, optimizer, "float32")
     assert {leaf.dtype.name for leaf in result.values()} == {"float32"}
     before = dict(named_leaves(optimizer.init(problem("float32")[0])))
@@ -164,7 +166,7 @@ def test_float32_stays_float32_and_moments_keep_their_shapes(backend, optimizer)
     [o for o in ALL if isinstance(o, Rule) and not isinstance(o, nn.Muon)],
     ids=str,
 )
-def test_moments_are_the_steps_taken_and_trees_nested_as_the_parameters(
+def test_moments_are_the_number_of_steps_and_trees_like_the_parameters(
     backend, optimizer
 ):
     _, moments = walked(backend, optimizer, "float32")
@@ -191,7 +193,7 @@ def test_moments_are_the_steps_taken_and_trees_nested_as_the_parameters(
 
 
 @each_optimizer
-def test_arguments_are_left_alone_and_jit_changes_nothing(
+def test_arguments_are_not_changed_and_jit_gives_the_same_results(
     backend, widest, epsilon, optimizer
 ):
     start, grads = problem(widest)
@@ -207,16 +209,15 @@ def test_arguments_are_left_alone_and_jit_changes_nothing(
 
 
 @each_optimizer
-def test_an_optimizer_prints_compares_hashes_pickles_and_is_rebuilt(optimizer):
-    again = pickle.loads(pickle.dumps(optimizer))
-    assert again == optimizer
-    assert hash(again) == hash(optimizer)
+def test_an_optimizer_can_be_printed_compared_hashed_pickled_and_rebuilt(optimizer):
+    unpickled = pickle.loads(pickle.dumps(optimizer))
+    assert unpickled == optimizer
+    assert hash(unpickled) == hash(optimizer)
     assert rebuild(describe(optimizer)) == optimizer
     assert str(optimizer).startswith(type(optimizer).__name__)
 
 
-def test_every_optimizer_is_held_to_these_tests():
-    """Whoever adds one adds a row."""
+def test_every_optimizer_is_in_the_lists_above():
 
     def inside(optimizer):
         yield type(optimizer).__name__
@@ -235,9 +236,9 @@ def test_every_optimizer_is_held_to_these_tests():
     "optimizer", [Adam(0.01), AdamW(0.01, weight_decay=0.0)], ids=str
 )
 def test_a_constant_gradient_moves_adam_by_its_rate_at_every_step(backend, optimizer):
-    """m̂ = g and v̂ = g²; 1 - βᵗ taken of a float32 βᵗ would be wrong by 1e-4 at the first steps.
+    """m̂ = g and v̂ = g². With βᵗ in float32, 1 - βᵗ would be off by 1e-4 at first.
 
-    In float32 a step of 0.01 is known to its last bits and the parameter to 1e-7.
+    A float32 step of 0.01 is accurate to its last bits, and the parameter to 1e-7.
     """
     params = backend.asarray({"w": np.zeros(3, np.float32)})
     grads = backend.asarray({"w": np.asarray([0.3, -20.0, 1e-3], np.float32)})
@@ -251,7 +252,7 @@ def test_a_constant_gradient_moves_adam_by_its_rate_at_every_step(backend, optim
         np.testing.assert_allclose(result[2], expected[2], rtol=2e-5)
 
 
-def test_a_gradient_that_is_not_finite_is_not_hidden(backend):
+def test_a_gradient_that_is_not_finite_gives_a_parameter_that_is_not_finite(backend):
     params = {"w": np.ones((2, 2), np.float32)}
     for bad in (math.nan, math.inf):
         grads = {"w": np.asarray([[1.0, 1.0], [1.0, bad]], np.float32)}
@@ -267,7 +268,7 @@ def test_a_gradient_that_is_not_finite_is_not_hidden(backend):
             assert not np.isfinite(result["w"][1, 1])
 
 
-def test_a_layer_without_parameters_is_no_obstacle_but_a_model_without_any_is(backend):
+def test_layers_without_parameters_are_accepted_but_not_models_without_any(backend):
     params = ({}, {"w": np.ones(2, np.float32)}, ())
     moved = one_step(backend, Adam(), params, params)
     assert moved[0] == {}
@@ -280,7 +281,7 @@ def test_a_layer_without_parameters_is_no_obstacle_but_a_model_without_any_is(ba
 @pytest.mark.parametrize(
     "optimizer", [SGD(), Adam(), AdamW(), nn.Muon(), SPLIT], ids=str
 )
-def test_gradients_of_another_nesting_are_refused(backend, optimizer):
+def test_gradients_of_another_structure_are_refused(backend, optimizer):
     start, (grads, *_) = problem("float32")
     params = backend.asarray(start)
     moments = optimizer.init(params)
@@ -294,7 +295,7 @@ def test_gradients_of_another_nesting_are_refused(backend, optimizer):
             optimizer.update(params, wrong, moments)
 
 
-def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
+def test_dicts_that_jit_returns_sorted_are_matched_by_name(backend):
     params = {"b": np.ones(2, np.float32), "a": np.zeros(2, np.float32)}
     grads = {"a": np.ones(2, np.float32), "b": np.zeros(2, np.float32)}
     result = one_step(
@@ -304,15 +305,13 @@ def test_dicts_that_jit_hands_back_sorted_are_matched_by_name(backend):
     np.testing.assert_array_equal(result["a"], -1.5)  # - 1, then - (0.5 + 1 - 1)
 
 
-# --- where float32 or an edge needs care ----------------------------------------------
+# --- accuracy and edge cases ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("beta", [0.7, 0.9, 0.99, 0.999, 0.9999])
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_the_length_that_radam_waits_for_is_right_to_the_last_digits(
-    backend, widest, beta, dtype
-):
-    """ρ = ρ∞ - 2t βᵗ / (1 - βᵗ) loses four digits of float32 at the first steps of β = 0.9999."""
+def test_the_length_of_the_average_in_radam_is_accurate(backend, widest, beta, dtype):
+    """ρ∞ - 2t βᵗ / (1 - βᵗ) would lose four float32 digits at first for β = 0.9999."""
     t = np.unique(np.geomspace(1, 1e5, 60).round()).astype(
         widest if dtype == "widest" else dtype
     )
@@ -329,8 +328,8 @@ def test_the_length_that_radam_waits_for_is_right_to_the_last_digits(
     )
 
 
-def test_a_gradient_that_never_changes_gives_centred_rmsprop_no_nan(backend):
-    """v - m² is 0 up to rounding, of either sign."""
+def test_centered_rmsprop_of_a_constant_gradient_is_finite(backend):
+    """v - m² is 0 up to rounding, with either sign."""
     g = np.linspace(0.1, 3.0, 50, dtype="float32")
     result = one_step(
         backend, nn.RMSprop(1e-6, rho=0.3, centered=True), {"w": 0 * g}, {"w": g}, 60
@@ -340,10 +339,8 @@ def test_a_gradient_that_never_changes_gives_centred_rmsprop_no_nan(backend):
 
 @pytest.mark.parametrize("size", [0.0, 1e-25])
 @each_optimizer
-def test_gradients_of_nothing_or_nearly_nothing_give_finite_steps(
-    backend, optimizer, size
-):
-    """In float32 the square of 1e-25 is 0, and so is that of the ε of Adafactor."""
+def test_gradients_of_0_and_tiny_gradients_give_finite_steps(backend, optimizer, size):
+    """In float32 the squares of 1e-25 and of the ε of Adafactor are 0."""
     start, _ = problem("float32")
     zeros = tree_map(lambda p: np.full_like(p, size), start)
     for params in (start, tree_map(np.zeros_like, start)):
@@ -353,7 +350,7 @@ def test_gradients_of_nothing_or_nearly_nothing_give_finite_steps(
         assert all(np.all(np.isfinite(leaf)) for leaf in result.values())
 
 
-def test_lamb_takes_the_plain_step_where_a_leaf_is_zero(backend):
+def test_lamb_does_not_scale_the_step_of_a_leaf_that_is_0(backend):
     result = one_step(
         backend, nn.LAMB(0.1), {"w": np.zeros(1, "f")}, {"w": np.full(1, 0.5, "f")}
     )
@@ -364,19 +361,19 @@ def test_lamb_takes_the_plain_step_where_a_leaf_is_zero(backend):
 
 
 @pytest.mark.parametrize("shape", [(5, 5), (4, 9), (9, 4), (3, 3, 2, 5)])
-def test_muon_turns_every_singular_value_into_about_one(backend, draw, shape):
+def test_muon_makes_every_singular_value_about_1(backend, draw, shape):
     g = draw(*shape)
     zero = {"w": np.zeros_like(g)}
     moved = one_step(backend, nn.Muon(1.0), zero, {"w": g})["w"]
     fan_in, fan_out = math.prod(shape[:-1]), shape[-1]
-    turned = -moved.reshape(fan_in, fan_out) / math.sqrt(max(1.0, fan_out / fan_in))
+    update = -moved.reshape(fan_in, fan_out) / math.sqrt(max(1.0, fan_out / fan_in))
     left, _, right = np.linalg.svd(g.reshape(fan_in, fan_out), full_matrices=False)
-    z = np.diag(left.T @ turned @ right.T)
-    np.testing.assert_allclose((left * z) @ right, turned, atol=1e-5)
+    z = np.diag(left.T @ update @ right.T)
+    np.testing.assert_allclose((left * z) @ right, update, atol=1e-5)
     assert np.all((z > 0.6) & (z < 1.25))
 
 
-def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(
+def test_muon_passes_vectors_and_no_decay_parameters_to_the_other_optimizer(
     backend, widest, epsilon
 ):
     start, grads = problem(widest)
@@ -395,7 +392,7 @@ def test_muon_leaves_vectors_and_what_it_spares_to_the_other_optimizer(
 
 # --- weight decay ---------------------------------------------------------------------
 
-# optimizer, the share of a weight that is left after a step without gradient
+# optimizer, the factor of a weight after a step without gradient
 DECAYING = [
     (SGD(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
     (nn.Lion(0.1, weight_decay=0.5), 1 - 0.1 * 0.5),
@@ -411,28 +408,27 @@ DECAYING = [
 
 
 @pytest.mark.parametrize(
-    ("optimizer", "kept"), DECAYING, ids=[str(case[0]) for case in DECAYING]
+    ("optimizer", "factor"), DECAYING, ids=[str(case[0]) for case in DECAYING]
 )
-def test_weights_decay_but_biases_and_scales_are_spared(backend, optimizer, kept):
+def test_weights_decay_but_biases_and_scales_do_not(backend, optimizer, factor):
     params = ({"weight": np.ones((2, 3)), "bias": np.ones(3)}, {"scale": np.ones(3)})
     params = tree_map(lambda p: p.astype("float32"), params)
     dense, norm = one_step(backend, optimizer, params, tree_map(np.zeros_like, params))
-    np.testing.assert_allclose(dense["weight"], kept, rtol=1e-6)
+    np.testing.assert_allclose(dense["weight"], factor, rtol=1e-6)
     np.testing.assert_array_equal(dense["bias"], 1)
     np.testing.assert_array_equal(norm["scale"], 1)
 
 
-def test_every_vector_that_a_layer_trains_is_spared_and_no_matrix():
-    """Whoever gives a leaf a new name says by it whether it decays."""
+def test_no_decay_names_every_vector_that_a_layer_trains_and_no_matrix():
     axes = {}
     key = nn.random.key(0, xp=nn.backend("numpy").xp)
     for case in layer_cases():
         params, _, _ = case.layer.init(key, case.shape, np.float32)
         for path, leaf in named_leaves(params):
             name = path.split(".")[-1]
-            # Repeat stacks what it repeats
+            # Repeat stacks parameters along another axis
             axes[name] = min(leaf.ndim, axes.get(name, 9))
-    assert {name for name, least in axes.items() if least < 2} == set(NO_DECAY)
+    assert {name for name, ndim in axes.items() if ndim < 2} == set(NO_DECAY)
 
 
 @pytest.mark.parametrize(
@@ -457,11 +453,11 @@ def test_every_vector_that_a_layer_trains_is_spared_and_no_matrix():
         ("0.bias.1.a", "0.bias", False),
     ],
 )
-def test_a_pattern_fits_the_beginning_or_the_end_of_a_path(pattern, path, expected):
+def test_a_pattern_matches_the_beginning_or_the_end_of_a_path(pattern, path, expected):
     assert matches(pattern, path) is expected
 
 
-def test_decays_come_in_the_order_in_which_trees_are_walked():
+def test_decays_are_in_the_order_of_tree_map():
     tree = {"z": ({"weight": 0, "bias": 1}, {"scale": 2}), "a": 3}
     visited = []
     tree_map(visited.append, tree)
@@ -485,7 +481,7 @@ def test_decays_come_in_the_order_in_which_trees_are_walked():
         ),
     ],
 )
-def test_gradients_are_clipped_by_number_by_leaf_or_all_together(
+def test_gradients_are_clipped_by_value_by_norm_or_by_global_norm(
     backend, clip, expected
 ):
     grads = ({"a": np.asarray([3.0, -4.0], "f")}, {"b": np.asarray([[0.5, 0.5]], "f")})
@@ -503,11 +499,11 @@ def test_gradients_within_the_limit_pass_unchanged(backend, clip, limit):
     small = [tree_map(lambda g: np.asarray(0.05 * g, "float32"), g) for g in grads[:3]]
     assert max(np.sqrt(sum(np.sum(leaf**2) for leaf in leaves(g))) for g in small) < 1
     plain, _ = walk(backend, SGD(0.1), start, small)
-    kept, _ = walk(backend, clip(SGD(0.1), limit), start, small)
-    assert apart(kept, plain) == 0
+    clipped, _ = walk(backend, clip(SGD(0.1), limit), start, small)
+    assert apart(clipped, plain) == 0
 
 
-OPTIMIZERS_BESIDE_EMPTY = [
+WITH_EMPTY_PARAMETERS = [
     SGD(0.1, momentum=0.9),
     nn.Lion(0.1),
     nn.Adagrad(0.1),
@@ -536,9 +532,7 @@ EXTREMES = [  # gradient, limit, clipped gradient; squares overflow or underflow
 
 
 @pytest.mark.parametrize("clip", [nn.ClipByNorm, ClipByGlobalNorm])
-def test_gradients_are_clipped_though_their_squares_overflow_or_underflow(
-    backend, clip
-):
+def test_gradients_whose_squares_overflow_or_underflow_are_clipped(backend, clip):
     params = {"v": np.zeros((0, 3), "float32"), "w": np.zeros(2, "float32")}
     for g, limit, expected in EXTREMES:
         grads = {"v": np.zeros((0, 3), "float32"), "w": np.asarray(g, "float32")}
@@ -550,26 +544,22 @@ SQUARES = [Adam(), nn.RMSprop(), nn.Adagrad(), nn.Adadelta()]
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")
-def test_a_gradient_whose_square_overflows_stops_its_number_for_good(backend):
-    """As docs/accuracy.md says; its neighbours go on, and clipping keeps it in range."""
+def test_a_gradient_whose_square_overflows_stops_its_element(backend):
+    """See docs/accuracy.md. Other elements still move, and clipping avoids it."""
     start = {"weight": backend.asarray(np.ones(3, np.float32))}
-    large, usual = (
-        {"weight": np.asarray([g, 1.0, 1.0], np.float32)} for g in (2e19, 1.0)
-    )
-    for optimizer in SQUARES:
-        for around, moves in (
-            (optimizer, False),
-            (ClipByGlobalNorm(optimizer, limit=1.0), True),
-        ):
-            params, moments = start, around.init(start)
-            for grads in (large, usual, usual):
-                params, moments = around.update(params, backend.asarray(grads), moments)
-            first, *others = backend.to_numpy(params)["weight"]
-            assert (first != 1.0) == moves, around
-            assert all(0.5 < other < 1.0 for other in others), around
+    large = {"weight": np.asarray([2e19, 1.0, 1.0], np.float32)}
+    usual = {"weight": np.ones(3, np.float32)}
+    clipped = [ClipByGlobalNorm(optimizer, limit=1.0) for optimizer in SQUARES]
+    for optimizer in (*SQUARES, *clipped):
+        params, moments = start, optimizer.init(start)
+        for grads in (large, usual, usual):
+            params, moments = optimizer.update(params, backend.asarray(grads), moments)
+        first, *others = backend.to_numpy(params)["weight"]
+        assert (first != 1.0) == (optimizer in clipped), optimizer
+        assert all(0.5 < other < 1.0 for other in others), optimizer
 
 
-def test_a_gradient_of_nan_is_nan_for_all_after_clipping(backend):
+def test_clipping_by_norm_spreads_nan(backend):
     params = {"w": np.zeros(2, "float32")}
     grads = {"w": np.asarray([np.nan, 1.0], "float32")}
     for clip in (nn.ClipByNorm, ClipByGlobalNorm):
@@ -577,7 +567,7 @@ def test_a_gradient_of_nan_is_nan_for_all_after_clipping(backend):
         assert np.isnan(moved["w"]).all()
 
 
-def test_the_ratio_of_lamb_is_right_though_squares_overflow(backend):
+def test_the_ratio_of_lamb_is_right_if_squares_overflow(backend):
     """The first step is sign(g) · rate · ‖θ‖ / ‖sign g‖."""
     optimizer = nn.LAMB(0.5, weight_decay=0.0)
     for scale in (1e20, 1e-25):
@@ -590,32 +580,30 @@ def test_the_ratio_of_lamb_is_right_though_squares_overflow(backend):
         np.testing.assert_allclose(moved["w"], expected, rtol=1e-4)
 
 
-def test_muon_turns_a_matrix_whose_squares_overflow(backend):
+def test_the_update_of_muon_is_right_if_squares_overflow(backend):
     params = {"w": np.zeros((2, 3), "float32")}
     grads = {"w": np.asarray([[1.0, 2.0, 3.0], [-1.0, 1.0, 0.0]], "float32")}
     huge = {"w": grads["w"] * np.float32(1e20)}
-    moved, far = (
+    expected, actual = (
         one_step(backend, nn.Muon(0.1), params, g)["w"] for g in (grads, huge)
     )
-    np.testing.assert_allclose(far, moved, rtol=1e-4)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
 
 
-def test_adafactor_measures_parameters_whose_squares_overflow(backend):
+def test_the_step_of_adafactor_is_right_if_squares_of_parameters_overflow(backend):
     optimizer, g = nn.Adafactor(1e-2), {"w": np.ones(2, "float32")}
-    near, far = (
+    expected, actual = (
         one_step(backend, optimizer, {"w": np.full(2, size, "float32")}, g)["w"] / size
         for size in (1.0, 1e20)
     )
-    np.testing.assert_allclose(far, near, rtol=1e-5)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5)
 
 
-def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
-    """A matrix moves next to a (0, 3) and a 0-d parameter as it does alone."""
+def test_empty_and_scalar_parameters_do_not_affect_a_matrix(backend):
+    """A matrix moves in the same way with and without (0, 3) and () parameters."""
 
     def steps(params, grads):
-        return [
-            o.update(params, grads, o.init(params)) for o in OPTIMIZERS_BESIDE_EMPTY
-        ]
+        return [o.update(params, grads, o.init(params)) for o in WITH_EMPTY_PARAMETERS]
 
     def both(params, grads):
         alone = ({"weight": tree["weight"]} for tree in (params, grads))
@@ -634,7 +622,7 @@ def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
     trees = (tree_map(lambda a: a.astype("float32"), tree) for tree in (params, grads))
     result = backend.to_numpy(backend.jit(both)(*map(backend.asarray, trees)))
     for optimizer, (moved, moments), (alone, _) in zip(
-        OPTIMIZERS_BESIDE_EMPTY, *result, strict=True
+        WITH_EMPTY_PARAMETERS, *result, strict=True
     ):
         assert moved["empty"].shape == (0, 3), optimizer
         assert moved["scalar"].shape == (), optimizer
@@ -647,10 +635,10 @@ def test_empty_and_scalar_parameters_leave_a_matrix_alone(backend):
 # --- accumulating, averaging, scaling -------------------------------------------------
 
 
-def test_small_batches_summed_up_do_what_one_large_batch_does(
+def test_accumulated_small_batches_equal_one_large_batch(
     backend, widest, epsilon, draw
 ):
-    """Twice four batches of 5, against two of 20, through a model and a loss."""
+    """Twice four batches of 5 equal two of 20, with a model and a loss."""
     model = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
     xp = nn.backend("numpy").xp
     params, state, _ = model.init(nn.random.key(0, xp=xp), (3,), getattr(xp, widest))
@@ -666,7 +654,7 @@ def test_small_batches_summed_up_do_what_one_large_batch_does(
             carry, _, _ = step(carry, *batch)
         result.append(backend.to_numpy(carry))
     (large, _, plain), (small, _, summed) = result
-    # Adam turns a rounding of a small gradient into one of its step
+    # Adam amplifies roundings of small gradients to the size of its step
     tree_map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=200 * epsilon), small, large
     )
@@ -675,26 +663,25 @@ def test_small_batches_summed_up_do_what_one_large_batch_does(
     assert not any(np.any(leaf) for leaf in leaves(summed["total"]))
 
 
-def test_parameters_stand_still_until_enough_gradients_are_summed_up(backend):
+def test_parameters_move_only_after_enough_gradients_are_accumulated(backend):
     start, grads = problem("float32")
     result, moments = walk(backend, nn.Accumulate(SGD(0.1), 5), start, grads)
     for path, leaf in result.items():
-        assert [len(np.unique(leaf[i : i + 5], axis=0)) for i in range(4, 20, 5)] == [
-            1
-        ] * 4, path
+        for i in range(4, 20, 5):
+            assert len(np.unique(leaf[i : i + 5], axis=0)) == 1, path
         np.testing.assert_array_equal(leaf[3], dict(named_leaves(start))[path])
         assert np.all(leaf[4] != leaf[3])
     assert (moments["count"], moments["inner"]["step"]) == (STEPS % 5, STEPS // 5)
 
 
-def test_a_schedule_counts_the_steps_that_are_taken(backend):
+def test_a_schedule_inside_accumulate_counts_the_updates(backend):
     rate = Piecewise((1.0, 2.0, 4.0), starts=(1, 2))
     params, grads = {"w": np.zeros(1, "f")}, {"w": np.ones(1, "f")}
     result = one_step(backend, nn.Accumulate(SGD(rate), 2), params, grads, times=6)
     np.testing.assert_array_equal(result["w"], -7)
 
 
-def test_the_average_is_the_mean_of_what_was_reached_with_weights_that_fade(
+def test_the_average_is_the_exponentially_weighted_mean_of_the_parameters(
     backend, widest
 ):
     start, grads = problem(widest)
@@ -707,19 +694,19 @@ def test_the_average_is_the_mean_of_what_was_reached_with_weights_that_fade(
         backend.to_numpy(averaged(params, moments)),
         start,
     )
-    reached = []
+    history = []
     for g in grads[:6]:
         params, moments = optimizer.update(params, backend.asarray(g), moments)
-        reached.append(backend.to_numpy(params)[0]["weight"])
-        weights = 0.8 ** np.arange(len(reached))[::-1]
+        history.append(backend.to_numpy(params)[0]["weight"])
+        weights = 0.8 ** np.arange(len(history))[::-1]
         result = backend.to_numpy(averaged(params, moments))[0]["weight"]
-        np.testing.assert_allclose(result, np.average(reached, 0, weights), rtol=1e-5)
+        np.testing.assert_allclose(result, np.average(history, 0, weights), rtol=1e-5)
     plain = SGD(0.1, momentum=0.9)
     expected, _ = walk(backend, plain, start, grads[:6], plain.update)
-    np.testing.assert_array_equal(reached, expected["0.weight"])
+    np.testing.assert_array_equal(history, expected["0.weight"])
 
 
-def test_a_slow_average_is_right_from_the_first_step_in_float32(backend):
+def test_a_slow_average_is_accurate_in_float32_from_the_first_step(backend):
     optimizer = nn.Average(SGD(0.1), decay=0.9999)
     params = backend.asarray({"w": np.full(3, 0.7, "f")})
     moments = optimizer.init(params)
@@ -731,20 +718,20 @@ def test_a_slow_average_is_right_from_the_first_step_in_float32(backend):
         np.testing.assert_allclose(result, 0.7, rtol=1e-6)
 
 
-def test_a_step_at_scale_one_is_the_very_step_and_a_half_is_half_of_it(backend):
+def test_a_scale_of_1_does_not_change_the_step_and_a_half_halves_it(backend):
     start, grads = problem("float32")
     params, g = backend.asarray((start, grads[0]))
     optimizer = nn.Scaled(Adam(0.1))
     moments = optimizer.init(params)
-    whole, _ = Adam(0.1).update(params, g, Adam(0.1).init(params))
+    full, _ = Adam(0.1).update(params, g, Adam(0.1).init(params))
     result, after = optimizer.update(params, g, moments)
     tree_map(
-        np.testing.assert_array_equal, backend.to_numpy(result), backend.to_numpy(whole)
+        np.testing.assert_array_equal, backend.to_numpy(result), backend.to_numpy(full)
     )
     assert float(after["scale"]) == 1.0
     halved = moments | {"scale": 0.5 * moments["scale"]}
     result, after = optimizer.update(params, g, halved)
-    expected = tree_map(lambda p, q: 0.5 * (p + q), start, backend.to_numpy(whole))
+    expected = tree_map(lambda p, q: 0.5 * (p + q), start, backend.to_numpy(full))
     tree_map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-6),
         backend.to_numpy(result),
@@ -753,7 +740,7 @@ def test_a_step_at_scale_one_is_the_very_step_and_a_half_is_half_of_it(backend):
     assert float(after["scale"]) == 0.5
 
 
-def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
+def test_parameters_with_gradient_0_do_not_change_at_any_scale(backend):
     start, _ = problem("float32")
     optimizer = nn.Scaled(SGD(0.1))
     params = backend.asarray(start)
@@ -767,7 +754,7 @@ def test_what_does_not_move_is_not_changed_by_a_bit_at_any_scale(backend):
 # --- parts ----------------------------------------------------------------------------
 
 
-def test_each_part_moves_as_its_optimizer_alone_would(backend, widest, epsilon):
+def test_each_part_moves_as_with_its_optimizer_alone(backend, widest, epsilon):
     start, grads = problem(widest)
     result, moments = walk(backend, SPLIT, start, grads)
     alone = {
@@ -778,8 +765,7 @@ def test_each_part_moves_as_its_optimizer_alone_would(backend, widest, epsilon):
     for path, expected in alone.items():
         assert apart({path: result[path]}, {path: expected[path]}) < ROUNDINGS * epsilon
     np.testing.assert_array_equal(result["0.bias"], [start[0]["bias"]] * STEPS)
-    kept = {path for path, _ in named_leaves(moments)}
-    assert kept == {
+    assert {path for path, _ in named_leaves(moments)} == {
         "parts.1.step",
         "parts.1.m.2.0.weight",
         "rest.step",
@@ -787,7 +773,7 @@ def test_each_part_moves_as_its_optimizer_alone_would(backend, widest, epsilon):
     }
 
 
-def test_a_leaf_belongs_to_the_first_part_that_fits(backend):
+def test_a_leaf_belongs_to_the_first_part_whose_pattern_matches(backend):
     params = (
         {"weight": np.ones(1, "f"), "bias": np.ones(1, "f")},
         {"bias": np.ones(1, "f")},
@@ -830,8 +816,8 @@ def test_a_pattern_without_leaves_and_a_leaf_without_part_are_refused(parts, mes
 # --- in training ----------------------------------------------------------------------
 
 
-def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path):
-    """Nested moments of every kind, donated to a compiled step, saved and loaded."""
+def test_a_training_continues_from_a_file_as_without_interruption(backend, tmp_path):
+    """With nested moments of every kind, donated to a compiled step, saved and loaded."""
     split = nn.Parts((("0", nn.Fixed()), ("2.bias", nn.NAdam())), rest=nn.Muon())
     optimizer = nn.Scaled(nn.Average(nn.Accumulate(nn.L2(ClipByGlobalNorm(split)), 3)))
     generator = np.random.default_rng(0)
@@ -846,21 +832,21 @@ def test_training_goes_on_from_a_file_as_if_it_had_not_stopped(backend, tmp_path
     before = backend.to_numpy(trainer.params)
     trainer.fit(x, labels, epochs=2, batch_size=8, verbose=0)
     trainer.save(tmp_path / "a")
-    again = nn.Trainer.load(tmp_path / "a", backend=backend)
-    for one in (trainer, again):
-        one.fit(x, labels, epochs=1, batch_size=8, verbose=0)
-    result, other = (
-        backend.to_numpy((one.params, one.moments)) for one in (trainer, again)
+    loaded = nn.Trainer.load(tmp_path / "a", backend=backend)
+    for each in (trainer, loaded):
+        each.fit(x, labels, epochs=1, batch_size=8, verbose=0)
+    result, expected = (
+        backend.to_numpy((each.params, each.moments)) for each in (loaded, trainer)
     )
-    tree_map(np.testing.assert_array_equal, result, other)
+    tree_map(np.testing.assert_array_equal, result, expected)
     tree_map(np.testing.assert_array_equal, result[0][0], before[0])
     assert np.all(result[0][2]["weight"] != before[2]["weight"])
 
 
-# --- refusals -------------------------------------------------------------------------
+# --- refused options ------------------------------------------------------------------
 
 NAN, INF = math.nan, math.inf
-WRONG = [  # what to make, error, message
+WRONG = [  # call, error, message
     (lambda: SGD(0.0), ValueError, "finite rate above 0, got 0.0"),
     (lambda: SGD(-0.1), ValueError, "finite rate above 0, got -0.1"),
     (lambda: SGD(NAN), ValueError, "finite rate above 0, got nan"),
@@ -976,6 +962,6 @@ WRONG = [  # what to make, error, message
 @pytest.mark.parametrize(
     ("make", "error", "message"), WRONG, ids=[case[2] for case in WRONG]
 )
-def test_bad_hyper_parameters_are_refused(make, error, message):
+def test_invalid_options_are_refused(make, error, message):
     with pytest.raises(error, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Precision and determinism: what is chosen, what is set meanwhile, and what a probe finds."""
+"""Precision and determinism: how they are chosen, applied and measured."""
 
 import json
 import sys
@@ -22,30 +22,36 @@ from agnostic_nn.training import Trainer, make_step
 from agnostic_nn.training.batches import Examples
 from agnostic_nn_backends import SHIPPED
 
-WAYS = ("matmul", "matmul of stacks", "convolve", "convolve_input", "convolve_weight")
+OPERATIONS = (
+    "matmul",
+    "matmul of stacks",
+    "convolve",
+    "convolve_input",
+    "convolve_weight",
+)
 
 
 def all_in(name):
-    return {how: dict.fromkeys(WAYS, name) for how in ("eager", "compiled")}
+    return {mode: dict.fromkeys(OPERATIONS, name) for mode in ("eager", "compiled")}
 
 
 # --- choosing -------------------------------------------------------------------------
 
 
-def test_a_backend_is_strict_and_not_deterministic_unless_told_so(monkeypatch, backend):
+def test_a_backend_is_strict_and_not_deterministic_by_default(monkeypatch, backend):
     for variable in ("AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"):
         monkeypatch.setenv(variable, "")
-    one = nn.backend(str(backend))
-    assert one.policy == {"precision": "strict", "deterministic": False}
+    default = nn.backend(str(backend))
+    assert default.policy == {"precision": "strict", "deterministic": False}
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
     fast = nn.backend(str(backend))
     assert (fast.precision, fast.deterministic) == ("fast", False)
     assert fast in [device for status in nn.backends() for device in status.devices]
-    assert nn.backend(str(backend), precision="strict") == one
+    assert nn.backend(str(backend), precision="strict") == default
     assert nn.backend(str(backend), precision="fast") == fast
 
 
-def test_the_environment_makes_a_backend_deterministic(monkeypatch):
+def test_the_environment_can_make_a_backend_deterministic(monkeypatch):
     monkeypatch.setenv("AGNOSTIC_NN_DETERMINISTIC", "1")
     assert nn.backend("numpy").deterministic
     assert not nn.backend("numpy", deterministic=False).deterministic
@@ -53,7 +59,7 @@ def test_the_environment_makes_a_backend_deterministic(monkeypatch):
     assert not nn.backend("numpy").deterministic
 
 
-def test_backends_of_another_policy_are_others_of_the_same_name(backend):
+def test_backends_with_different_policies_are_unequal_but_have_the_same_name(backend):
     fast = nn.backend(
         str(backend), precision="fast", deterministic=backend.deterministic
     )
@@ -96,7 +102,7 @@ def test_backends_of_another_policy_are_others_of_the_same_name(backend):
     ],
     ids=lambda part: str(part)[:40],
 )
-def test_what_is_no_policy_is_refused(
+def test_invalid_policies_are_refused(
     monkeypatch, arguments, environment, error, message
 ):
     for variable, value in environment.items():
@@ -105,22 +111,22 @@ def test_what_is_no_policy_is_refused(
         nn.backend("numpy", **arguments)
 
 
-# --- the probe, and backends that fall short ------------------------------------------
+# --- the probe ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", policies.PRECISIONS)
-def test_what_is_strict_multiplies_in_float32(backend, precision):
-    """So does a GPU if it has to be strict; if it may be fast, TensorFloat-32 is allowed."""
+def test_strict_backends_multiply_in_float32(backend, precision):
+    """With "fast", a GPU may use TensorFloat-32."""
     result = nn.backend(str(backend), precision=precision).probe()
     if precision == "strict" or backend.device_name.startswith(("cpu", "CPU")):
         assert result == all_in("float32")
     for names in result.values():
-        assert set(names) == set(WAYS)
+        assert set(names) == set(OPERATIONS)
         assert set(names.values()) <= {"float32", "TensorFloat-32"}
 
 
-def test_a_float64_product_would_pass():
-    """The result is exact in float32: a probe cannot require more."""
+def test_a_float64_product_passes_the_probe():
+    """Its result is exact in float32, and the probe requires no more."""
     left, right = policies._matrices()
     assert policies._format(left @ right) == "float32"
     assert policies._format((left @ right).astype(np.float32)) == "float32"
@@ -129,13 +135,13 @@ def test_a_float64_product_would_pass():
 
 
 def rounded(x, digits):
-    """x with so many binary digits after the point, ties to even."""
+    """Round x to that many binary digits after the point, ties to even."""
     mantissa, exponent = np.frexp(np.asarray(x, np.float64))
     return np.ldexp(np.rint(mantissa * 2.0 ** (digits + 1)), exponent - digits - 1)
 
 
-def cut(x, digits):
-    """x without the binary digits after those, as tensor cores take it."""
+def truncated(x, digits):
+    """Drop the binary digits of x after those, as tensor cores do."""
     mantissa, exponent = np.frexp(np.asarray(x, np.float64))
     return np.ldexp(np.trunc(mantissa * 2.0 ** (digits + 1)), exponent - digits - 1)
 
@@ -146,14 +152,14 @@ def narrow(x):
 
 
 def in_steps(product, add):
-    """A product whose sums are rounded by `add` after each term."""
+    """Return a product whose sums are rounded by `add` after each term."""
 
     def multiplied(a, b):
         total = np.zeros(np.matmul(a[..., :1], b[..., :1, :]).shape)
         for k in range(a.shape[-1]):
             column, row = a[..., k : k + 1], b[..., k : k + 1, :]
-            if column.any() and row.any():  # adding 0 rounds nothing
-                with np.errstate(invalid="ignore"):  # 0 times what overflowed
+            if column.any() and row.any():  # adding 0 causes no rounding
+                with np.errstate(invalid="ignore"):  # 0 times infinity
                     total = add(total + product(column, row))
         return total
 
@@ -161,7 +167,7 @@ def in_steps(product, add):
 
 
 def of(inputs):
-    """A product of factors that are rounded by `inputs`."""
+    """Return a product whose factors are rounded by `inputs`."""
 
     def multiplied(a, b):
         with np.errstate(invalid="ignore"):
@@ -171,24 +177,26 @@ def of(inputs):
 
 
 def in_two_parts(a, b):
-    """float32 as the sum of two numbers of bfloat16, without the product of the remainders."""
-    (a, more), (b, other) = (
+    """Multiply float32 as sums of two bfloat16 numbers, without the smallest product."""
+    (a, rest_of_a), (b, rest_of_b) = (
         (high, rounded(x - high, 7)) for x in (a, b) for high in [rounded(x, 7)]
     )
-    return a @ b + a @ other + more @ b
+    return a @ b + a @ rest_of_b + rest_of_a @ b
 
 
 def without_last_products(a, b):
-    """float32 as the sum of two numbers of TensorFloat-32, the smallest product left out."""
-    (a, more), (b, other) = ((high, x - high) for x in (a, b) for high in [cut(x, 10)])
-    return a @ b + a @ other + more @ b
+    """Multiply float32 as sums of two TF32 numbers, without the smallest product."""
+    (a, rest_of_a), (b, rest_of_b) = (
+        (high, x - high) for x in (a, b) for high in [truncated(x, 10)]
+    )
+    return a @ b + a @ rest_of_b + rest_of_a @ b
 
 
-FAKES = {  # what a fake backend does to a product: what the probe has to call it
+FAKES = {  # a fake product, and the format that the probe has to report
     "TF32": (of(partial(rounded, digits=10)), "TensorFloat-32"),
-    "TF32, cut": (of(partial(cut, digits=10)), "TensorFloat-32"),
+    "TF32, truncated": (of(partial(truncated, digits=10)), "TensorFloat-32"),
     "bf16": (of(partial(rounded, digits=7)), "bfloat16"),
-    "bf16, cut": (of(partial(cut, digits=7)), "bfloat16"),
+    "bf16, truncated": (of(partial(truncated, digits=7)), "bfloat16"),
     "fp16": (of(narrow), "float16"),
     "fp16 sums": (in_steps(np.matmul, narrow), "float16, summed in float16"),
     "bf16 sums": (
@@ -208,7 +216,7 @@ FAKES = {  # what a fake backend does to a product: what the probe has to call i
 
 
 class Rounded(np.ndarray):
-    """NumPy's arrays, but products of matrices are computed by `Rounded.product`."""
+    """NumPy arrays whose matrix products are computed by `Rounded.product`."""
 
     product = None
 
@@ -227,7 +235,7 @@ class Rounded(np.ndarray):
 
 
 def fake(**changed):
-    """A backend of rounded arrays, which computes nothing well unless `changed` says how."""
+    """Return a class of backends with rounded arrays and a `changed` adapter."""
     names = {
         **vars(nn.backend("numpy").adapter),
         "asarray": lambda data, device: np.array(data).view(Rounded),
@@ -245,12 +253,12 @@ def named(request, monkeypatch):
     return name
 
 
-def test_each_way_to_fall_short_is_named(named):
+def test_each_reduced_format_is_named(named):
     result = fake()("fast").probe()
     assert result == all_in(named)
 
 
-def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(
+def test_a_strict_backend_with_reduced_precision_is_an_error_that_names_the_setting(
     monkeypatch,
 ):
     product, _ = FAKES["TF32"]
@@ -278,30 +286,30 @@ def test_a_strict_backend_that_falls_short_is_an_error_that_names_the_setting(
 
 
 @pytest.mark.parametrize("what", ["convolve", "convolve_input", "convolve_weight"])
-def test_one_operation_that_falls_short_is_found_among_the_others(monkeypatch, what):
+def test_a_single_operation_with_reduced_precision_is_detected(monkeypatch, what):
     product, _ = FAKES["bf16"]
     function = getattr(ops, what)
 
-    def short(*args):
+    def imprecise(*args):
         monkeypatch.setattr(Rounded, "product", staticmethod(product))
         result = function.dispatch(np.ndarray)(*args)
         monkeypatch.setattr(Rounded, "product", None)
         return result
 
-    class Short(Rounded):
-        """A type to register for."""
+    class Imprecise(Rounded):
+        """A class for which the function is registered."""
 
-    function.register(Short, short)
-    one = fake(asarray=lambda data, device: np.array(data).view(Short))
+    function.register(Imprecise, imprecise)
+    backend = fake(asarray=lambda data, device: np.array(data).view(Imprecise))
     monkeypatch.setattr(Rounded, "product", None)
     with pytest.raises(
         nn.BackendUnavailable,
         match=rf"in bfloat16 \(eager: {what}; compiled: {what}\)\. There",
     ):
-        one().probe()
+        backend().probe()
 
 
-def test_what_only_a_compiler_does_is_found(monkeypatch):
+def test_reduced_precision_in_compiled_functions_only_is_detected(monkeypatch):
     product, _ = FAKES["TF32"]
 
     def jit(function, device, donate=()):
@@ -314,11 +322,11 @@ def test_what_only_a_compiler_does_is_found(monkeypatch):
 
     result = fake(jit=jit)("fast").probe()
     assert result == all_in("float32") | {
-        "compiled": dict.fromkeys(WAYS, "TensorFloat-32")
+        "compiled": dict.fromkeys(OPERATIONS, "TensorFloat-32")
     }
 
 
-def test_what_is_less_than_float32_is_told_by_format():
+def test_reduced_formats_are_listed_by_format():
     result = {
         "eager": {"matmul": "float32", "convolve": "bfloat16"},
         "compiled": {"matmul": "float16", "convolve": "bfloat16"},
@@ -331,11 +339,11 @@ def test_what_is_less_than_float32_is_told_by_format():
 
 
 def test_the_probe_runs_under_the_policy(monkeypatch):
-    """A setting made elsewhere neither excuses a failure nor raises an alarm."""
+    """Settings outside of the backend have no influence on the probe."""
     product, _ = FAKES["TF32"]
     monkeypatch.setattr(Rounded, "product", staticmethod(product))
 
-    class Exactly:
+    class Exact:
         def __enter__(self):
             self.before = Rounded.product
             Rounded.product = None
@@ -344,64 +352,67 @@ def test_the_probe_runs_under_the_policy(monkeypatch):
             Rounded.product = staticmethod(self.before)
 
     def policy(device, precision, deterministic):
-        return Exactly() if precision == "strict" else nullcontext()
+        return Exact() if precision == "strict" else nullcontext()
 
     assert fake(policy=policy)().probe() == all_in("float32")
     assert fake(policy=policy)("fast").probe() == all_in("TensorFloat-32")
 
 
-# --- applying it ----------------------------------------------------------------------
+# --- applying a policy ----------------------------------------------------------------
 
 
-def test_the_policy_holds_eagerly_and_compiled_and_no_longer():
-    now = []
+def test_the_policy_is_applied_during_calls_only():
+    active = []
 
-    class Set:
-        def __init__(self, *given):
-            self.given = given
+    class Policy:
+        def __init__(self, *arguments):
+            self.arguments = arguments
 
         def __enter__(self):
-            now.append(self.given)
+            active.append(self.arguments)
 
         def __exit__(self, *_):
-            now.pop()
+            active.pop()
 
-    one = fake(policy=lambda *given: Set(*given))("fast", True)
-    seen = one.jit(lambda x, more=0: (x, more, tuple(now)))
-    assert seen(1, more=2) == (1, 2, ((None, "fast", True),))
-    with one.applied():
-        assert now == [(None, "fast", True)]
+    backend = fake(policy=Policy)("fast", True)
+    function = backend.jit(lambda x, more=0: (x, more, tuple(active)))
+    assert function(1, more=2) == (1, 2, ((None, "fast", True),))
+    with backend.applied():
+        assert active == [(None, "fast", True)]
     with pytest.raises(ZeroDivisionError):
-        one.jit(lambda x: x / 0)(1)
-    assert now == []
+        backend.jit(lambda x: x / 0)(1)
+    assert active == []
 
 
-def test_an_adapter_that_says_nothing_of_policies_has_nothing_to_set():
+def test_an_adapter_without_policy_is_accepted():
     names = dict(vars(nn.backend("numpy").adapter))
     del names["policy"]
-    one = Backend("fake", "gpu:0", None, SimpleNamespace(**names), "strict", True)
-    assert one.jit(lambda x: x + 1)(1) == 2
-    with one.applied():
+    backend = Backend("fake", "gpu:0", None, SimpleNamespace(**names), "strict", True)
+    assert backend.jit(lambda x: x + 1)(1) == 2
+    with backend.applied():
         pass
 
 
-def test_what_was_compiled_once_is_equal_to_what_is_compiled_again(backend):
-    made = []
-    again = fake(
-        compiles=True, policy=lambda *_: nullcontext(), jit=lambda f, *_: made.append(f)
+def test_functions_passed_to_the_compiler_are_equal_for_equal_policies(backend):
+    compiled = []
+    compiling = fake(
+        compiles=True,
+        policy=lambda *_: nullcontext(),
+        jit=lambda function, *_: compiled.append(function),
     )
-    again().jit(random.words)
-    again().jit(random.words)
-    again("fast").jit(random.words)
-    again().jit(random.split)
-    assert made[0] == made[1]
-    assert made[0] not in made[2:]
-    assert hash(made[0]) == hash(made[1])
-    assert made[0] != random.words
-    assert made[0].__name__ == random.words.__name__
+    compiling().jit(random.words)
+    compiling().jit(random.words)
+    compiling("fast").jit(random.words)
+    compiling().jit(random.split)
+    first, second, *others = compiled
+    assert first == second
+    assert first not in others
+    assert hash(first) == hash(second)
+    assert first != random.words
+    assert first.__name__ == random.words.__name__
 
 
-def test_a_backend_that_cannot_be_deterministic_says_what_to_do(monkeypatch):
+def test_the_error_about_determinism_gives_the_remedy_of_the_adapter(monkeypatch):
     def policy(device, precision, deterministic):
         if deterministic:
             raise NotImplementedError("set THIS before Python starts")
@@ -440,7 +451,7 @@ def torch_settings(torch):
 def torch():
     torch = pytest.importorskip("torch", reason="PyTorch is not installed")
     if not hasattr(torch._C, "_get_fp32_precision_getter"):
-        pytest.skip("PyTorch before 2.9 says it otherwise")
+        pytest.skip("PyTorch before 2.9 has other settings")
     nn.backend("torch")
     return torch
 
@@ -450,66 +461,66 @@ CPU = ("mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
 
 
 @pytest.mark.parametrize(
-    ("device", "places"), [("cpu", CPU), ("cuda:0", CUDA)], ids=["cpu", "cuda"]
+    ("device", "names"), [("cpu", CPU), ("cuda:0", CUDA)], ids=["cpu", "cuda"]
 )
-def test_pytorch_is_told_for_as_long_as_a_call_takes(
-    torch, monkeypatch, device, places
+def test_settings_of_pytorch_are_changed_for_a_call_and_then_restored(
+    torch, monkeypatch, device, names
 ):
-    """Names of devices that are not there do: a setting needs none."""
+    """The settings need no device, so the name of a missing one is enough."""
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     adapter = nn.backend("torch").adapter
-    there = (adapter, torch.device(device))
+    torch_device = torch.device(device)
     before = torch_settings(torch)
     for precision, value in {"strict": ("ieee", "none"), "fast": ("tf32",)}.items():
-        one = Backend("torch", device, there[1], adapter, precision, True)
-        with one.applied():
+        backend = Backend("torch", device, torch_device, adapter, precision, True)
+        with backend.applied():
             inside = torch_settings(torch)
-        for place in (*CUDA, *CPU):
-            if place in places:
-                assert inside[place] in value, place
+        for name in (*CUDA, *CPU):
+            if name in names:
+                assert inside[name] in value, name
             else:
-                assert inside[place] == before[place], place
+                assert inside[name] == before[name], name
         assert inside["deterministic"] == 2
         assert not inside["cudnn.benchmark"]
         assert inside["cudnn.deterministic"] == (
             device != "cpu" or before["cudnn.deterministic"]
         )
-        with pytest.raises(ZeroDivisionError), one.applied():
+        with pytest.raises(ZeroDivisionError), backend.applied():
             raise ZeroDivisionError
         assert torch_settings(torch) == before
 
 
-def test_pytorchs_settings_of_a_user_come_back_as_they_were(torch):
+def test_settings_of_pytorch_by_the_user_are_restored(torch):
     mkldnn = torch.backends.mkldnn
     before = mkldnn.matmul.fp32_precision
-    seen = []
-    one = nn.backend("torch:cpu")
-    look = one.jit(lambda x: seen.append(mkldnn.matmul.fp32_precision) or x)
+    settings = []
+    backend = nn.backend("torch:cpu")
+    look = backend.jit(lambda x: settings.append(mkldnn.matmul.fp32_precision) or x)
     try:
         mkldnn.matmul.fp32_precision = "bf16"
         look(torch.ones(2))
         assert mkldnn.matmul.fp32_precision == "bf16"
     finally:
         mkldnn.matmul.fp32_precision = before
-    assert seen == ["ieee"]
+    assert settings == ["ieee"]
 
 
-def test_an_older_pytorch_is_told_by_its_older_names(torch, monkeypatch):
+def test_older_versions_of_pytorch_use_their_older_settings(torch, monkeypatch):
     adapter = nn.backend("torch").adapter
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     monkeypatch.delattr(torch._C, "_get_fp32_precision_getter")
     adapter._settings.cache_clear()
     try:
-        for precision, wanted in {
+        for precision, expected in {
             "fast": ("high", True),
             "strict": ("highest", False),
         }.items():
             with adapter.policy(torch.device("cuda:0"), precision, False):
-                now = (
+                settings = (
                     torch.get_float32_matmul_precision(),
                     torch.backends.cudnn.allow_tf32,
                 )
-            assert now == wanted
+            assert settings == expected
     finally:
         adapter._settings.cache_clear()
     assert before == (
@@ -518,7 +529,7 @@ def test_an_older_pytorch_is_told_by_its_older_names(torch, monkeypatch):
     )
 
 
-def test_pytorch_on_cuda_is_deterministic_only_with_a_workspace_of_its_own(
+def test_pytorch_on_cuda_is_deterministic_only_with_a_cublas_workspace(
     torch, monkeypatch
 ):
     policy = nn.backend("torch").adapter.policy
@@ -532,9 +543,9 @@ def test_pytorch_on_cuda_is_deterministic_only_with_a_workspace_of_its_own(
         policy(torch.device("cpu"), "strict", True)
 
 
-def test_pytorch_refuses_what_of_a_users_own_cannot_be_deterministic(torch):
-    one = nn.backend("torch:cpu", deterministic=True)
-    put = one.jit(
+def test_pytorch_refuses_custom_code_that_cannot_be_deterministic(torch):
+    backend = nn.backend("torch:cpu", deterministic=True)
+    put = backend.jit(
         lambda x: x.clone().put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))
     )
     with pytest.raises(
@@ -548,32 +559,31 @@ JAX = {"strict": "HIGHEST", "fast": "HIGH"}
 
 
 @pytest.mark.parametrize("precision", policies.PRECISIONS)
-def test_jax_is_told_within_what_it_compiles(precision):
-    """By XLA's own text: every product and convolution carries it, for CUDA as well."""
+def test_products_compiled_by_jax_contain_the_precision(precision):
+    """In the text of XLA every product and convolution has it, also for CUDA."""
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    one = nn.backend("jax:cpu", precision=precision)
-    arguments = one.asarray(policies._operands())
-    traced = one.jit(policies._products).trace(*arguments)
+    backend = nn.backend("jax:cpu", precision=precision)
+    arguments = backend.asarray(policies._operands())
+    traced = backend.jit(policies._products).trace(*arguments)
     text = traced.lower(lowering_platforms=("cuda",)).as_text()
     lines = [
         line
         for line in text.splitlines()
         if "dot_general" in line or "convolution" in line
     ]
-    assert len(lines) == len(WAYS)
+    assert len(lines) == len(OPERATIONS)
     for line in lines:
-        wanted = f"{JAX[precision]}, {JAX[precision]}"
-        assert wanted in line.replace("#stablehlo<precision ", "").replace(">", ""), (
-            line
-        )
+        expected = f"{JAX[precision]}, {JAX[precision]}"
+        text = line.replace("#stablehlo<precision ", "").replace(">", "")
+        assert expected in text, line
     assert jax.config.jax_default_matmul_precision is None
-    with one.applied():
+    with backend.applied():
         assert jax.config.jax_default_matmul_precision in ("highest", "tensorfloat32")
     assert jax.config.jax_default_matmul_precision is None
 
 
 @pytest.mark.parametrize(
-    ("flags", "fine"),
+    ("flags", "is_accepted"),
     [
         ("", False),
         ("--xla_gpu_deterministic_ops=false", False),
@@ -582,12 +592,14 @@ def test_jax_is_told_within_what_it_compiles(precision):
         ("--xla_gpu_autotune_level=0 --xla_gpu_deterministic_ops", True),
     ],
 )
-def test_jax_on_a_gpu_is_deterministic_only_with_xlas_flag(monkeypatch, flags, fine):
+def test_jax_on_a_gpu_is_deterministic_only_with_the_flag(
+    monkeypatch, flags, is_accepted
+):
     pytest.importorskip("jax", reason="JAX is not installed")
     policy = nn.backend("jax").adapter.policy
     monkeypatch.setenv("XLA_FLAGS", flags)
     gpu, cpu = SimpleNamespace(platform="gpu"), SimpleNamespace(platform="cpu")
-    if fine:
+    if is_accepted:
         policy(gpu, "strict", True)
     else:
         with pytest.raises(
@@ -598,19 +610,19 @@ def test_jax_on_a_gpu_is_deterministic_only_with_xlas_flag(monkeypatch, flags, f
     policy(cpu, "strict", True)
 
 
-def test_xla_knows_the_flag_that_is_asked_for():
+def test_the_flag_exists_in_xla():
     jax = pytest.importorskip("jax", reason="JAX is not installed")
-    known = jax.jit(
+    function = jax.jit(
         lambda x: x + 1, compiler_options={"xla_gpu_deterministic_ops": True}
     )
-    assert known(1) == 2
+    assert function(1) == 2
     with pytest.raises(Exception, match="No such compile option"):
         jax.jit(lambda x: x + 2, compiler_options={"xla_gpu_deterministic_opps": True})(
             1
         )
 
 
-def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
+def test_dpnp_is_deterministic_only_with_the_mode_of_onemkl(monkeypatch):
     pytest.importorskip("dpnp", reason="dpnp is not installed")
     from agnostic_nn_backends.dpnp import policy
 
@@ -625,19 +637,19 @@ def test_dpnp_is_deterministic_only_with_onemkls_mode(monkeypatch):
     policy(None, "fast", False)
 
 
-# --- every tool keeps to it -----------------------------------------------------------
+# --- tools ----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def watched():
-    """A backend that notes what is computed on it, and what of that without its policy."""
-    now, seen, bare = [], set(), set()
+    """Return a backend, the functions called on it, and those without its policy."""
+    active, called, without_policy = [], set(), set()
 
     class Watched(np.ndarray):
         def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
-            seen.add(ufunc.__name__)
-            if not now:
-                bare.add(ufunc.__name__)
+            called.add(ufunc.__name__)
+            if not active:
+                without_policy.add(ufunc.__name__)
             inputs = [np.asarray(x) if isinstance(x, Watched) else x for x in inputs]
             kwargs |= {} if out is None else {"out": tuple(map(np.asarray, out))}
             result = np.asarray(getattr(ufunc, method)(*inputs, **kwargs))
@@ -645,16 +657,16 @@ def watched():
 
     @contextmanager
     def policy(*_):
-        now.append(True)
+        active.append(True)
         try:
             yield
         finally:
-            now.pop()
+            active.pop()
 
     def asarray(data, device):
         return np.array(data).view(Watched)
 
-    return fake(policy=policy, asarray=asarray)(), seen, bare
+    return fake(policy=policy, asarray=asarray)(), called, without_policy
 
 
 SMALL = nn.Sequential(
@@ -700,13 +712,13 @@ TOOLS = {
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_every_tool_computes_under_the_policy(watched, tool):
-    backend, seen, bare = watched
+    backend, called, without_policy = watched
     TOOLS[tool](backend)
-    assert "matmul" in seen
-    assert bare == set()
+    assert "matmul" in called
+    assert without_policy == set()
 
 
-def test_a_trainer_that_goes_elsewhere_by_name_keeps_its_policy(monkeypatch):
+def test_a_trainer_moved_by_name_keeps_its_policy(monkeypatch):
     trainer = Trainer(
         *TASK[:3], backend=nn.backend("numpy", precision="fast", deterministic=True)
     )
@@ -716,24 +728,24 @@ def test_a_trainer_that_goes_elsewhere_by_name_keeps_its_policy(monkeypatch):
     assert trainer.to(other).backend is other
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "fast")
     monkeypatch.setenv("AGNOSTIC_NN_DETERMINISTIC", "1")
-    again = Trainer(*TASK[:3], backend=other).to("numpy").backend
-    assert again.policy == {"precision": "strict", "deterministic": False}
+    moved = Trainer(*TASK[:3], backend=other).to("numpy").backend
+    assert moved.policy == {"precision": "strict", "deterministic": False}
 
 
-def test_a_trainer_does_not_go_where_its_policy_is_refused(monkeypatch):
+def test_a_trainer_cannot_move_to_a_backend_that_refuses_its_policy(monkeypatch):
     def policy(device, precision, deterministic):
         if deterministic:
-            raise NotImplementedError("it never does the same again")
+            raise NotImplementedError("results vary between runs")
 
     module = SimpleNamespace(**{**vars(nn.backend("numpy").adapter), "policy": policy})
-    monkeypatch.setitem(sys.modules, "wayward", module)
-    monkeypatch.setitem(SHIPPED, "wayward", ("wayward", "nothing"))
-    assert Trainer(*TASK[:3], backend="numpy").to("wayward").backend.name == "wayward"
+    monkeypatch.setitem(sys.modules, "varying", module)
+    monkeypatch.setitem(SHIPPED, "varying", ("varying", "nothing"))
+    assert Trainer(*TASK[:3], backend="numpy").to("varying").backend.name == "varying"
     trainer = Trainer(*TASK[:3], backend=nn.backend("numpy", deterministic=True))
     with pytest.raises(
-        nn.BackendUnavailable, match="wayward:cpu: it never does the same again"
+        nn.BackendUnavailable, match="varying:cpu: results vary between runs"
     ):
-        trainer.to("wayward")
+        trainer.to("varying")
 
 
 def test_a_library_without_an_adapter_has_the_policy_of_the_environment(monkeypatch):
@@ -760,10 +772,8 @@ def test_a_library_without_an_adapter_has_the_policy_of_the_environment(monkeypa
     ids=str,
 )
 @pytest.mark.parametrize("integer", ["int32", "uint8"])
-def test_sorted_updates_add_up_to_what_scatter_add_gives(
-    backend, widest, count, width, rows, integer
-):
-    """Small whole numbers, whose sums are exact in every order."""
+def test_add_sorted_equals_scatter_add(backend, widest, count, width, rows, integer):
+    """The sums of small integers are exact in every order."""
     generator = np.random.default_rng(0)
     updates = generator.integers(-8, 9, (count, width)).astype(widest)
     index = generator.integers(0, min(rows, 256), count).astype(integer)
@@ -777,8 +787,8 @@ def test_sorted_updates_add_up_to_what_scatter_add_gives(
     np.testing.assert_array_equal(result, expected)
 
 
-def test_sorted_updates_of_other_rows_never_mix(backend, widest):
-    """Not even what is infinite, or no number at all."""
+def test_add_sorted_does_not_mix_rows(backend, widest):
+    """Not even with infinity or NaN."""
     updates = np.asarray([[1.0], [np.inf], [2.0], [np.nan], [4.0]], widest)
     index = np.asarray([2, 0, 2, 1, 2], np.int32)
     add = backend.jit(lambda updates, index: ops.indexing.add_sorted(updates, index, 4))
@@ -792,31 +802,31 @@ def numbers(*shape, seed=0):
 
 INDEX = np.random.default_rng(0).integers(0, 7, 3000).astype(np.int32)
 IMAGES, WINDOW = numbers(4, 9, 8, 6), numbers(3, 3, 3, 4)
-SPANS = (2, 1), ((1, 1), (0, 2)), (1, 2), 2
-QUERY, ANSWERS = numbers(2, 3, 2, 20, 8), numbers(2, 3, 20, 8)
+OPTIONS = (2, 1), ((1, 1), (0, 2)), (1, 2), 2
+QUERY, KEYS = numbers(2, 3, 2, 20, 8), numbers(2, 3, 20, 8)
 
 
 CALLS = {  # name: (a function of arrays, those arrays)
     "above_zero": (ops.above_zero, (numbers(50, 60), numbers(50, 60, seed=1))),
     "all_finite": (ops.all_finite, (numbers(500, 60), numbers(7))),
-    "attend": (lambda *a: ops.attend(*a)[0], (QUERY, ANSWERS, ANSWERS)),
+    "attend": (lambda *a: ops.attend(*a)[0], (QUERY, KEYS, KEYS)),
     "attend_backward": (
         lambda q, k, v, dy: ops.attend_backward(
             q, k, v, (), (), *ops.attend(q, k, v), dy
         ),
-        (QUERY, ANSWERS, ANSWERS, numbers(2, 3, 2, 20, 8, seed=1)),
+        (QUERY, KEYS, KEYS, numbers(2, 3, 2, 20, 8, seed=1)),
     ),
     "barrier_impl": (lambda x: ops.barrier(x), (numbers(4, 5),)),
-    "convolve": (lambda x, w: ops.convolve(x, w, *SPANS), (IMAGES, WINDOW)),
+    "convolve": (lambda x, w: ops.convolve(x, w, *OPTIONS), (IMAGES, WINDOW)),
     "convolve_input": (
         lambda x, w: ops.convolve_input(
-            ops.convolve(x, w, *SPANS), w, x.shape[1:-1], *SPANS
+            ops.convolve(x, w, *OPTIONS), w, x.shape[1:-1], *OPTIONS
         ),
         (IMAGES, WINDOW),
     ),
     "convolve_weight": (
         lambda x, w: ops.convolve_weight(
-            x, ops.convolve(x, w, *SPANS), w.shape[:2], *SPANS
+            x, ops.convolve(x, w, *OPTIONS), w.shape[:2], *OPTIONS
         ),
         (IMAGES, WINDOW),
     ),
@@ -856,19 +866,19 @@ CALLS = {  # name: (a function of arrays, those arrays)
     ),
     "words": (lambda key: random.words(key, 1001), (np.asarray([1, 2], np.uint32),)),
 }
-LAYERS = {  # what the rest is called by
+LAYERS = {  # layers that call the other functions
     "lstm": nn.LSTM(16),
     "lstm_backward": nn.LSTM(16),
     "scan_impl": nn.GRU(16),
 }
 
 
-def _unpooled(x, *spans):
-    y, which = ops.largest(x, *spans)
-    return ops.largest_input(y, which, x.shape[1:-1], *spans)
+def _unpooled(x, *options):
+    y, which = ops.largest(x, *options)
+    return ops.largest_input(y, which, x.shape[1:-1], *options)
 
 
-def test_every_function_under_dispatch_is_among_those_run_twice():
+def test_every_dispatched_function_is_in_the_lists_above():
     modules = (ops, random)
     result = {n for m in modules for n, f in vars(m).items() if hasattr(f, "dispatch")}
     assert result == {*CALLS, *LAYERS}
@@ -879,8 +889,8 @@ def bits(backend, tree):
 
 
 @pytest.fixture
-def certain(backend):
-    """The backend under test, deterministic."""
+def deterministic(backend):
+    """Return the backend under test with `deterministic=True`."""
     try:
         return nn.backend(str(backend), deterministic=True)
     except nn.BackendUnavailable as error:
@@ -888,7 +898,7 @@ def certain(backend):
 
 
 def assert_repeats(backend, function, arrays):
-    """The same bits from the same numbers, compiled and, where that is quick, called."""
+    """Check that two calls give the same bits, compiled and, if that is fast, eager."""
     compiled = backend.jit(function)
     for call in (compiled,) if backend.compiles else (compiled, function):
         with backend.applied():
@@ -899,12 +909,12 @@ def assert_repeats(backend, function, arrays):
 
 
 @pytest.mark.parametrize("name", CALLS)
-def test_each_special_function_gives_the_same_bits_again(certain, name):
-    assert_repeats(certain, *CALLS[name])
+def test_each_function_of_ops_gives_the_same_bits_again(deterministic, name):
+    assert_repeats(deterministic, *CALLS[name])
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_each_loop_gives_the_same_bits_again(certain, name):
+def test_each_recurrent_layer_gives_the_same_bits_again(deterministic, name):
     layer = LAYERS[name]
     params, state, _ = layer.init(
         random.key(0, xp=nn.backend("numpy").xp), (20, 8), np.float32
@@ -914,22 +924,22 @@ def test_each_loop_gives_the_same_bits_again(certain, name):
         y, _, cache = layer.forward(params, state, x, train=True)
         return y, *layer.backward(params, cache, y)
 
-    assert_repeats(certain, both, (params, state, numbers(5, 20, 8)))
+    assert_repeats(deterministic, both, (params, state, numbers(5, 20, 8)))
 
 
-def test_a_difference_of_one_bit_would_be_seen(backend):
-    made = iter((1.0, 1.0 + 2.0**-23))
+def test_a_difference_of_one_bit_is_detected(backend):
+    factors = iter((1.0, 1.0 + 2.0**-23))
     with pytest.raises(AssertionError):
         assert_repeats(
             replace(backend, deterministic=False, replay=False, adapter=SimpleNamespace(
                 **{**vars(backend.adapter), "policy": None, "eager": lambda function, _: function}
             )),
-            lambda x: x * next(made),
+            lambda x: x * next(factors),
             (np.ones(1, np.float32),),
         )  # fmt: skip
 
 
-MODELS = {  # name: (model, shape of an example, number of words or None)
+MODELS = {  # name: (model, shape of an example, size of the vocabulary or None)
     "images": (
         nn.Sequential(
             nn.Conv2D(6, 3, stride=2), nn.BatchNorm(), nn.ReLU(), nn.MaxPool2D(2), nn.Flatten(),
@@ -947,11 +957,11 @@ MODELS = {  # name: (model, shape of an example, number of words or None)
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_training_gives_the_same_bits_again(certain, name):
-    assert_training_repeats(certain, name)
+def test_a_training_gives_the_same_bits_again(deterministic, name):
+    assert_training_repeats(deterministic, name)
 
 
-def assert_training_repeats(certain, name):
+def assert_training_repeats(backend, name):
     model, shape, words = MODELS[name]
     optimizer = nn.AdamW(1e-2)
     key = random.key(0, xp=nn.backend("numpy").xp)
@@ -961,16 +971,16 @@ def assert_training_repeats(certain, name):
         if words is None
         else INDEX[: 16 * shape[0]].reshape(16, -1) % words
     )
-    batch = certain.asarray((x, (np.arange(16) % 4).astype(np.int32)))
+    batch = backend.asarray((x, (np.arange(16) % 4).astype(np.int32)))
 
-    step = certain.jit(make_step(model, nn.softmax_cross_entropy, optimizer))
+    step = backend.jit(make_step(model, nn.softmax_cross_entropy, optimizer))
 
     def trained():
-        carry, values = certain.asarray((params, state, optimizer.init(params))), []
+        carry, values = backend.asarray((params, state, optimizer.init(params))), []
         for _ in range(4):
             carry, value, _ = step(carry, *batch)
             values.append(value)
-        return bits(certain, (carry, tuple(values)))
+        return bits(backend, (carry, tuple(values)))
 
     assert trained() == trained()
 
@@ -978,7 +988,7 @@ def assert_training_repeats(certain, name):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", MODELS)
 def test_pytorch_repeats_itself_with_one_thread_and_with_two(torch, name, threads):
-    """With each of them; between the two, sums may come in another order."""
+    """The two may differ from each other, because sums may have another order."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -1,4 +1,4 @@
-"""Windows, bins and places in between: values by other means, ties, edges and refusals."""
+"""Pooling, padding and upsampling: values, ties, edges and refused input."""
 
 import itertools
 import math
@@ -9,11 +9,11 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.ops import largest, largest_input, pad, pad_impl, slide, unslide
 
-ways = pytest.mark.parametrize("way", ["native", "standard"])
+versions = pytest.mark.parametrize("version", ["native", "standard"])
 
 
 def run(backend, layer, x, dy=None):
-    """y and dx on the host, of x given on the host; dy is 1 unless given."""
+    """Return y and dx of x, all on the host; dy is 1 if it is None."""
     xp = backend.xp
 
     def both(x, dy):
@@ -32,40 +32,40 @@ WINDOWS = [  # axis, length, window, stride, dilation
     (1, 9, 2, 3, 4),
     (2, 5, 1, 2, 1),
 ]
-each_window = pytest.mark.parametrize("spans", WINDOWS, ids=str)
+each_window = pytest.mark.parametrize("window_options", WINDOWS, ids=str)
 
 
 @each_window
-def test_slide_shows_each_place_of_each_window(backend, widest, spans):
-    axis, n, window, stride, dilation = spans
+def test_slide_returns_each_position_of_each_window(backend, widest, window_options):
+    axis, n, window, stride, dilation = window_options
     x = np.arange(2.0 * n * n * 3, dtype=widest).reshape(2, n, n, 3)
     result = backend.to_numpy(
         tuple(slide(backend.asarray(x), axis, window, stride, dilation))
     )
     starts = range(0, n - dilation * (window - 1), stride)
     for k, part in enumerate(result):
-        seen = [o + k * dilation for o in starts]
-        np.testing.assert_array_equal(part, np.take(x, seen, axis=axis))
+        positions = [o + k * dilation for o in starts]
+        np.testing.assert_array_equal(part, np.take(x, positions, axis=axis))
 
 
-@ways
+@versions
 @each_window
-def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, spans):
-    """Whole numbers, whose sums are exact; places that no window saw get 0."""
-    axis, n, window, stride, dilation = spans
+def test_unslide_is_the_adjoint_of_slide(backend, widest, version, window_options):
+    """Sums of integers are exact; positions outside of all windows get 0."""
+    axis, n, window, stride, dilation = window_options
     starts = range(0, n - dilation * (window - 1), stride)
     shape = [2, 5, 5, 3]
     shape[axis] = len(starts)
-    draw = np.random.default_rng(0)
-    parts = [draw.integers(-8, 9, shape).astype(widest) for _ in range(window)]
+    generator = np.random.default_rng(0)
+    parts = [generator.integers(-8, 9, shape).astype(widest) for _ in range(window)]
     shape[axis] = n
     expected = np.zeros(shape)
     for k, part in enumerate(parts):
         for o, start in enumerate(starts):
-            place = (slice(None),) * axis
-            expected[(*place, start + k * dilation)] += part[(*place, o)]
+            before = (slice(None),) * axis
+            expected[(*before, start + k * dilation)] += part[(*before, o)]
 
-    function = unslide if way == "native" else unslide.dispatch(object)
+    function = unslide if version == "native" else unslide.dispatch(object)
     result = backend.jit(
         lambda *parts: function(
             *parts, axis=axis, stride=stride, dilation=dilation, length=n
@@ -75,7 +75,7 @@ def test_unslide_puts_everything_back_where_it_came_from(backend, widest, way, s
 
 
 def windows_of(lengths, window, stride, padding, dilation):
-    """The places in space that each window sees, by its index; those in the padding are None."""
+    """Yield the index of each window and its positions, which are None in the padding."""
     axes = []
     for n, k, s, (low, high), d in zip(
         lengths, window, stride, padding, dilation, strict=True
@@ -88,16 +88,21 @@ def windows_of(lengths, window, stride, padding, dilation):
             ]
         )
     for index in itertools.product(*(range(len(axis)) for axis in axes)):
-        seen = itertools.product(
-            *(axis[o] for axis, o in zip(axes, index, strict=True))
-        )
-        yield index, [None if None in place else place for place in seen]
+        per_axis = (axis[o] for axis, o in zip(axes, index, strict=True))
+        positions = itertools.product(*per_axis)
+        yield index, [None if None in position else position for position in positions]
 
 
 GEOMETRIES = [  # lengths, window, stride, padding, dilation
     ((7,), (3,), (2,), ((1, 1),), (1,)),
-    ((6, 4), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)),  # each place is in one window
-    ((7, 5), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)),  # or in none
+    (
+        (6, 4),
+        (2, 2),
+        (2, 2),
+        ((0, 0), (0, 0)),
+        (1, 1),
+    ),  # each position is in one window
+    ((7, 5), (2, 2), (2, 2), ((0, 0), (0, 0)), (1, 1)),  # in one or none
     ((4, 6), (2, 2), (2, 2), ((1, 0), (0, 0)), (1, 1)),
     ((4, 4), (2, 1), (2, 2), ((0, 0), (0, 0)), (1, 1)),
     ((6, 6), (2, 2), (2, 2), ((1, 1), (1, 1)), (1, 1)),
@@ -109,43 +114,46 @@ GEOMETRIES = [  # lengths, window, stride, padding, dilation
 each_geometry = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 
 
-@ways
+@versions
 @each_geometry
-def test_the_first_of_the_largest_in_a_window_is_kept_and_has_the_gradient(
-    backend, way, geometry
+def test_the_first_maximum_of_a_window_is_the_output_and_has_the_gradient(
+    backend, version, geometry
 ):
-    """By hand on whole numbers, many of them equal."""
-    lengths, *spans = geometry
-    draw = np.random.default_rng(0)
-    x = draw.integers(-3, 0, (2, *lengths, 2)).astype("float32")
-    places = dict(windows_of(*geometry))
-    out = tuple(np.max(list(places), axis=0) + 1)
-    dy = draw.integers(1, 9, (2, *out, 2)).astype("float32")
+    """By hand, on integers of which many are equal."""
+    lengths, *options = geometry
+    generator = np.random.default_rng(0)
+    x = generator.integers(-3, 0, (2, *lengths, 2)).astype("float32")
+    windows = dict(windows_of(*geometry))
+    out = tuple(np.max(list(windows), axis=0) + 1)
+    dy = generator.integers(1, 9, (2, *out, 2)).astype("float32")
     expected, dx = np.zeros(dy.shape), np.zeros(x.shape)
     for example, channel in itertools.product(range(2), range(2)):
-        for index, seen in places.items():
-            seen = [(example, *place, channel) for place in seen if place is not None]
-            # Python's max takes the first, too
-            first = max(seen, key=lambda place: x[place])
+        for index, positions in windows.items():
+            inside = [(example, *p, channel) for p in positions if p is not None]
+            # Python's max returns the first, too
+            first = max(inside, key=lambda position: x[position])
             expected[(example, *index, channel)] = x[first]
             dx[first] += dy[(example, *index, channel)]
     pool, unpool = (
-        f if way == "native" else f.dispatch(object) for f in (largest, largest_input)
+        f if version == "native" else f.dispatch(object)
+        for f in (largest, largest_input)
     )
 
     def both(x, dy):
-        y, which = pool(x, *spans)
-        return y, unpool(dy, which, lengths, *spans)
+        y, which = pool(x, *options)
+        return y, unpool(dy, which, lengths, *options)
 
     result = backend.to_numpy(backend.jit(both)(*backend.asarray((x, dy))))
-    for got, want in zip(result, (expected, dx), strict=True):
-        assert got.dtype == "float32"
-        np.testing.assert_array_equal(got, want)
+    for actual, by_hand in zip(result, (expected, dx), strict=True):
+        assert actual.dtype == "float32"
+        np.testing.assert_array_equal(actual, by_hand)
 
 
 @pytest.mark.parametrize("layer", [nn.MaxPool2D(2), nn.MaxPool2D(2, stride=1)], ids=str)
-def test_what_was_not_the_largest_has_no_gradient_however_large_it_is(backend, layer):
-    """Not even 0 · ∞."""
+def test_elements_below_the_maximum_have_gradient_0_even_if_dy_is_not_finite(
+    backend, layer
+):
+    """0 · ∞ would be NaN."""
     x = np.arange(16, dtype="float32").reshape(1, 4, 4, 1)
     y, _ = run(backend, layer, x)
     for bad in (math.inf, math.nan):
@@ -153,16 +161,18 @@ def test_what_was_not_the_largest_has_no_gradient_however_large_it_is(backend, l
         np.testing.assert_array_equal(dx, np.where(np.isin(x, y), np.float32(bad), 0))
 
 
-@ways
+@versions
 @pytest.mark.parametrize("value", [0.0, -math.inf])
 @pytest.mark.parametrize(
     "pads", [((1, 2),), ((0, 3), (1, 0)), ((1, 0), (0, 0), (0, 2))], ids=str
 )
-def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads):
+def test_pad_surrounds_the_inner_axes_with_a_value(
+    backend, widest, version, value, pads
+):
     x = np.arange(2.0 * 3 ** len(pads) * 2, dtype=widest).reshape(
         2, *(3,) * len(pads), 2
     )
-    function = pad_impl if way == "native" else pad_impl.dispatch(object)
+    function = pad_impl if version == "native" else pad_impl.dispatch(object)
     result = backend.to_numpy(
         backend.jit(lambda x: function(x, pads, value))(backend.asarray(x))
     )
@@ -171,7 +181,7 @@ def test_a_value_is_put_around_the_inner_axes(backend, widest, way, value, pads)
     np.testing.assert_array_equal(result, expected)
 
 
-def test_padding_below_0_cuts_away_and_may_leave_nothing_but_padding(backend):
+def test_negative_padding_crops_and_may_leave_only_padding(backend):
     x = backend.asarray(np.arange(1.0, 4.0, dtype="float32").reshape(1, 3, 1))
     for pads, expected in [
         ((-1, 2), [2, 3, 0, 0]),
@@ -185,24 +195,24 @@ def test_padding_below_0_cuts_away_and_may_leave_nothing_but_padding(backend):
 
 @each_geometry
 @pytest.mark.parametrize("count_padding", [True, False])
-def test_average_pooling_divides_by_what_it_says(
+def test_average_pooling_divides_by_the_documented_count(
     backend, widest, epsilon, geometry, count_padding
 ):
     lengths, window, stride, padding, _ = geometry
     geometry = (*geometry[:-1], (1,) * len(lengths))
-    draw = np.random.default_rng(0)
-    x = draw.standard_normal((2, *lengths, 2)).astype(widest)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, *lengths, 2)).astype(widest)
     kind = (nn.AveragePool1D, nn.AveragePool2D, nn.AveragePool3D)[len(lengths) - 1]
     layer = kind(window, stride, padding=padding, count_padding=count_padding)
-    places = dict(windows_of(*geometry))
-    out = tuple(np.max(list(places), axis=0) + 1)
+    windows = dict(windows_of(*geometry))
+    out = tuple(np.max(list(windows), axis=0) + 1)
     expected, dx = np.zeros((2, *out, 2)), np.zeros(x.shape)
-    for index, seen in places.items():
-        real = [place for place in seen if place is not None]
-        count = len(seen) if count_padding else len(real)
-        for place in real:
-            expected[(slice(None), *index)] += x[(slice(None), *place)] / count
-            dx[(slice(None), *place)] += 1.0 / count
+    for index, positions in windows.items():
+        inside = [position for position in positions if position is not None]
+        count = len(positions) if count_padding else len(inside)
+        for position in inside:
+            expected[(slice(None), *index)] += x[(slice(None), *position)] / count
+            dx[(slice(None), *position)] += 1.0 / count
     result = run(backend, layer, x)
     np.testing.assert_allclose(result[0], expected, rtol=0, atol=8 * epsilon)
     np.testing.assert_allclose(result[1], dx, rtol=0, atol=8 * epsilon)
@@ -221,7 +231,7 @@ POOLS = [
 
 
 @pytest.mark.parametrize(("layer", "axes"), POOLS, ids=str)
-def test_a_window_with_nan_gives_nan_and_no_other_does(backend, layer, axes):
+def test_only_windows_with_nan_give_nan(backend, layer, axes):
     x = np.ones((2, 4, 4, 2), "float32")
     x[0, 0, 0, 1] = np.nan
     y, _ = run(backend, layer, x)
@@ -235,13 +245,15 @@ def test_a_window_with_nan_gives_nan_and_no_other_does(backend, layer, axes):
     [nn.MaxPool2D(3, stride=3), nn.GlobalMaxPool(), nn.AdaptiveMaxPool(1)],
     ids=str,
 )
-def test_at_a_tie_the_first_place_in_row_major_order_has_the_gradient(backend, layer):
+def test_at_a_tie_the_first_position_in_row_major_order_has_the_gradient(
+    backend, layer
+):
     x = np.asarray([[0, 0, 2], [0, 2, 0], [2, 0, 0]], "float32").reshape(1, 3, 3, 1)
     _, dx = run(backend, layer, x)
     np.testing.assert_array_equal(dx.reshape(3, 3), [[0, 0, 1], [0, 0, 0], [0, 0, 0]])
 
 
-def test_padding_is_never_the_largest(backend):
+def test_padding_is_never_the_maximum(backend):
     lowest = np.asarray([-1.0, -3e38, -math.inf], "float32")
     x = np.broadcast_to(lowest, (1, 3, 3, 3))
     y, dx = run(backend, nn.MaxPool2D(3, stride=1, padding=((2, 1), (1, 2))), x)
@@ -255,8 +267,8 @@ def test_padding_is_never_the_largest(backend):
     )
 
 
-def test_a_long_window_of_many_places_is_counted_to_its_end(backend):
-    """More places than a narrow integer counts."""
+def test_a_long_window_is_read_to_its_end(backend):
+    """It has more positions than a narrow integer can count."""
     x = np.zeros((1, 300, 1), "float32")
     x[0, 299, 0] = 1.0
     y, dx = run(backend, nn.MaxPool1D(300), x)
@@ -283,11 +295,11 @@ def test_bins_cover_space_evenly(backend, widest, epsilon, n, m, bins):
     y, dx = run(backend, nn.AdaptiveAveragePool(m), x)
     expected = np.stack([x[:, a:b].mean(axis=1) for a, b in bins], axis=1)
     np.testing.assert_allclose(y, expected, rtol=0, atol=8 * epsilon)
-    shares = [sum(1.0 / (b - a) for a, b in bins if a <= i < b) for i in range(n)]
-    np.testing.assert_allclose(dx[0, :, 0], shares, rtol=8 * epsilon)
+    slopes = [sum(1.0 / (b - a) for a, b in bins if a <= i < b) for i in range(n)]
+    np.testing.assert_allclose(dx[0, :, 0], slopes, rtol=8 * epsilon)
 
 
-def test_global_pooling_takes_any_number_of_axes(backend, widest, epsilon):
+def test_global_pooling_accepts_any_number_of_axes(backend, widest, epsilon):
     for lengths in [(6,), (2, 3), (1, 3, 2), (3, 1, 2, 1)]:
         x = np.arange(12, dtype=widest).reshape(1, 6, 2)[:, [3, 5, 0, 1, 4, 2], :]
         x = x.reshape(1, *lengths, 2)
@@ -309,9 +321,7 @@ LINEAR = [  # factor, x, y by hand
 
 
 @pytest.mark.parametrize(("factor", "x", "expected"), LINEAR)
-def test_linear_upsampling_has_its_centres_half_a_place_inside(
-    backend, factor, x, expected
-):
+def test_linear_upsampling_aligns_the_centres_of_elements(backend, factor, x, expected):
     x = np.asarray(x, "float32").reshape(1, -1, 1)
     y, dx = run(backend, nn.Upsample(factor, mode="linear"), x)
     np.testing.assert_allclose(y[0, :, 0], expected, rtol=0, atol=1e-6)
@@ -319,8 +329,8 @@ def test_linear_upsampling_has_its_centres_half_a_place_inside(
 
 
 @pytest.mark.parametrize("factor", [2, 3, 7])
-def test_linear_upsampling_keeps_a_line_straight_to_the_last_digits(backend, factor):
-    """Weights taken from sᵢ of the size of the axis would miss by its length times eps."""
+def test_linear_upsampling_of_a_long_axis_is_accurate(backend, factor):
+    """Weights computed from sᵢ directly would be off by the length of the axis in eps."""
     n = 500
     x = (np.arange(n, dtype="float32") % 2).reshape(1, n, 1)
     y, _ = run(backend, nn.Upsample(factor, mode="linear"), x)
@@ -331,7 +341,7 @@ def test_linear_upsampling_keeps_a_line_straight_to_the_last_digits(backend, fac
     )
 
 
-def test_nearest_upsampling_repeats_and_adds_up_what_comes_back(backend):
+def test_nearest_upsampling_repeats_elements_and_adds_their_gradients(backend):
     x = np.arange(4.0, dtype="float32").reshape(1, 2, 2, 1)
     dy = np.arange(24.0, dtype="float32").reshape(1, 4, 6, 1)
     y, dx = run(backend, nn.Upsample((2, 3)), x, dy)
@@ -353,14 +363,14 @@ def test_cropping_undoes_padding(backend, padding):
     ]
     np.testing.assert_array_equal(y, np.pad(x, ((0, 0), *pairs, (0, 0))))
     np.testing.assert_array_equal(dx, np.ones(x.shape))
-    again, dx = run(backend, nn.Crop(padding), y)
-    np.testing.assert_array_equal(again, x)
+    cropped, dx = run(backend, nn.Crop(padding), y)
+    np.testing.assert_array_equal(cropped, x)
     np.testing.assert_array_equal(
         dx, np.pad(np.ones(x.shape), ((0, 0), *pairs, (0, 0)))
     )
 
 
-UNFIT = [  # layer, shape of one example, message
+WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.MaxPool1D(), (4,), r"MaxPool1D takes 3 axes, .*, got .*\(4,\)"),
     (nn.MaxPool2D(), (4, 1), r"MaxPool2D takes 4 axes, .*, got .*\(4, 1\)"),
     (nn.AveragePool3D(), (4, 4, 1), r"AveragePool3D takes .*, got .*\(4, 4, 1\)"),
@@ -397,9 +407,9 @@ UNFIT = [  # layer, shape of one example, message
 ]
 
 
-@pytest.mark.parametrize(("layer", "shape", "message"), UNFIT, ids=str)
+@pytest.mark.parametrize(("layer", "shape", "message"), WRONG_SHAPES, ids=str)
 def test_a_shape_that_a_layer_cannot_take_is_refused(backend, layer, shape, message):
-    """By init; and by forward, but for windows that see only padding."""
+    """By init, and by forward, except for windows that contain only padding."""
     key = nn.random.key(0, xp=backend.xp, device=backend.device)
     with pytest.raises(ValueError, match=message):
         layer.init(key, shape, backend.xp.float32)
@@ -408,7 +418,7 @@ def test_a_shape_that_a_layer_cannot_take_is_refused(backend, layer, shape, mess
             layer.forward({}, {}, backend.asarray(np.zeros((2, *shape), "float32")))
 
 
-SENSELESS = [  # call, error and message
+INVALID = [  # call, error and message
     (lambda: nn.MaxPool2D(0), ValueError, "window of at least 1, got 0"),
     (
         lambda: nn.MaxPool2D((2, 2, 2)),
@@ -436,14 +446,14 @@ SENSELESS = [  # call, error and message
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"), SENSELESS, ids=[r[2] for r in SENSELESS]
+    ("make", "error", "message"), INVALID, ids=[r[2] for r in INVALID]
 )
-def test_a_layer_that_makes_no_sense_is_refused_at_once(make, error, message):
+def test_invalid_options_are_refused_by_the_constructor(make, error, message):
     with pytest.raises(error, match=message):
         make()
 
 
-def test_what_is_said_in_short_or_at_length_is_equal():
+def test_short_and_long_forms_of_options_are_equal():
     assert nn.MaxPool2D(2) == nn.MaxPool2D(
         [2, 2], stride=(2, 2), padding="valid", dilation=1
     )

@@ -1,4 +1,4 @@
-"""One seed, the same words on every backend: NumPy draws each of them a second time."""
+"""With one seed every backend draws the same random words as NumPy."""
 
 import functools
 import itertools
@@ -13,7 +13,7 @@ from agnostic_nn import random
 
 HOST = nn.backend("numpy")
 # key, counter, result: from kat_vectors of Random123, threefry2x32 of 20 rounds
-KNOWN = [
+PUBLISHED = [
     ((0, 0), (0, 0), (0x6B200159, 0x99BA4EFE)),
     ((0xFFFFFFFF, 0xFFFFFFFF), (0xFFFFFFFF, 0xFFFFFFFF), (0x1CB996FC, 0xBB002BE7)),
     ((0x13198A2E, 0x03707344), (0x243F6A88, 0x85A308D3), (0xC4923A9C, 0x483DF7A0)),
@@ -37,29 +37,29 @@ def real(backend, dtype):
     return getattr(backend.xp, dtype)
 
 
-@pytest.mark.parametrize(("key", "counter", "known"), KNOWN)
-def test_threefry_gives_its_published_answers(backend, key, counter, known):
-    """In uint32, or in the wider integers that `words` uses where uint32 cannot add."""
+@pytest.mark.parametrize(("key", "counter", "expected"), PUBLISHED)
+def test_threefry_equals_its_published_test_vectors(backend, key, counter, expected):
+    """In uint32, or in wider integers on libraries whose uint32 lacks addition."""
     numbers = backend.asarray(np.asarray([*key, *counter], np.uint32)[:, None])
     numbers = backend.xp.astype(numbers, random.words(key_of(backend, 0), 1).dtype)
     result = random.threefry(*(numbers[i, :] for i in range(4)))
-    assert tuple(int(word[0]) for word in result) == known
+    assert tuple(int(word[0]) for word in result) == expected
 
 
 @pytest.mark.parametrize("dtype", ["uint32", "int64", "uint64"])
-@pytest.mark.parametrize(("key", "counter", "known"), KNOWN)
-def test_threefry_keeps_wider_integers_to_32_bits(key, counter, known, dtype):
+@pytest.mark.parametrize(("key", "counter", "expected"), PUBLISHED)
+def test_threefry_keeps_wider_integers_to_32_bits(key, counter, expected, dtype):
     result = random.threefry(*np.asarray([*key, *counter], dtype)[:, None])
-    assert tuple(int(word[0]) for word in result) == known
+    assert tuple(int(word[0]) for word in result) == expected
 
 
-def test_the_first_words_are_the_published_answer(backend):
+def test_the_first_words_equal_the_published_test_vector(backend):
     zero = backend.asarray(np.zeros(2, np.uint32))
     result = backend.to_numpy(random.words(zero, 2))
-    np.testing.assert_array_equal(result, KNOWN[0][2])
+    np.testing.assert_array_equal(result, PUBLISHED[0][2])
 
 
-def test_words_are_threefry_of_stream_and_place(backend):
+def test_words_are_threefry_of_stream_and_index(backend):
     """Word 2i and 2i + 1 come from the counter (stream, i)."""
     key = np.asarray([0x13198A2E, 0x03707344], np.uint32)
     stream = 0x243F6A88
@@ -82,7 +82,7 @@ def test_words_are_equal_on_every_backend(backend, count, stream):
     np.testing.assert_array_equal(result, expected)
 
 
-def test_words_do_not_depend_on_how_many_are_drawn(backend):
+def test_words_do_not_depend_on_their_number(backend):
     many = draw_on(backend, random.words, 1001)
     for count in (1, 1000):
         np.testing.assert_array_equal(
@@ -92,8 +92,8 @@ def test_words_do_not_depend_on_how_many_are_drawn(backend):
 
 def test_each_bit_of_a_word_is_set_half_of_the_time():
     words = draw_on(HOST, random.words, DRAWS)
-    share = np.mean((words[:, None] >> np.arange(32, dtype=np.uint32)) & 1, axis=0)
-    np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / math.sqrt(DRAWS))
+    frequency = np.mean((words[:, None] >> np.arange(32, dtype=np.uint32)) & 1, axis=0)
+    np.testing.assert_allclose(frequency, 0.5, atol=5 * 0.5 / math.sqrt(DRAWS))
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63, 2**64 - 1])
@@ -111,7 +111,7 @@ def test_a_seed_of_more_than_64_bits_is_refused(backend, seed):
 
 
 @pytest.mark.parametrize("seed", [1.0, "0", None], ids=repr)
-def test_a_seed_that_is_no_integer_is_refused(backend, seed):
+def test_a_seed_that_is_not_an_integer_is_refused(backend, seed):
     with pytest.raises(TypeError):
         key_of(backend, seed)
 
@@ -126,7 +126,7 @@ def test_split_keys_are_keys_and_do_not_depend_on_their_number(backend):
     np.testing.assert_array_equal(draw_on(backend, random.split, 3, seed=5), result[:3])
 
 
-def test_fold_makes_another_key_for_each_number(backend):
+def test_fold_returns_a_different_key_for_each_number(backend):
     numbers = (0, 1, 2, 3, 2**16, 2**30, 2**31 - 1)
     key = key_of(backend, 5)
     folded = [random.fold(key, number) for number in numbers]
@@ -141,7 +141,7 @@ def test_fold_makes_another_key_for_each_number(backend):
 
 
 @pytest.mark.parametrize("shape", [(), (2, 0, 3), (2, 3)], ids=str)
-def test_draws_have_the_shape_and_dtype_that_were_asked_for(backend, widest, shape):
+def test_draws_have_the_requested_shape_and_dtype(backend, widest, shape):
     def draws(key):
         floats = [
             draw(key, shape, real(backend, dtype))
@@ -158,7 +158,7 @@ def test_draws_have_the_shape_and_dtype_that_were_asked_for(backend, widest, sha
 
 
 @pytest.mark.parametrize(("dtype", "bits"), [("float32", 24), ("float64", 53)])
-def test_uniform_draws_fill_every_bit_and_are_equal_on_every_backend(
+def test_uniform_draws_use_every_bit_and_are_equal_on_every_backend(
     backend, dtype, bits
 ):
     if dtype == "float64" and not backend.has_float64:
@@ -170,15 +170,15 @@ def test_uniform_draws_fill_every_bit_and_are_equal_on_every_backend(
     )
     assert np.min(drawn) >= 0
     assert np.max(drawn) < 1
-    whole = np.ldexp(drawn.astype(np.float64), bits).astype(np.uint64)
-    np.testing.assert_array_equal(np.ldexp(whole.astype(np.float64), -bits), drawn)
-    places = np.arange(bits, dtype=np.uint64)
-    share = np.mean((whole[:, None] >> places) & np.uint64(1), axis=0)
-    np.testing.assert_allclose(share, 0.5, atol=5 * 0.5 / math.sqrt(DRAWS))
+    integers = np.ldexp(drawn.astype(np.float64), bits).astype(np.uint64)
+    np.testing.assert_array_equal(np.ldexp(integers.astype(np.float64), -bits), drawn)
+    shifts = np.arange(bits, dtype=np.uint64)
+    frequency = np.mean((integers[:, None] >> shifts) & np.uint64(1), axis=0)
+    np.testing.assert_allclose(frequency, 0.5, atol=5 * 0.5 / math.sqrt(DRAWS))
 
 
 def distance(sample, distribution):
-    """Kolmogorov's √n · max |F_n - F|: above 1.95 in one of a thousand samples."""
+    """Return √n · max |F_n - F|, which is above 1.95 for one of a thousand samples."""
     n = len(sample)
     expected = np.asarray([distribution(v) for v in np.sort(sample).tolist()])
     return math.sqrt(n) * np.max(np.abs(expected - (np.arange(n) + 0.5) / n))
@@ -204,8 +204,8 @@ def test_normal_draws_are_normal(backend, widest):
     assert abs(np.mean(drawn[1:] * drawn[:-1])) < 4 / math.sqrt(DRAWS)
 
 
-def test_normal_draws_are_those_of_box_and_muller():
-    """The same draws in every release: cos(πv) would be as normal, but others."""
+def test_normal_draws_are_computed_by_the_box_muller_transform():
+    """So they are the same in every release."""
     key, shape = key_of(HOST, 0), (1000,)
     u, v = (random.uniform(k, shape, np.float64) for k in random.split(key, 2))
     pairs = zip(u.tolist(), v.tolist(), strict=True)
@@ -218,7 +218,7 @@ def test_normal_draws_are_those_of_box_and_muller():
 
 
 def test_normal_draws_agree_on_every_backend(backend, widest, epsilon):
-    """2πv is rounded before its cosine is taken, and the radius multiplies that; measured: 3."""
+    """2πv is rounded before its cosine, and the radius multiplies that; measured: 3 eps."""
     result = draw_on(backend, random.normal, (DRAWS,), real(backend, widest))
     expected = draw_on(HOST, random.normal, (DRAWS,), real(HOST, widest))
     np.testing.assert_allclose(result, expected, rtol=0, atol=8 * epsilon)
@@ -229,7 +229,7 @@ EXTREMES = [0, 2**32 - 1]
 
 @pytest.fixture(params=EXTREMES, ids=hex)
 def extreme(request, monkeypatch):
-    """Every word is the smallest, or the largest, there is."""
+    """Replace every word by the smallest or the largest."""
     words = random.words
 
     def constant(key, count, stream=0):
@@ -240,14 +240,14 @@ def extreme(request, monkeypatch):
     return request.param
 
 
-def test_the_extreme_words_stay_inside_the_bounds(extreme):
+def test_draws_from_extreme_words_are_in_range(extreme):
     for dtype, bits in ((np.float32, 24), (np.float64, 53)):
         (drawn,) = random.uniform(key_of(HOST, 0), (1,), dtype)
         assert drawn == (1.0 - 2.0**-bits if extreme else 0.0)
         assert np.isfinite(random.normal(key_of(HOST, 0), (1,), dtype))
 
 
-def test_the_extreme_words_fall_on_the_right_side_of_a_probability(extreme):
+def test_bernoulli_draws_from_extreme_words_are_right(extreme):
     def drawn(probability):
         return bool(random.bernoulli(key_of(HOST, 0), probability, ()))
 
@@ -257,7 +257,7 @@ def test_the_extreme_words_fall_on_the_right_side_of_a_probability(extreme):
     assert drawn(1.0 - 2.0**-31) == (extreme == 0)
 
 
-def test_equal_words_are_permuted_in_their_order(backend, monkeypatch):
+def test_a_permutation_keeps_the_order_of_equal_words(backend, monkeypatch):
     bits = draw_on(HOST, random.words, 1000) & np.uint32(1)
     words = backend.xp.astype(
         backend.asarray(bits), random.words(key_of(backend, 0), 1).dtype
@@ -293,26 +293,26 @@ def test_a_probability_outside_0_and_1_is_refused(backend, probability):
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 7, 1000])
-def test_a_permutation_is_one_and_is_equal_on_every_backend(backend, count):
+def test_a_permutation_is_complete_and_equal_on_every_backend(backend, count):
     result = draw_on(backend, random.permutation, count)
     np.testing.assert_array_equal(np.sort(result), np.arange(count))
     np.testing.assert_array_equal(result, draw_on(HOST, random.permutation, count))
 
 
 def test_all_permutations_are_equally_likely():
-    """χ² with 23 degrees of freedom is above 49.7 once in a thousand times."""
+    """χ² with 23 degrees of freedom is above 49.7 once in a thousand samples."""
     keys = random.split(key_of(HOST, 0), 2400)
     drawn = [tuple(random.permutation(key, 4).tolist()) for key in keys]
     counts = [drawn.count(order) for order in itertools.permutations(range(4))]
     assert sum((count - 100) ** 2 / 100 for count in counts) < 49.7
 
 
-def test_jit_changes_no_word(backend):
+def test_jit_draws_the_same_words(backend):
     def draws(key):
         return {
             "words": random.words(key, 10),
             "split": random.split(key, 5),
-            "kept": random.bernoulli(key, 0.3, (2, 5)),
+            "mask": random.bernoulli(key, 0.3, (2, 5)),
             "uniform": random.uniform(key, (10,), backend.xp.float32),
             "order": random.permutation(key, 10),
         }
@@ -323,7 +323,7 @@ def test_jit_changes_no_word(backend):
         np.testing.assert_array_equal(jitted[name], expected, err_msg=name)
 
 
-def test_a_key_is_not_used_up(backend):
+def test_a_key_can_be_used_twice(backend):
     key = key_of(backend, 3)
     first, second = (backend.to_numpy(random.words(key, 5)) for _ in range(2))
     np.testing.assert_array_equal(first, second)

@@ -1,4 +1,4 @@
-"""Noise while training: its share, its shape, the same on every backend; none when predicting."""
+"""Noise in training has the documented distribution; there is none in prediction."""
 
 import math
 
@@ -13,7 +13,7 @@ def start(seed=1):
 
 
 def step(backend, layer, state, x, train=True):
-    """y, the next state, and dx where dy is 1."""
+    """Return y, the new state, and dx for dy = 1."""
 
     def both(state, x):
         y, after, cache = layer.forward({}, state, x, train=train)
@@ -31,8 +31,10 @@ each_layer = pytest.mark.parametrize("layer", LAYERS, ids=str)
     [(nn.SpatialDropout(0.3), (1000, 2, 3, 40)), (nn.DropPath(0.3), (40_000, 1, 2, 2))],
     ids=str,
 )
-def test_what_is_dropped_is_dropped_whole_and_the_mean_is_kept(backend, layer, shape):
-    """One draw for each channel of an example, or for each example; 40 000 of them."""
+def test_channels_or_examples_are_dropped_as_a_whole_and_the_mean_is_kept(
+    backend, layer, shape
+):
+    """One draw per channel of an example, or per example: 40,000 in total."""
     y, _, dx = step(backend, layer, start(), np.ones(shape, "float32"))
     np.testing.assert_array_equal(y, dx)
     assert set(np.unique(y)) == {np.float32(0.0), np.float32(1 / 0.7)}
@@ -43,13 +45,13 @@ def test_what_is_dropped_is_dropped_whole_and_the_mean_is_kept(backend, layer, s
     deviation = math.sqrt(0.3 * 0.7 / 40_000)
     assert abs(np.mean(first == 0) - 0.3) < 4 * deviation
     assert abs(np.mean(y, dtype="float64") - 1.0) < 4 * deviation / 0.7
-    # neither all examples nor all channels are alike
+    # masks differ between examples and between channels
     for axis in (0, 3) if by_channel else ():
         assert np.min(np.mean(first == 0, axis=axis)) > 0.0
 
 
-def test_noise_is_normal_with_its_deviation(backend):
-    """Mean, variance and fourth moment of 200 000 draws, within 4 of their own deviations."""
+def test_noise_is_normal_with_the_given_deviation(backend):
+    """Four moments of 200,000 draws are within 4 of their standard deviations."""
     x, count = np.full(200_000, 3.0, "float32"), 200_000
     y, _, dx = step(backend, nn.GaussianNoise(0.25), start(), x)
     np.testing.assert_array_equal(dx, np.ones_like(x))
@@ -70,21 +72,24 @@ def test_noise_is_normal_with_its_deviation(backend):
 def test_noise_differs_from_step_to_step_and_is_the_same_on_every_backend(
     backend, layer
 ):
-    """The words are equal; √, log and cos bring a few eps of a number of order 1."""
+    """Words are equal; √, log and cos have errors of a few eps."""
     x = np.ones((7, 9, 4), "float32")
-    state = there = start(3)
+    expected_state = state = start(3)
     result = []
     for _ in range(3):
-        y, state, _ = step(nn.backend("numpy"), layer, state, x)
-        again, there, _ = step(backend, layer, there, x)
-        np.testing.assert_allclose(again, y, rtol=0, atol=16 * np.finfo("float32").eps)
-        np.testing.assert_array_equal(there["key"], state["key"])
+        expected, expected_state, _ = step(
+            nn.backend("numpy"), layer, expected_state, x
+        )
+        y, state, _ = step(backend, layer, state, x)
+        atol = 16 * np.finfo("float32").eps
+        np.testing.assert_allclose(y, expected, rtol=0, atol=atol)
+        np.testing.assert_array_equal(state["key"], expected_state["key"])
         result.append(y)
     assert np.mean(result[0] != result[1]) > 0.1
     assert np.mean(result[1] != result[2]) > 0.1
 
 
-def test_noise_is_the_same_in_every_dtype_but_for_rounding(backend, widest):
+def test_noise_is_the_same_in_every_dtype_up_to_rounding(backend, widest):
     state, x = start(5), np.zeros((50, 40))
     narrow, _, _ = step(backend, nn.GaussianNoise(1.0), state, x.astype("float32"))
     wide, _, _ = step(backend, nn.GaussianNoise(1.0), state, x.astype(widest))
@@ -92,7 +97,7 @@ def test_noise_is_the_same_in_every_dtype_but_for_rounding(backend, widest):
 
 
 @each_layer
-def test_predicting_is_without_noise_and_draws_nothing(backend, layer):
+def test_prediction_has_no_noise_and_keeps_the_key(backend, layer):
     x, state = (
         np.random.default_rng(0).standard_normal((3, 5, 2)).astype("float32"),
         start(),
@@ -103,7 +108,7 @@ def test_predicting_is_without_noise_and_draws_nothing(backend, layer):
     np.testing.assert_array_equal(after["key"], state["key"])
 
 
-SENSELESS = [  # call and message
+INVALID = [  # call and message
     (lambda: nn.SpatialDropout(1.0), r"rate in \[0, 1\), got 1.0"),
     (lambda: nn.DropPath(-0.1), r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.GaussianNoise(-1.0), "deviation of at least 0, got -1.0"),
@@ -114,7 +119,7 @@ SENSELESS = [  # call and message
 ]
 
 
-@pytest.mark.parametrize(("make", "message"), SENSELESS, ids=[r[1] for r in SENSELESS])
-def test_what_makes_no_sense_is_refused(make, message):
+@pytest.mark.parametrize(("make", "message"), INVALID, ids=[r[1] for r in INVALID])
+def test_invalid_options_and_shapes_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Roundings are counted, so that of a fault in the first step the layer is named that has it."""
+"""Counts of roundings, by which `compare` locates a fault in the first step."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ from agnostic_nn.training.batches import Examples
 
 
 def total(y, target, weights=None):
-    """A loss that is a sum: as many roundings as there are outputs, and none on the way back."""
+    """Return the sum of y: as many roundings as outputs, and none in the gradient."""
     xp = namespace(y)
     return xp.sum(y), xp.ones_like(y)
 
@@ -35,22 +35,23 @@ def counted(model, batch, width):
     return chains(step, model, (params, state, nn.SGD(0.1).init(params)), arguments)
 
 
-def test_a_sum_makes_a_rounding_for_each_term_and_other_arithmetic_one():
+def test_a_sum_counts_one_rounding_per_term_and_other_operations_one():
     result = counted(nn.Dense(5), batch=10, width=3)
-    # a loss sums the weights of rows too
+    # a loss also sums the weights of rows
     forward, loss, weight, bias = 3 + 1, 10 * 5 + 10, 10, 10
     assert result.outputs == {"": forward}
     assert result.gradients == {"": forward + loss + weight + bias}
     assert result.step > result.gradients[""]
 
 
-def test_roundings_add_up_forward_and_back_in_the_order_of_computation():
+def test_roundings_add_up_in_the_order_of_computation():
     result = counted(
         nn.Sequential(nn.Dense(5), nn.Tanh(), nn.Dense(2, bias=False)), 10, 3
     )
     assert list(result.outputs.items()) == [("0", 4), ("1", 5), ("2", 10), ("", 10)]
     assert list(result.gradients) == ["2", "1", "0", ""]
-    second = 10 + 10 * 2 + 10 + 2 + 10  # before it, the loss, its dx and its gradient
+    # its input, the loss, its dx and its gradient
+    second = 10 + 10 * 2 + 10 + 2 + 10
     assert result.gradients["2"] == second
     assert result.gradients["0"] > result.gradients["1"] > second
 
@@ -63,8 +64,8 @@ def test_a_layer_that_is_repeated_is_counted_each_time():
 
 
 @dataclass(frozen=True)
-class Stubborn(nn.Dense):
-    """A layer that takes no arrays but NumPy's."""
+class OnlyNumPy(nn.Dense):
+    """A layer that accepts only NumPy arrays."""
 
     def forward(self, params, state, x, *, train=False):
         if not isinstance(x, np.ndarray):
@@ -72,8 +73,8 @@ class Stubborn(nn.Dense):
         return super().forward(params, state, x, train=train)
 
 
-def test_where_a_layer_cannot_be_watched_shapes_must_do():
-    result = counted(Stubborn(5), batch=10, width=3)
+def test_roundings_of_a_layer_that_cannot_be_traced_are_counted_from_shapes():
+    result = counted(OnlyNumPy(5), batch=10, width=3)
     assert result.outputs == result.gradients == {}
     assert result.step == 10 + 3 + 5 + 5
 
@@ -96,7 +97,7 @@ def test_a_parameter_belongs_to_the_innermost_layer_around_it(name, expected):
 
 
 def rough(x):
-    """x with 10 binary digits after the point, as TF32 keeps them; float64 as it is (Veltkamp)."""
+    """Round float32 to 10 binary digits after the point, like TF32 (Veltkamp)."""
     if x.dtype != np.float32:
         return x
     shifted = x * 8193.0
@@ -105,20 +106,19 @@ def rough(x):
 
 @dataclass(frozen=True)
 class Faulty(nn.Dense):
-    """Dense, but in float32 something is wrong in it."""
+    """A Dense layer with a fault in float32."""
 
     fault: str = ""
 
     def forward(self, params, state, x, *, train=False):
-        own = params
         if self.fault == "rough forward":
-            own, x = params | {"weight": rough(params["weight"])}, rough(x)
-        return super().forward(own, state, x, train=train)
+            params, x = params | {"weight": rough(params["weight"])}, rough(x)
+        return super().forward(params, state, x, train=train)
 
     def backward(self, params, cache, dy):
         if self.fault == "rough backward":
             params, dy = params | {"weight": rough(params["weight"])}, rough(dy)
-        # which asks for those of the parameters
+        # it calls `backward_params` below
         return super().backward(params, cache, dy)
 
     def backward_params(self, params, cache, dy):
@@ -130,15 +130,15 @@ class Faulty(nn.Dense):
         return grads
 
 
-def trained_with(fault="", place=-1):
+def trained_with(fault="", index=-1):
     def read():
-        draw = np.random.default_rng(3)
-        x = draw.standard_normal((96, 12)).astype(np.float32)
+        generator = np.random.default_rng(3)
+        x = generator.standard_normal((96, 12)).astype(np.float32)
         target = (x[:, 0] * x[:, 1] > 0).astype(np.int32)
         return Examples(x[:64], target[:64]), Examples(x[64:], target[64:])
 
     widths = [24, 16, 2]
-    dense = [Faulty(w, fault=fault if i == place else "") for i, w in enumerate(widths)]
+    dense = [Faulty(w, fault=fault if i == index else "") for i, w in enumerate(widths)]
     model = nn.Sequential(dense[0], nn.Tanh(), dense[1], nn.Tanh(), dense[2])
     loss = nn.softmax_cross_entropy
     workload = Workload("fault", "noise", read, model, loss, accuracy, 1, batch_size=32)
@@ -147,29 +147,29 @@ def trained_with(fault="", place=-1):
     return result
 
 
-def test_a_run_without_a_fault_stays_far_within_the_tolerance_of_each_layer():
+def test_without_a_fault_deviations_are_far_below_the_tolerance_of_each_layer():
     deviations = trained_with()["deviations"]
     for part in ("layers", "gradients"):
         for name, result in deviations[part].items():
             assert result["relative"] < result["tolerance"] / 4, f"{part} {name}"
 
 
-@pytest.mark.parametrize("place", [0, 1, 2])
+@pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("fault", ["rough forward", "rough backward", "dropped term"])
-def test_the_layer_with_the_fault_is_named(fault, place):
-    left = trained_with(fault, place)["first_difference"]
-    path = str(2 * place)
-    assert (left["step"], left["layer"]) == (1, path)
+def test_the_layer_with_the_fault_is_named(fault, index):
+    first = trained_with(fault, index)["first_difference"]
+    path = str(2 * index)
+    assert (first["step"], first["layer"]) == (1, path)
     if fault == "rough forward":
-        assert left["description"] == f"the output of layer {path} (Faulty)"
+        assert first["description"] == f"the output of layer {path} (Faulty)"
     else:
-        assert left["name"] in (f"{path}.weight", f"{path}.bias")
-        assert left["description"] == f"the gradient of {left['name']} (Faulty)"
+        assert first["name"] in (f"{path}.weight", f"{path}.bias")
+        assert first["description"] == f"the gradient of {first['name']} (Faulty)"
 
 
-def test_later_layers_may_be_less_exact_than_earlier_ones():
+def test_the_tolerance_of_later_layers_is_larger():
     def read():
-        raise AssertionError("nobody reads")
+        raise AssertionError("the data are not needed")
 
     train, test = (
         Examples(np.ones((8, 6), np.float32), np.zeros(8, np.int32)) for _ in "ab"

@@ -1,4 +1,4 @@
-"""Rates that follow the steps, against their formulas written with `math`."""
+"""Schedules equal their formulas at every step."""
 
 import dataclasses
 import math
@@ -62,13 +62,11 @@ def one_cycle(rate, steps, rise, start, final):
 
 
 def phases(t):
-    return (
-        0.3
-        if t < 10
-        else 0.3 - 0.2 * min((t - 10) / 20, 1)
-        if t < 50
-        else 0.05 * 0.9 ** (t - 50)
-    )
+    if t < 10:
+        return 0.3
+    if t < 50:
+        return 0.3 - 0.2 * min((t - 10) / 20, 1)
+    return 0.05 * 0.9 ** (t - 50)
 
 
 CASES = [  # schedule, its formula
@@ -136,10 +134,10 @@ each_schedule = pytest.mark.parametrize(("schedule", "formula"), CASES, ids=NAME
 
 @each_schedule
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_the_rate_is_the_formula_at_every_step(
+def test_the_rate_equals_the_formula_at_every_step(
     backend, widest, schedule, formula, dtype
 ):
-    """Rounding an exponent or angle z moves exp(z) and cos(z) by |z| eps; here |z| < 40."""
+    """An exponent or angle z gives exp(z) and cos(z) an error of |z| eps; |z| < 40."""
     t = np.arange(STEPS + 5, dtype=widest if dtype == "widest" else dtype)
     rates = backend.to_numpy(backend.jit(schedule)(backend.asarray(t)))
     assert rates.dtype == t.dtype
@@ -149,9 +147,7 @@ def test_the_rate_is_the_formula_at_every_step(
 
 
 @each_schedule
-def test_one_step_as_an_array_without_axes_gives_one_rate(
-    backend, widest, schedule, formula
-):
+def test_a_scalar_step_gives_a_scalar_rate(backend, widest, schedule, formula):
     t = backend.asarray(np.asarray(3, widest))
     rate = schedule(t)
     assert rate.shape == ()
@@ -161,8 +157,8 @@ def test_one_step_as_an_array_without_axes_gives_one_rate(
 
 @pytest.mark.parametrize("every", [1, 7, 41, 49, 55])
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_step_decay_steps_at_the_very_step_it_should(backend, widest, every, dtype):
-    """t / every as a product with 1 / every would come one step late: 49 · (1 / 49) < 1."""
+def test_step_decay_changes_at_the_right_steps(backend, widest, every, dtype):
+    """With t · (1 / every) it would be one step late, because 49 · (1 / 49) < 1."""
     t = np.arange(1000, dtype=widest if dtype == "widest" else dtype)
     schedule = StepDecay(1.0, every=every, factor=0.999)
     rates = backend.to_numpy(backend.jit(schedule)(backend.asarray(t)))
@@ -170,7 +166,7 @@ def test_step_decay_steps_at_the_very_step_it_should(backend, widest, every, dty
     np.testing.assert_array_equal(steps, np.arange(every, 1000, every))
 
 
-def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(
+def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_rate(
     backend, widest, epsilon
 ):
     schedule = Cosine(0.2, steps=10, warmup=4, final=0.02)
@@ -181,8 +177,8 @@ def test_cosine_warms_up_to_its_rate_and_ends_at_its_final_one(
 
 
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
-def test_a_part_begins_at_the_very_step_it_should(backend, widest, dtype):
-    """Far out in float32 too, where t / length is off by more than a step's share."""
+def test_parts_begin_at_the_right_steps(backend, widest, dtype):
+    """Also at steps so large that the rounding error of t / length exceeds one step."""
     starts = (1, 49, 1000, 123_457, 5_000_011)
     schedule = Piecewise((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), starts)
     around = [step for start in starts for step in (start - 1, start)]
@@ -196,7 +192,7 @@ def test_a_part_begins_at_the_very_step_it_should(backend, widest, dtype):
     np.testing.assert_allclose(backend.to_numpy(rates), [0.001, 1.0, 0.0], atol=1e-4)
 
 
-def test_one_cycle_starts_tops_and_ends_where_it_should(backend, widest, epsilon):
+def test_one_cycle_has_the_documented_start_maximum_and_end(backend, widest, epsilon):
     schedule = OneCycle(0.2, steps=50, rise=0.2, start=0.02, final=0.002)
     t = backend.asarray(np.asarray([0, 9, 49, 50, 10_000], widest))
     rates = backend.to_numpy(backend.jit(schedule)(t))
@@ -205,7 +201,7 @@ def test_one_cycle_starts_tops_and_ends_where_it_should(backend, widest, epsilon
     )
 
 
-THEIRS = [  # schedule, PyTorch's on top of a rate of 0.1
+PYTORCH = [  # schedule, the same in PyTorch for a base rate of 0.1
     (
         OneCycle(0.1, steps=60),
         lambda s, o: s.OneCycleLR(o, max_lr=0.1, total_steps=60),
@@ -241,9 +237,9 @@ THEIRS = [  # schedule, PyTorch's on top of a rate of 0.1
 
 
 @pytest.mark.parametrize(
-    ("schedule", "make"), THEIRS, ids=[str(case[0]) for case in THEIRS]
+    ("schedule", "make"), PYTORCH, ids=[str(case[0]) for case in PYTORCH]
 )
-def test_the_rate_is_that_of_pytorch_at_every_step(
+def test_the_rate_equals_that_of_pytorch_at_every_step(
     backend, widest, epsilon, schedule, make
 ):
     torch = pytest.importorskip(
@@ -262,12 +258,12 @@ def test_the_rate_is_that_of_pytorch_at_every_step(
 
 
 @each_schedule
-def test_a_schedule_hashes_and_is_rebuilt_from_plain_data(schedule, formula):
+def test_a_schedule_can_be_hashed_and_rebuilt_from_plain_data(schedule, formula):
     assert len({schedule, dataclasses.replace(schedule)}) == 1
     assert rebuild(describe(schedule)) == schedule
 
 
-def test_every_schedule_is_held_to_its_formula():
+def test_every_schedule_is_in_the_list_above():
     assert {type(schedule).__name__ for schedule, _ in CASES} == set(schedules.__all__)
 
 

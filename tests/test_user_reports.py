@@ -1,7 +1,7 @@
-"""Faults that users reported of other libraries, made small again: each must hold here.
+"""Faults that users reported of other libraries do not exist here.
 
-Each test names the reports it comes from. Numbers are our own, and expected values come
-from the defining formula in float64. Nothing is copied from the reports.
+Each docstring names the reports that led to the test. Inputs are new, and expected
+values are computed from the defining formula in float64.
 """
 
 import math
@@ -45,14 +45,14 @@ def softmax(logits):
 
 
 def flat(tree):
-    """All numbers of a tree of NumPy arrays, in one float64 vector."""
+    """Return all numbers of a tree of NumPy arrays as one float64 vector."""
     return np.concatenate(
         [np.ravel(np.asarray(leaf, np.float64)) for leaf in leaves(tree)]
     )
 
 
 def cast(tree, dtype):
-    """The floating-point arrays of a tree in another dtype."""
+    """Return a tree with its floating-point arrays in another dtype."""
     arrays = tree_map(np.asarray, tree)
     return tree_map(
         lambda leaf: leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf, arrays
@@ -93,7 +93,7 @@ def run(
         return y, () if dx is None else dx, grads, after
 
     dy = () if dy is None else cast(dy, dtype)
-    if isinstance(train, nn.RowMask):  # an array in a closure: not for a compiler
+    if isinstance(train, nn.RowMask):  # jit cannot take it as an argument
         results = both(*backend.asarray((params, state, x, dy)))
     else:
         results = backend.jit(both)(*backend.asarray((params, state, x, dy)))
@@ -112,8 +112,8 @@ def host(trainer, tree):
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_label_smoothing_leaves_ignored_rows_out(backend, reduction):
-    """pytorch#73205: the uniform part of a smoothed target saw the ignored rows too."""
+def test_label_smoothing_excludes_ignored_rows(backend, reduction):
+    """pytorch#73205: the uniform part of the target included ignored rows."""
     logits = generator(1).normal(size=(6, 4))
     labels = np.array([0, -100, 3, 2, -100, 1])
     counts = labels != -100
@@ -128,7 +128,7 @@ def test_label_smoothing_leaves_ignored_rows_out(backend, reduction):
 
 
 def test_a_mean_of_ignored_labels_only_is_0(backend):
-    """pytorch#70348, #116349: the mean of nothing was NaN, which poisons the run."""
+    """pytorch#70348, #116349: the mean over no labels was NaN."""
     logits = generator(3).normal(size=(3, 5))
     ignored = np.full(3, -1)
     value, slope = loss_of(
@@ -143,16 +143,15 @@ def test_a_mean_of_ignored_labels_only_is_0(backend):
     assert math.isnan(results["accuracy"])
 
 
-def test_narrow_labels_and_an_index_that_does_not_fit_them(backend):
+def test_narrow_labels_and_an_ignore_index_outside_their_dtype(backend):
     """pytorch#15508, PaddleSeg#2939: uint8 masks with 255 as void, or an ignored -100."""
     logits = generator(4).normal(size=(2, 3, 4))
 
     def expected(labels, counts):
         chances = softmax(logits)
-        places = np.where(counts, labels, 0).astype(int)[..., None]
-        return -np.log(np.take_along_axis(chances, places, axis=-1))[..., 0][
-            counts
-        ].mean()
+        indices = np.where(counts, labels, 0).astype(int)[..., None]
+        at_label = np.take_along_axis(chances, indices, axis=-1)[..., 0]
+        return -np.log(at_label[counts]).mean()
 
     labels = np.array([[0, 255, 3], [255, 1, 1]], np.uint8)
     value, _ = loss_of(
@@ -182,7 +181,7 @@ def test_focal_loss_of_a_saturated_output_has_a_finite_slope(backend, gamma):
 
 
 def ctc_by_all_paths(y, labels):
-    """-log p and its gradient by the logits, summed over every path; blank is 0."""
+    """Return -log p and its gradient by the logits, as sums over all paths; blank is 0."""
     time, classes = y.shape
     chances = softmax(y)
     total = 0.0
@@ -197,8 +196,8 @@ def ctc_by_all_paths(y, labels):
     return -math.log(total), chances - gradient / total
 
 
-def test_ctc_of_an_empty_target_among_full_ones(backend):
-    """pytorch#18215: without a label only the path of blanks counts."""
+def test_ctc_of_an_empty_target_in_a_batch_with_others(backend):
+    """pytorch#18215: without labels only the path of blanks counts."""
     y = generator(5).normal(size=(3, 4, 3))
     lengths = np.array([2, 0, 2])
     labels = np.array([[1, 2, 9], [0, 0, 0], [2, 2, 0]])
@@ -221,25 +220,25 @@ def test_targets_that_are_not_probabilities_are_refused(backend):
         trainer.evaluate(x, np.array([[0], [1], [-0.1]], "float32"))
 
 
-def test_log_cosh_keeps_its_digits_near_0_and_far_out(backend):
-    """keras#8524, torchmetrics#3488: cosh overflows where its logarithm is small."""
+def test_log_cosh_is_accurate_near_0_and_for_large_errors(backend):
+    """keras#8524, torchmetrics#3488: cosh overflows although its logarithm does not."""
     errors = np.array([0.0, 1e-4, -3e-3, 0.7, 95.0, -4000.0, 1e30])
     zeros = np.zeros(7)
     options = {"dtype": "float32"}
     value, _ = loss_of(backend, nn.log_cosh, errors, zeros, reduction="none", **options)
     _, dy = loss_of(backend, nn.log_cosh, errors, zeros, reduction="sum", **options)
     errors = errors.astype("float32").astype("float64")
-    far = np.abs(errors)
+    size = np.abs(errors)
     series = errors**2 / 2 - errors**4 / 12
     expected = np.where(
-        far < 0.1, series, far + np.log1p(np.exp(-2 * far)) - math.log(2)
+        size < 0.1, series, size + np.log1p(np.exp(-2 * size)) - math.log(2)
     )
     close(value, expected, atol=0)
     close(dy, np.tanh(errors))
 
 
 def test_cosine_distance_of_zero_tiny_and_huge_vectors(backend):
-    """pytorch#2421, nd4j#1586: a zero vector has no direction; lengths must not overflow."""
+    """pytorch#2421, nd4j#1586: a zero vector has no direction, and lengths must not overflow."""
     y = np.array([[0, 0, 0], [3, 0, 4], [3e-25, 0, 4e-25], [3e25, 0, 4e25]])
     target = np.array([[1.0, 2.0, 2.0]] * 4)
     options = {"dtype": "float32"}
@@ -257,7 +256,7 @@ def test_cosine_distance_of_zero_tiny_and_huge_vectors(backend):
 
 
 def test_triplet_margin_of_identical_embeddings(backend):
-    """sentence-transformers#4033: a distance of 0 has slope 0; the negative still pulls."""
+    """sentence-transformers#4033: a distance of 0 has gradient 0; the negative still has one."""
     anchor = np.array([[1.0, 2.0], [1.0, 2.0]])
     shift = np.array([[0, 0.5], [0, 0]])
     y = {"anchor": anchor, "positive": anchor.copy(), "negative": anchor + shift}
@@ -270,7 +269,7 @@ def test_triplet_margin_of_identical_embeddings(backend):
 
 
 def test_a_weighted_mean_divides_by_the_weights(backend):
-    """keras#13329: it divided by the count. Weight 0 leaves an infinite loss out."""
+    """keras#13329: it divided by the count. Weight 0 excludes an infinite loss."""
     y = np.array([[1.0], [2.0], [4.0]])
     zeros = np.zeros((3, 1))
     value, dy = loss_of(
@@ -292,7 +291,7 @@ def test_a_weighted_mean_divides_by_the_weights(backend):
 # --- layers ---------------------------------------------------------------------------
 
 
-def test_gelu_keeps_its_digits_in_the_tail(backend):
+def test_gelu_is_accurate_in_its_tail(backend):
     """pytorch#187806, #189234, onnxruntime#28463: 1 + erf cancels there."""
     x = np.array([[-2.9, -3.7, -4.6, -5.2, -5.5, -5.7, -6.4, -7.7]])
     y, dx, _, _ = run(backend, nn.GELU(), x, np.ones_like(x), dtype="float32")
@@ -322,7 +321,7 @@ def test_norms_of_rows_far_from_zero(backend, layer):
 
 
 def test_batch_norm_counts_real_rows_only(backend):
-    """keras#19848, tensorflow#30161: rows that only fill a batch up entered the statistics."""
+    """keras#19848, tensorflow#30161: filler rows entered the statistics."""
     x = generator(2).normal(size=(8, 3, 2, 4))
     counts = np.array([1.0, 1, 1, 0, 0, 0, 0, 0])
     dy = generator(3).normal(size=x.shape) * counts[:, None, None, None]
@@ -335,7 +334,7 @@ def test_batch_norm_counts_real_rows_only(backend):
     close(flat(filled[3]), flat(alone[3]))
 
 
-def test_a_last_batch_of_one_leaves_the_running_variance_alone(backend):
+def test_a_last_batch_of_one_does_not_change_the_running_variance(backend):
     """pytorch#4534, fastai#1352, skorch#477: one row has no variance."""
     x = (3.0 * generator(4).normal(size=(33, 2))).astype("float32")
     layer = nn.BatchNorm(momentum=0.5)
@@ -348,7 +347,7 @@ def test_a_last_batch_of_one_leaves_the_running_variance_alone(backend):
 @pytest.mark.parametrize(
     "norm", [nn.Freeze(nn.BatchNorm()), nn.BatchNorm(frozen=True)], ids=repr
 )
-def test_a_frozen_batch_norm_stands_still(backend, norm):
+def test_a_frozen_batch_norm_does_not_change(backend, norm):
     """keras#7085, #9522, #6570: a frozen norm still moved."""
     x = generator(5).normal(size=(16, 3)).astype("float32") + 7
     labels = generator(6).integers(0, 2, 16)
@@ -371,7 +370,7 @@ def test_a_frozen_batch_norm_stands_still(backend, norm):
     ids=repr,
 )
 @pytest.mark.parametrize("left", [0, 2])
-def test_a_padded_sequence_is_the_short_one(backend, layer, left):
+def test_a_padded_sequence_gives_the_results_of_the_short_one(backend, layer, left):
     """pytorch#517, Element-Research/rnn#123: the reverse direction read the padding."""
     x = generator(7).normal(size=(2, 3, 2))
     dy = generator(8).normal(size=(2, 6))
@@ -386,8 +385,8 @@ def test_a_padded_sequence_is_the_short_one(backend, layer, left):
     close(flat(grads), flat(expected[2]))
 
 
-def test_a_query_that_sees_no_key_passes_no_gradient(backend):
-    """pytorch#41508, #160064: its output is the output bias; the rest of the batch is unharmed."""
+def test_a_query_without_an_allowed_key_has_no_gradient(backend):
+    """pytorch#41508, #160064: its output is the bias, and other rows are not affected."""
     x = generator(8).normal(size=(2, 4, 6))
     dy = generator(9).normal(size=x.shape)
     mask = np.ones((2, 4, 4), bool)
@@ -396,13 +395,13 @@ def test_a_query_that_sees_no_key_passes_no_gradient(backend):
     layer = nn.MultiHeadAttention(2)
     y, dx, grads, _ = run(backend, layer, {"x": x, "mask": mask}, dy)
     same(y[0, 2], np.zeros(6))
-    # But for the bias, such a query is one whose dy is 0.
+    # Except for the bias, such a query equals one whose dy is 0.
     sees_all = mask.copy()
     sees_all[0, 2] = True
-    silent = dy.copy()
-    silent[0, 2] = 0
+    dy_without = dy.copy()
+    dy_without[0, 2] = 0
     _, expected_dx, expected, _ = run(
-        backend, layer, {"x": x, "mask": sees_all}, silent
+        backend, layer, {"x": x, "mask": sees_all}, dy_without
     )
     close(dx["x"], expected_dx["x"])
     close(grads["key"]["weight"], expected["key"]["weight"])
@@ -418,20 +417,20 @@ def test_a_query_that_sees_no_key_passes_no_gradient(backend):
     ],
     ids=repr,
 )
-def test_a_tie_of_maxima_pays_once(backend, layer, dy, expected):
-    """tensorflow#4886, #51682, Theano#4568: each of the tied inputs got all of dy."""
+def test_a_tie_of_maxima_has_the_gradient_once(backend, layer, dy, expected):
+    """tensorflow#4886, #51682, Theano#4568: each of the tied inputs received the whole dy."""
     x = np.array([2.0, 2.0, 1.0, 5.0, 5.0, 5.0]).reshape(1, 6, 1)
     _, dx, _, _ = run(backend, layer, x, np.reshape(dy, (1, -1, 1)))
     same(dx[0, :, 0], expected)
 
 
-def test_a_tie_of_global_maxima_pays_once(backend):
+def test_a_tie_of_global_maxima_has_the_gradient_once(backend):
     x = np.array([2.0, 5.0, 5.0]).reshape(1, 3, 1)
     _, dx, _, _ = run(backend, nn.GlobalMaxPool(), x, np.array([[3.0]]))
     same(dx[0, :, 0], [0, 3, 0])
 
 
-def test_padding_never_wins_a_maximum(backend):
+def test_padding_is_never_the_maximum(backend):
     """distdl#195, FluxML/NNlib#133: padding of 0 is larger than negative inputs."""
     x = -1.0 - generator(10).random((2, 5, 5, 2))
     layer = nn.MaxPool2D(3, stride=2, padding=1)
@@ -447,7 +446,7 @@ def test_padding_never_wins_a_maximum(backend):
 
 
 @pytest.mark.parametrize(("n", "m"), [(10, 3), (7, 4), (5, 5), (3, 7), (1, 3)])
-def test_adaptive_pools_whose_bins_do_not_divide(backend, n, m):
+def test_adaptive_pools_with_unequal_bins(backend, n, m):
     """FlagGems#4915, mlx-image#16, tensorflow/addons#2321: bin i is ⌊in/m⌋ to ⌈(i+1)n/m⌉."""
     x = generator(n).normal(size=(2, n, 3))
     dy = generator(m).normal(size=(2, m, 3))
@@ -487,14 +486,14 @@ def test_a_transposed_convolution_is_the_adjoint_of_the_same_convolution(
     expected = np.zeros((1, length, 3))
     for o in range(n):
         for j in range(window):
-            place = o * stride + j * dilation - excess // 2
-            if 0 <= place < length:
-                expected[0, place] += weight[j] @ x[0, o]
+            i = o * stride + j * dilation - excess // 2
+            if 0 <= i < length:
+                expected[0, i] += weight[j] @ x[0, o]
     close(y, expected)
 
 
-def test_an_index_out_of_range_is_refused_with_its_place(backend):
-    """jax#3774, tinygrad#5873, mxnet#8940: it was clamped or wrapped in silence."""
+def test_an_index_out_of_range_is_refused_with_its_position(backend):
+    """jax#3774, tinygrad#5873, mxnet#8940: it was clamped or wrapped silently."""
     model = nn.Sequential(nn.Embedding(5, 3), nn.Flatten(), nn.Dense(2))
     trainer = make(backend, model, nn.softmax_cross_entropy, shape=(2,))
     with pytest.raises(ValueError, match=r"\[1, 1\].*5"):
@@ -511,14 +510,14 @@ def test_recomputed_dropout_has_the_same_mask(backend):
     dy = generator(2).normal(size=(4, 8))
     body = nn.Sequential(nn.Dense(8), nn.Dropout(0.5), nn.Tanh(), nn.Dropout(0.3))
     plain = run(backend, body, x, dy, train=True)
-    again = run(backend, nn.Recompute(body), x, dy, train=True)
-    for one, other in zip(plain, again, strict=True):
-        close(flat(one), flat(other))
+    recomputed = run(backend, nn.Recompute(body), x, dy, train=True)
+    for actual, expected in zip(recomputed, plain, strict=True):
+        close(flat(actual), flat(expected))
     next_step = run(backend, body, x, state=plain[3], train=True)
     assert np.abs(next_step[0] - plain[0]).max() > 0
 
 
-def test_dropout_at_the_ends_of_its_rate(backend):
+def test_dropout_with_extreme_rates(backend):
     """flax#2055, keras#9141, burn#2694: rate 0 changes nothing, rate 1 and -10 are refused."""
     x = generator(3).normal(size=(4, 5))
     y, dx, _, _ = run(backend, nn.Dropout(0.0), x, np.ones_like(x), train=True)
@@ -529,7 +528,7 @@ def test_dropout_at_the_ends_of_its_rate(backend):
             nn.Dropout(rate)
 
 
-def test_softplus_keeps_its_digits_everywhere(backend):
+def test_softplus_is_accurate_everywhere(backend):
     """A threshold at 20 loses digits: e^x at -40, x + e^-x at 21."""
     x = np.array([[-80.0, -40.0, -16.0, 0.0, 16.0, 21.0, 90.0, 3e38]])
     y, dx, _, _ = run(backend, nn.Softplus(), x, np.ones_like(x), dtype="float32")
@@ -538,7 +537,7 @@ def test_softplus_keeps_its_digits_everywhere(backend):
     close(dx, np.where(x < 0, decay, 1) / (1 + decay), rtol=5e-7, atol=0)
 
 
-def test_sinusoids_of_an_odd_width_are_refused(backend):
+def test_sinusoidal_positions_of_an_odd_width_are_refused(backend):
     """BERT-pytorch#78, pyaptamer#607, mlx#147: sine and cosine come in pairs."""
     with pytest.raises(ValueError, match="even"):
         nn.SinusoidalPositions().init(nn.random.key(0, xp=HOST), (4, 5), np.float64)
@@ -558,7 +557,7 @@ def steps(backend, optimizer, params, *gradients):
 
 @pytest.mark.parametrize("clip", [nn.ClipByGlobalNorm, nn.ClipByNorm])
 @pytest.mark.parametrize("size", [1e20, 1e-1])
-def test_a_norm_does_not_overflow_in_its_squares(backend, clip, size):
+def test_the_norm_of_clipping_does_not_overflow(backend, clip, size):
     """tensorflow#21363, ray#45055, ferx-core#1112: a step of 0 is not clipping."""
     gradient = {"w": np.array([3 * size, 4 * size], "float32")}
     limit = min(1.0, 2 * size)
@@ -592,7 +591,7 @@ OPTIMIZERS = [
     "optimizer", OPTIMIZERS, ids=lambda optimizer: type(optimizer).__name__
 )
 def test_empty_and_scalar_parameters_take_steps(backend, optimizer):
-    """deepspeed#7736: a matrix next to a (0, 3) and a 0-d parameter moves as if it were alone."""
+    """deepspeed#7736: a matrix moves in the same way with and without them."""
     empty, scalar = np.zeros((0, 3)), np.array(2.0)
     weight = np.arange(6.0).reshape(2, 3) + 1
     gradient = {"weight": np.full((2, 3), 0.1)}
@@ -617,10 +616,10 @@ def test_adafactor_factors_each_matrix_of_a_kernel(backend):
     moved, _ = steps(backend, nn.Adafactor(0.5), {"w": params}, *trees)
     rows = columns = 0.0
     for t, gradient in enumerate(gradients, 1):
-        share = t**-0.8
+        weight = t**-0.8
         squares = gradient**2 + 1e-30
-        rows = (1 - share) * rows + share * squares.mean(axis=-1, keepdims=True)
-        columns = (1 - share) * columns + share * squares.mean(axis=-2, keepdims=True)
+        rows = (1 - weight) * rows + weight * squares.mean(axis=-1, keepdims=True)
+        columns = (1 - weight) * columns + weight * squares.mean(axis=-2, keepdims=True)
         update = gradient / np.sqrt(rows * columns / rows.mean(axis=-2, keepdims=True))
         update /= max(1.0, np.sqrt((update**2).mean()))
         size = max(1e-3, np.sqrt((params**2).mean()))
@@ -634,18 +633,18 @@ def test_a_running_average_is_unbiased_from_the_first_step(backend, decay):
     optimizer = nn.Average(nn.SGD(1.0), decay=decay)
     params = backend.asarray({"w": np.zeros(1, "float32")})
     moments = optimizer.init(params)
-    seen = []
+    history = []
     for t, gradient in enumerate((-1.0, -2.0, 4.0), 1):
         gradients = backend.asarray({"w": np.array([gradient], "float32")})
         params, moments = optimizer.update(params, gradients, moments)
-        seen.append(float(backend.to_numpy(params)["w"][0]))
+        history.append(float(backend.to_numpy(params)["w"][0]))
         weights = decay ** (t - np.arange(1, t + 1))
         average = backend.to_numpy(optimizer.averaged(params, moments))["w"]
-        close(average, [np.average(seen, weights=weights)], rtol=1e-4)
+        close(average, [np.average(history, weights=weights)], rtol=1e-4)
 
 
 @pytest.mark.parametrize(("options", "others"), [({}, 1.0), ({"no_decay": ()}, 0.95)])
-def test_weight_decay_leaves_biases_and_scales_alone(backend, options, others):
+def test_weight_decay_does_not_change_biases_and_scales(backend, options, others):
     """optax#25, transformers#4360, keras#16201: with gradient 0 only weights shrink."""
     model = nn.Sequential(nn.Dense(3), nn.LayerNorm(), nn.PReLU(), nn.Dense(2))
     params = tree_map(np.ones_like, init(model, (4,))[0])
@@ -662,8 +661,8 @@ def rates(backend, schedule, *counts, dtype="float64"):
     ]
 
 
-def test_schedules_reach_their_ends_and_stay_there(backend):
-    """pytorch#91765, lightly#1842: the first step, the top, the last step, and steps past it."""
+def test_schedules_reach_their_final_rates_and_keep_them(backend):
+    """pytorch#91765, lightly#1842: the first step, the maximum, the last step, and later ones."""
     cycle = schedules.OneCycle(0.1, 20)
     first, top, last, past = rates(backend, cycle, 0, 5, 19, 25)
     close([first, top], [0.004, 0.1])
@@ -684,7 +683,7 @@ def test_schedules_reach_their_ends_and_stay_there(backend):
     close(rates(backend, restarts, 0, 1, 2, 4, 6, 50), [1, 0.5, 1, 0.5, 0, 0])
 
 
-def test_accumulated_batches_are_one_large_batch(backend):
+def test_accumulated_batches_equal_one_large_batch(backend):
     """transformers#24725, torchtune#1875, OpenNMT-py#2209: 1 and 5 labels that count."""
     x = generator(1).normal(size=(2, 6, 3)).astype("float32")
     labels = generator(2).integers(0, 4, (2, 6))
@@ -709,7 +708,7 @@ def test_accumulated_batches_are_one_large_batch(backend):
 
 
 def test_evaluate_does_not_depend_on_the_batch_size(backend):
-    """tensorflow#38596, Lightning#2924, nolearn#247: the mean of the means of unequal batches."""
+    """tensorflow#38596, Lightning#2924, nolearn#247: means of unequal batches were averaged."""
     x = generator(3).normal(size=(7, 3)).astype("float32")
     y = (10 * generator(4).normal(size=(7, 2))).astype("float32")
     trainer = make(
@@ -726,7 +725,7 @@ def test_evaluate_does_not_depend_on_the_batch_size(backend):
 
 
 def test_evaluate_with_ignored_labels_does_not_depend_on_the_batch_size(backend):
-    """transformers#24839, #41898, keras#4186, #2546: ignored labels fall unevenly on batches."""
+    """transformers#24839, #41898, keras#4186, #2546: unequal numbers of ignored labels."""
     x = generator(4).normal(size=(4, 3, 2)).astype("float32")
     labels = np.array([[0, 1, 2], [1, -1, -1], [-1, -1, -1], [2, -1, 0]])
     loss = partial(nn.softmax_cross_entropy, ignore_index=-1)
@@ -747,7 +746,7 @@ def test_evaluate_with_ignored_labels_does_not_depend_on_the_batch_size(backend)
 
 
 def test_the_best_epoch_is_restored_when_the_epochs_run_out(backend):
-    """tensorflow#35634, keras#12511, #20323: it was restored only when training stopped early."""
+    """tensorflow#35634, keras#12511, #20323: it was restored only after an early stop."""
     x = generator(7).normal(size=(24, 3)).astype("float32")
     y = (x @ generator(8).normal(size=(3, 1))).astype("float32")
     held_out = (x[:8] + 1, y[:8] * 3)
@@ -761,8 +760,8 @@ def test_the_best_epoch_is_restored_when_the_epochs_run_out(backend):
     )
 
 
-def test_arrays_of_the_user_are_left_alone(backend):
-    """jax#37830, #899: neither side sees what the other does to its arrays later."""
+def test_arrays_of_the_user_and_the_trainer_are_independent(backend):
+    """jax#37830, #899: changes on one side must not be visible on the other."""
     x = generator(9).normal(size=(64, 32)).astype("float32")
     y = generator(10).normal(size=(64, 16)).astype("float32")
     before = x.copy(), y.copy()
@@ -770,27 +769,27 @@ def test_arrays_of_the_user_are_left_alone(backend):
         backend, nn.Dense(16), nn.mean_squared_error, nn.Adam(0.1), shape=(32,)
     )
     weight = generator(11).normal(size=(32, 16)).astype("float32")
-    mine = {"weight": weight.copy(), "bias": np.zeros(16, "float32")}
-    start = flat(mine)
-    trainer.start_from(mine)
+    params = {"weight": weight.copy(), "bias": np.zeros(16, "float32")}
+    start = flat(params)
+    trainer.start_from(params)
     trainer.keep("start")
-    shown = trainer.params
+    read = trainer.params
     options = {"batch_size": 16, "verbose": 0}
     trainer.fit(x, y, epochs=3, **options)
-    same(flat(mine), start)
-    same(flat(host(trainer, shown)), start)
+    same(flat(params), start)
+    same(flat(host(trainer, read)), start)
     for _ in range(2):
         trainer.restore("start")
         same(flat(host(trainer, trainer.params)), start)
         trainer.fit(x, y, epochs=1, **options)
     trainer.restore("start")
-    mine["weight"][:] = 7
+    params["weight"][:] = 7
     same(flat(host(trainer, trainer.params)), start)
     same(x, before[0])
     same(y, before[1])
 
 
-def test_what_predict_returns_shares_no_memory_with_its_input(backend):
+def test_results_of_predict_share_no_memory_with_the_input(backend):
     """gymnasium#239 and NumPy's views: a model that only reshapes."""
     x = np.arange(12, dtype="float32").reshape(2, 2, 3)
     model = nn.Graph(
@@ -810,7 +809,9 @@ def test_what_predict_returns_shares_no_memory_with_its_input(backend):
     same(y, expected)
 
 
-def test_a_run_resumed_in_the_middle_of_a_schedule_is_the_same_run(backend, tmp_path):
+def test_a_run_resumed_in_the_middle_of_a_schedule_equals_an_uninterrupted_run(
+    backend, tmp_path
+):
     """pytorch#60265, Lightning#4655, torchtune#2730: the schedule lagged or jumped."""
     x = generator(11).normal(size=(20, 3)).astype("float32")
     labels = generator(12).integers(0, 2, 20)
@@ -829,7 +830,8 @@ def test_a_run_resumed_in_the_middle_of_a_schedule_is_the_same_run(backend, tmp_
     resumed = nn.Trainer.load(tmp_path / "part.safetensors", backend)
     resumed.fit(x, labels, epochs=1, **options)
     for name in ("params", "state", "moments"):
-        same(*(flat(host(one, getattr(one, name))) for one in (resumed, whole)))
+        actual, expected = (flat(host(t, getattr(t, name))) for t in (resumed, whole))
+        same(actual, expected)
 
 
 @pytest.mark.parametrize("batch_size", [200, 64])
@@ -845,13 +847,13 @@ def test_r2_of_targets_far_from_zero(backend, batch_size):
     weight, bias = np.array([[5.0]], "float32"), np.array([300_000.0], "float32")
     trainer.start_from({"weight": weight, "bias": bias})
     errors = target.astype("float64") - trainer.predict(x)
-    spread = target.astype("float64") - target.astype("float64").mean()
-    expected = 1 - (errors**2).sum() / (spread**2).sum()
+    centered = target.astype("float64") - target.astype("float64").mean()
+    expected = 1 - (errors**2).sum() / (centered**2).sum()
     close(trainer.evaluate(x, target, batch_size=batch_size)["r2"], expected, rtol=1e-3)
 
 
-def test_ties_fill_the_top_k_once(backend):
-    """tensorflow#13005, NVIDIA-Merlin#617: constant predictions were always right."""
+def test_ties_do_not_exceed_the_top_k(backend):
+    """tensorflow#13005, NVIDIA-Merlin#617: constant predictions always counted as right."""
 
     def hits(y, labels, k):
         y, labels = (
@@ -865,8 +867,8 @@ def test_ties_fill_the_top_k_once(backend):
     same(hits([[math.nan] * 3], [2], 1), [0])
 
 
-def test_every_backend_has_the_same_start_and_order(backend):
-    """keras#20804, #22695: another order or another start on another backend."""
+def test_every_backend_has_the_same_initial_values_and_order(backend):
+    """keras#20804, #22695: the order or the initial values depended on the backend."""
 
     def train(name):
         order = []
@@ -912,8 +914,8 @@ def test_data_that_are_not_numbers_are_refused(backend, word):
         trainer.predict(BAD_DATA[word])
 
 
-def test_a_loss_whose_weight_is_annealed_follows_it(backend):
-    """keras#13826, #6446, #19054, jax#1426: the number in the closure was frozen in silence."""
+def test_a_loss_uses_an_annealed_weight(backend):
+    """keras#13826, #6446, #19054, jax#1426: the number in the closure stayed constant."""
     beta = [0.0]
 
     def loss(y, target, weights=None):
@@ -932,8 +934,8 @@ def test_a_loss_whose_weight_is_annealed_follows_it(backend):
     assert np.abs(flat(host(trainer, trainer.params)) - start).max() > 0
 
 
-def test_a_weight_of_2_is_the_example_twice(backend):
-    """scikit-learn#30155, #11723: weights (2, 1, 0, 3) are rows repeated so often."""
+def test_a_weight_of_2_equals_repeating_the_example(backend):
+    """scikit-learn#30155, #11723: weights (2, 1, 0, 3) equal that many repetitions."""
     x = generator(4).normal(size=(4, 3)).astype("float32")
     labels = np.array([0, 1, 1, 2])
     weights = np.array([2, 1, 0, 3])
@@ -954,7 +956,7 @@ def test_a_weight_of_2_is_the_example_twice(backend):
 
 
 def test_batches_of_unequal_size_from_an_iterable(backend):
-    """keras#13780, #4186: each is a mean over its own rows; BatchNorm counts rows that exist."""
+    """keras#13780, #4186: means and BatchNorm count only existing rows."""
     x = generator(5).normal(size=(9, 2)).astype("float32")
     y = generator(6).normal(size=(9, 1)).astype("float32")
     cuts = [slice(0, 3), slice(3, 5), slice(5, 9)]
