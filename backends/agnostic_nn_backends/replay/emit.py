@@ -1,7 +1,18 @@
 """Code generation: the functions that a `Program` runs, from its `Plan`.
 
-All functions share one namespace. The name e{n} in it is the result of node n, f{n} its
-function, k{n} a kernel that begins with node n, c{n} another value. There are:
+All functions share one namespace, `env`. Its names are a letter and a number:
+
+    e{n}        the result of node n, and f{n} its function
+    k{n}        a kernel, n being the first of its nodes
+    a{n}        the address of e{n}, for kernels
+    c{i}        a value that cannot be written as a literal
+    x{n}        memory for one block of an intermediate result of a fused group
+    l{n}_{m}    e{n} in blocks of rows, for the group that begins with node m; lx{n}
+                those of x{n}. The loop over blocks calls each of them b{n}.
+    m{k}        a copy of a new value, made before the commit
+    g{i}        a leaf among the arguments that is not an array (`flatten` only)
+
+The functions are:
 
 - `prepare()`, run once: makes views of constants and buffers.
 - `bind(array)`, one for each argument: assigns the argument and makes its views. It

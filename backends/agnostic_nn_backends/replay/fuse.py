@@ -4,11 +4,25 @@ If kernels can compute all calls of a group, the group becomes one kernel. Other
 becomes a loop over blocks of rows, small enough that intermediate results stay in the
 cache. In that loop, runs of consecutive calls that kernels can compute are kernels, and
 each other call is a call of the library.
+
+For example, exp(x * 2 - y) * y + 1 for arrays of 100 rows and 64 columns consists of
+nodes 2 to 6. In blocks of 8 rows and without an exp for kernels, its code is
+
+    for start, count, b4, b3, in zip(range(0, 100, 8), [8] * 12 + [4], lx3, lx3):
+        k2(1, count * 64, a0 + start * 256, a1 + start * 256, 94255560992672)
+        f4(b3, b4)
+        k5(1, count * 64, 94255560992672, a1 + start * 256, a6 + start * 256)
+
+The kernel k2 computes nodes 2 and 3, f4 is `numpy.exp`, and k5 computes nodes 5 and 6.
+x and y are at the addresses a0 and a1, and the result is at a6, in rows of 256 bytes.
+The number is the address of the memory for one block of node 3, which node 4
+overwrites; b3 and b4 are this memory as an array, shorter for the last block. `emit`
+explains the names.
 """
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import kernels
@@ -209,7 +223,27 @@ class Group:
         start, count: names of the first row and the number of rows of a block.
         before: gets the lines that have to come before the call.
         """
-        # Kernels refer to calls, arrays and scalars by indices: collect them first.
+        kernel = self._compile(run, env)
+        for n in kernel.nodes:
+            if n not in self.scratch:
+                _add_once(f"a{n} = address(e{n})", binding_lines(n), before)
+        if count:
+            return f"{kernel.name}({self._arguments(kernel, env, start, count)})"
+        rows_each = -(-self.rows // self._num_threads())
+        shares = []
+        for first in range(0, self.rows, rows_each):
+            rows = min(rows_each, self.rows - first)
+            shares.append(self._arguments(kernel, env, str(first), str(rows)))
+        if len(shares) == 1:
+            return f"{kernel.name}({shares[0]})"
+        return f"run_parallel({kernel.name}, ({'), ('.join(shares)}))"
+
+    def _compile(self, run: list[Node], env: dict[str, Any]) -> "_Kernel":
+        """Compile a kernel for a run and put it into `env`.
+
+        The calls of a kernel refer to other calls, to arrays and to scalars by their
+        indices among the calls, arrays and scalars of the kernel.
+        """
         position = {node.number: k for k, node in enumerate(run)}
         written = [n for n in position if n in self.scratch or n not in self.inner]
         operands = [operand for n in position for operand in self.calls[n].operands]
@@ -218,9 +252,12 @@ class Group:
             for operand in operands
             if operand.kind == "array" and operand.place not in position
         ]
-        nodes_by_memory: dict[Any, int] = {}  # memory -> the first node in it
+        # One argument for each memory, since a kernel's arrays must not overlap: the
+        # first node in it stands for the others.
+        nodes_by_memory: dict[Any, int] = {}
         for n in (*read, *written):
             nodes_by_memory.setdefault(self._memory(n), n)
+        nodes = list(nodes_by_memory.values())
         array_index = {memory: k for k, memory in enumerate(nodes_by_memory)}
         scalar_by_id = {
             id(operand.place): operand
@@ -246,45 +283,32 @@ class Group:
             indexed = tuple(map(with_index, call.operands))
             out = array_index[self._memory(n)] if n in written else None
             calls.append(replace(call, operands=indexed, out=out))
-        arrays = [self._describe(n) for n in nodes_by_memory.values()]
+        arrays = [self._describe(n) for n in nodes]
         scalar_dtypes = tuple(scalar.dtype for scalar in scalars)
         name = f"k{run[0].number}"
         env[name] = kernels.kernel(tuple(arrays), scalar_dtypes, tuple(calls))
-        for n in nodes_by_memory.values():
-            if n not in self.scratch:
-                _add_once(f"a{n} = address(e{n})", binding_lines(n), before)
-        scalar_values = [self._scalar_code(scalar.place, env) for scalar in scalars]
-        is_flat = all(array.broadcast == "whole" for array in arrays)
-        nodes = list(nodes_by_memory.values())
+        scalar_codes = [self._scalar_code(scalar.place, env) for scalar in scalars]
+        return _Kernel(name, nodes, arrays, scalar_codes)
 
-        def arguments(start: str, rows: str) -> str:
-            """Return the arguments of the kernel for `rows` rows from `start` on."""
-            addresses = []
-            for n, array in zip(nodes, arrays, strict=True):
-                item_bytes = self.plan.graph.nodes[n].value.itemsize
-                row_size = {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
-                row_bytes = item_bytes * row_size
-                if n in self.scratch:
-                    addresses.append(f"{self.library.address(env[self.scratch[n]])}")
-                elif start != "0" and row_bytes:
-                    addresses.append(f"a{n} + {start} * {row_bytes}")
-                else:
-                    addresses.append(f"a{n}")
-            # one long row is faster than many short ones
-            size = f"1, {rows} * {self.width}" if is_flat else f"{rows}, {self.width}"
-            return ", ".join([size, *addresses, *scalar_values])
-
-        if count:
-            return f"{name}({arguments(start, count)})"
-        rows_each = -(-self.rows // self._num_threads())
-        starts = range(0, self.rows, rows_each)
-        if len(starts) == 1:
-            return f"{name}({arguments('0', str(self.rows))})"
-        shares = []
-        for first in starts:
-            rows = min(rows_each, self.rows - first)
-            shares.append(f"({arguments(str(first), str(rows))})")
-        return f"run_parallel({name}, {', '.join(shares)})"
+    def _arguments(
+        self, kernel: "_Kernel", env: dict[str, Any], start: str, rows: str
+    ) -> str:
+        """Return the code of the arguments for `rows` rows from row `start` on."""
+        addresses = []
+        for n, array in zip(kernel.nodes, kernel.arrays, strict=True):
+            item_bytes = self.plan.graph.nodes[n].value.itemsize
+            row_size = {"whole": self.width, "column": 1, "row": 0}[array.broadcast]
+            row_bytes = item_bytes * row_size
+            if n in self.scratch:
+                addresses.append(f"{self.library.address(env[self.scratch[n]])}")
+            elif start != "0" and row_bytes:
+                addresses.append(f"a{n} + {start} * {row_bytes}")
+            else:
+                addresses.append(f"a{n}")
+        # one long row is faster than many short ones
+        is_flat = all(array.broadcast == "whole" for array in kernel.arrays)
+        size = f"1, {rows} * {self.width}" if is_flat else f"{rows}, {self.width}"
+        return ", ".join([size, *addresses, *kernel.scalars])
 
     def _memory(self, n: int) -> Any:
         """Return a key that is equal for nodes of the group in the same memory."""
@@ -308,6 +332,21 @@ class Group:
             return f"e{scalar.number}.item()"
         value = scalar.value if isinstance(scalar, Node) else scalar
         return argument_code(value.item(), env)
+
+
+@dataclass(frozen=True)
+class _Kernel:
+    """A compiled kernel and what it is called with.
+
+    name: its name in `env`.
+    nodes, arrays: its array arguments, as node numbers and as `kernels` describes them.
+    scalars: the expressions of its scalar arguments.
+    """
+
+    name: str
+    nodes: list[int]
+    arrays: list[Array]
+    scalars: list[str]
 
 
 def kernel_call(node: Node, library: Library) -> Call | None:
