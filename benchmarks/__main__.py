@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from agnostic_nn.diagnostics.compare.conversion import to_json
 from agnostic_nn.diagnostics.compare.environment import environment
 
 from .contenders import names
@@ -103,7 +104,7 @@ def _parser():
 
 
 def _environment(before):
-    result = environment()
+    result = to_json(environment())
     result.pop("variables")  # each worker has its own
     result["commit"] = _commit(ROOT)
     if before is not None:

@@ -53,6 +53,7 @@ LEVELS = (
     {
         *(
             "diagnostics.bisect.noise",
+            "diagnostics.compare.conversion",
             "diagnostics.compare.rounding",
             "diagnostics.cost.arrays",
         ),
@@ -61,7 +62,8 @@ LEVELS = (
         *("training.context", "training.history"),
     },
     {
-        *("diagnostics.cost.native", "diagnostics.gradcheck"),
+        *("diagnostics.compare.schema", "diagnostics.cost.native"),
+        "diagnostics.gradcheck",
         *("training.steps", "training.validation"),
     },
     {

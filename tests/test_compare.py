@@ -1,10 +1,9 @@
-"""`compare`: the training on each backend, deviations and tolerances, verdicts and reports."""
+"""`compare`: the training on each backend, tolerances, verdicts and reports."""
 
 import json
 import math
 import re
 import sys
-from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from html import unescape
@@ -22,6 +21,7 @@ from agnostic_nn.core.backend import Status
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.compare import (
     CannotCompare,
+    Report,
     Workload,
     compare,
     comparison,
@@ -39,6 +39,14 @@ from agnostic_nn.diagnostics.compare.deviation import (
 from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
 from agnostic_nn.diagnostics.compare.report import overview as report_overview
 from agnostic_nn.diagnostics.compare.report import sentence
+from agnostic_nn.diagnostics.compare.schema import (
+    ControlRun,
+    ControlRuns,
+    Difference,
+    LeftOut,
+    MeasuredPrecision,
+    NotChecked,
+)
 from agnostic_nn.diagnostics.compare.workloads import WORKLOADS
 from agnostic_nn.diagnostics.summary import Row
 from agnostic_nn.metrics import accuracy
@@ -51,7 +59,6 @@ from agnostic_nn_backends import SHIPPED
 drawing = sys.modules[
     "agnostic_nn.diagnostics.compare.page"
 ]  # in the package `page` is its function
-SCHEMA = Path(__file__).parents[1] / "docs" / "report-schema.md"
 EPSILON = float(np.finfo("float32").eps)
 NUMBERS = count()
 
@@ -87,7 +94,7 @@ HOST = nn.backend("numpy").adapter
 
 @pytest.fixture
 def pretend(monkeypatch):
-    """Return a function that adds a changed copy of the NumPy backend and returns its name."""
+    """Return a function that adds a changed copy of NumPy's backend by a new name."""
 
     def add(**replaced):
         module = ModuleType(f"pretended_{next(NUMBERS)}")
@@ -100,7 +107,7 @@ def pretend(monkeypatch):
 
 
 def changed_at(call, change):
-    """Return a `jit` that changes the results of the training step at one of its calls."""
+    """Return a `jit` that changes the results of one call of the training step."""
 
     def jit(function, device, donate=()):
         compiled = HOST.jit(function, device, donate)
@@ -116,7 +123,7 @@ def changed_at(call, change):
 
 
 def only(report):
-    (result,) = report["results"]
+    (result,) = report.results
     return result
 
 
@@ -163,17 +170,15 @@ def digits(backend):
 
 def test_digits_are_learned(digits):
     result = only(digits)
-    assert result["error"] is None
-    assert result["test_metric"] >= 0.97
-    assert result["final_loss"] == pytest.approx(
-        digits["reference"]["final_loss"], rel=1e-3
-    )
+    assert result.error is None
+    assert result.test_metric >= 0.97
+    assert result.final_loss == pytest.approx(digits.reference.final_loss, rel=1e-3)
 
 
 def test_digits_stay_within_tolerance_of_the_reference(digits):
     result = only(digits)
-    assert (result["status"], result["verdict"]) == ("agrees", "agrees over 900 steps")
-    assert 0.0 < result["max_relative_deviation"] < result["tolerance"]["last_step"]
+    assert (result.status, result.verdict) == ("agrees", "agrees over 900 steps")
+    assert 0.0 < result.max_relative_deviation < result.tolerance.last_step
 
 
 def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digits):
@@ -181,7 +186,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
         WORKLOADS["digits-mlp"], *WORKLOADS["digits-mlp"].read()[:1], 0
     )
     on_host = digest(dict(nn.trees.named_leaves(params)))
-    assert only(digits)["start_sha256"] == digits["start_sha256"] == on_host
+    assert only(digits).start_sha256 == digits.start_sha256 == on_host
 
 
 @pytest.mark.parametrize(
@@ -190,7 +195,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     result = only(compare(workload, [str(backend)], epochs=2, seed=7, sizes=()))
-    assert result["status"] == "agrees", result["verdict"]
+    assert result.status == "agrees", result.verdict
 
 
 @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
@@ -228,14 +233,14 @@ def spirals(backend):
 
 
 def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
-    first, second = spirals["results"][-1], only(compare(SPIRALS, [str(backend)]))
+    first, second = spirals.results[-1], only(compare(SPIRALS, [str(backend)]))
     for key in ("losses", "deviations", "test_metric", "start_sha256", "verdict"):
-        assert first[key] == second[key]
+        assert getattr(first, key) == getattr(second, key)
 
 
 def test_another_seed_is_another_training():
     assert (
-        len({only(compare(SPIRALS, ["numpy"], seed=s))["final_loss"] for s in range(3)})
+        len({only(compare(SPIRALS, ["numpy"], seed=s)).final_loss for s in range(3)})
         == 3
     )
 
@@ -290,12 +295,10 @@ def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(
     name = pretend(asarray=asarray, jit=jit, synchronize=synchronize)
     monkeypatch.setattr(running, "perf_counter", lambda: now)
     result = only(compare(SPIRALS, [name]))
-    assert result["first_step_ms"] == 5250.0
-    assert result["step_ms"] == 1250.0
-    assert result["step_ms_quartiles"] == [1250.0, 1250.0]
-    assert result["samples_per_second"] == pytest.approx(
-        (200 - 16) / (1.25 * (STEPS - 1))
-    )
+    assert result.first_step_ms == 5250.0
+    assert result.step_ms == 1250.0
+    assert result.step_ms_quartiles == (1250.0, 1250.0)
+    assert result.samples_per_second == pytest.approx((200 - 16) / (1.25 * (STEPS - 1)))
 
 
 # --- what to compare ------------------------------------------------------------------
@@ -310,15 +313,15 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
     ]
     monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
     report = compare(SPIRALS, epochs=1)
-    assert only(report)["backend"] == "numpy"
-    absent, strict = report["left_out"]
-    assert (absent["backend"], absent["reason"]) == ("absent", "absent needs a package")
-    assert "array_api_strict is for tests only" in strict["reason"]
-    assert strict["reason"] in summary(report)
+    assert only(report).backend == "numpy"
+    absent, strict = report.left_out
+    assert (absent.backend, absent.reason) == ("absent", "absent needs a package")
+    assert "array_api_strict is for tests only" in strict.reason
+    assert strict.reason in summary(report)
 
 
 def test_a_backend_named_twice_runs_once():
-    assert only(compare(SPIRALS, ["numpy", "numpy:cpu"], epochs=1))["device"] == "cpu"
+    assert only(compare(SPIRALS, ["numpy", "numpy:cpu"], epochs=1)).device == "cpu"
 
 
 def test_an_unknown_backend_is_refused_with_those_that_can_run():
@@ -342,16 +345,16 @@ def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
 
     broken = pretend(jit=changed_at(3, fail))
     report = compare(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
-    failed, missing, succeeded = report["results"]
-    assert failed["error"] == "MemoryError: no room for more"
-    assert missing["error"] == "numpy has no device 'tape'; it has cpu"
-    assert (missing["backend"], missing["device"]) == ("numpy", "tape")
-    assert succeeded["error"] is None
-    assert succeeded["verdict"] == f"agrees over {STEPS} steps"
+    failed, missing, succeeded = report.results
+    assert failed.error == "MemoryError: no room for more"
+    assert missing.error == "numpy has no device 'tape'; it has cpu"
+    assert (missing.backend, missing.device) == ("numpy", "tape")
+    assert succeeded.error is None
+    assert succeeded.verdict == f"agrees over {STEPS} steps"
     for entry in (failed, missing):
-        assert entry["verdict"] == "failed"
-        assert entry["test_metric"] is entry["step_ms"] is entry["deviations"] is None
-        assert entry["error"] in summary(report)
+        assert entry.verdict == "failed"
+        assert entry.test_metric is entry.step_ms is entry.deviations is None
+        assert entry.error in summary(report)
 
 
 def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
@@ -361,13 +364,11 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
 
     report = compare(SPIRALS, [pretend(asarray=asarray)])
     result = only(report)
-    first = result["first_difference"]
-    assert (first["step"], first["description"]) == (0, "the starting parameters")
-    assert result["verdict"].endswith(
-        "from the start, first in the starting parameters"
-    )
-    assert result["start_sha256"] != report["start_sha256"]
-    assert result["deviations"]["gradients"]["0.weight"]["relative"] > 1e-4
+    first = result.first_difference
+    assert (first.step, first.description) == (0, "the starting parameters")
+    assert result.verdict.endswith("from the start, first in the starting parameters")
+    assert result.start_sha256 != report.start_sha256
+    assert result.deviations.gradients["0.weight"].relative > 1e-4
     assert "but different on" in summary(report)
 
 
@@ -377,29 +378,28 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
     result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
-    assert result["status"] == "differs"
+    assert result.status == "differs"
     assert (
-        result["verdict"]
-        == "differs by more than rounding from step 4, first in the loss"
+        result.verdict == "differs by more than rounding from step 4, first in the loss"
     )
     assert "all parts of the first, the middle and the last step agree" in sentence(
         result
     )
-    assert result["deviations"]["parameters"]["0.weight"]["relative"] > 1e-4
-    assert result["deviations"]["gradients"]["0.weight"]["relative"] < 1e-5
+    assert result.deviations.parameters["0.weight"].relative > 1e-4
+    assert result.deviations.gradients["0.weight"].relative < 1e-5
 
 
 def test_a_reference_that_diverges_is_said_to():
     report = compare(
         replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=()
     )
-    assert "is not a finite number from step 3 on" in report["reference"]["diverges"]
+    assert "is not a finite number from step 3 on" in report.reference.diverges
     assert "the training diverges: the loss of the float64 reference itself" in summary(
         report
     )
     result = only(report)
-    assert result["status"] == "not checked"
-    assert result["verdict"] == "agrees up to step 1; cannot be checked beyond that"
+    assert result.status == "not checked"
+    assert result.verdict == "agrees up to step 1; cannot be checked beyond that"
     assert "float32 cannot hold the reference's numbers at that step" in sentence(
         result
     )
@@ -412,17 +412,17 @@ def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
 
     monkeypatch.setattr("agnostic_nn.layers.activations.silu", wrong_in_float32)
     result = only(compare(SPIRALS, ["numpy"]))
-    first = result["first_difference"]
-    assert (first["step"], first["description"]) == (1, "the output of layer 1 (SiLU)")
-    deviations = result["deviations"]
+    first = result.first_difference
+    assert (first.step, first.description) == (1, "the output of layer 1 (SiLU)")
+    deviations = result.deviations
     for far in (
-        deviations["losses"],
-        deviations["outputs"]["y"],
-        deviations["gradients"]["0.weight"],
+        deviations.losses,
+        deviations.outputs["y"],
+        deviations.gradients["0.weight"],
     ):
-        assert far["relative"] > 1e-5
-    assert deviations["parameters"]["0.bias"]["ulps"] > 100
-    assert result["max_relative_deviation"] > 1e-5
+        assert far.relative > 1e-5
+    assert deviations.parameters["0.bias"].ulps > 100
+    assert result.max_relative_deviation > 1e-5
 
 
 def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
@@ -437,7 +437,7 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
         return forward(self, params, state, x, train=train)
 
     monkeypatch.setattr(nn.Dense, "forward", rough)
-    assert only(compare(SPIRALS, ["numpy"]))["first_difference"]["step"] == 1
+    assert only(compare(SPIRALS, ["numpy"])).first_difference.step == 1
 
 
 def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(
@@ -450,136 +450,71 @@ def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(
     name = pretend(jit=changed_at(STEPS, spoil))
     write(compare(SPIRALS, [name]), tmp_path)
     result = only(read_strictly(tmp_path / "report.json"))
-    first = result["first_difference"]
-    assert (first["step"], first["quantity"]) == (STEPS, "losses")
-    assert result["final_loss"] is result["losses"][-1] is None
-    assert result["deviations"]["losses"]["absolute"] is None
-    assert result["error"] is None
+    first = result.first_difference
+    assert (first.step, first.quantity) == (STEPS, "losses")
+    assert result.final_loss is result.losses[-1] is None
+    assert result.deviations.losses.absolute is None
+    assert result.error is None
 
 
 # --- the report -----------------------------------------------------------------------
-
-TYPES = {
-    "string": lambda value: isinstance(value, str),
-    "integer": lambda value: type(value) is int,
-    "number": lambda value: type(value) in (int, float),
-    "object": lambda value: isinstance(value, dict),
-    "list of numbers": lambda value: (
-        isinstance(value, list) and all(map(TYPES["number"], value))
-    ),
-    "list of strings": lambda value: (
-        isinstance(value, list) and all(map(TYPES["string"], value))
-    ),
-    "list of objects": lambda value: (
-        isinstance(value, list) and all(map(TYPES["object"], value))
-    ),
-    "boolean": lambda value: isinstance(value, bool),
-    "null": lambda value: value is None,
-}
-NAMED = (  # by names
-    *("compiled", "eager", "epsilon", "gradients", "layers", "outputs", "parameters"),
-    *("predictions", "states", "trained_state", "updates", "variables", "versions"),
-)
-OPTIONAL = (
-    *("batches", "control", "deviations", "differences", "first_difference", "memory"),
-    *("measured_precision", "not_checked", "results[].tolerance"),
-)
 
 
 def read_strictly(path):
     def refuse(constant):
         raise AssertionError(f"{constant} is not JSON")
 
-    return json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-
-
-def documented():
-    """Return path and type of each field in the tables of docs/report-schema.md."""
-    rows = re.findall(
-        r"^\| `([^`]+)` \| ([a-z ]+) \|", SCHEMA.read_text(encoding="utf-8"), re.M
-    )
-    assert len({path for path, _ in rows}) == len(rows)
-    return dict(rows)
-
-
-def fields(data, path=""):
-    """Yield path and value of each field, in the notation of the documentation."""
-    for name, value in data.items():
-        here = f"{path}.{name}" if path else name
-        inner = f"{here}[]" if isinstance(value, list) else here
-        entries = value if isinstance(value, list) else [value]
-        if name in NAMED and isinstance(value, dict):
-            entries = [{"*": entry} for entry in value.values()]
-        nested = [entry for entry in entries if isinstance(entry, dict)]
-        if not nested or here.endswith(OPTIONAL):
-            yield here, value
-        for entry in nested:
-            yield from fields(entry, inner)
+    data = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    return Report.from_json(data)
 
 
 @pytest.fixture(scope="module")
 def eventful(spirals):
-    """A report with every kind of result: one that agrees, one that differs, and a failure."""
-    report = deepcopy(spirals)
-    difference = {
-        "step": 3,
-        "description": "a | in its name",
-        "quantity": "gradients",
-        "name": "0.weight",
-    }
-    difference |= {"layer": "0", "relative": 0.5, "tolerance": 1e-6}
-    runs = [{"name": "a control run", "exceeds_tolerance_at": 9}]
-    departed = report["results"][-1] | {
-        "status": "differs",
-        "verdict": "differs by more than rounding from step 3, first in a | in its name",
-        "first_difference": difference,
-        "differences": [difference],
-        "not_checked": [
-            difference
-            | {"quantity": "losses", "step": 9, "reason": "the cause is unknown"}
-        ],
-        "control": {"step": 9, "magnification": 1e4, "runs": runs},
-        "command": "agnostic-nn bisect numpy:cpu --workload digits-mlp --steps 2",
-    }
-    report["results"].append(departed)
-    short = report["results"][-2] | {
-        "precision_issue": "strict, but multiplies in something less"
-    }
-    report["results"].append(short)
-    left_out = {"backend": "absent", "machine": "here", "reason": "absent is absent"}
-    report["left_out"].append(left_out)
-    report["machines"][0]["environment"]["variables"]["OMP_NUM_THREADS"] = "1"
-    return report
-
-
-def test_the_report_has_the_documented_fields_with_the_documented_types(
-    eventful, tmp_path
-):
-    write(eventful, tmp_path)
-    expected, checked = documented(), set()
-    for path, value in fields(read_strictly(tmp_path / "report.json")):
-        assert path in expected, f"{path} is not documented"
-        kinds = expected[path].split(" or ")
-        assert any(TYPES[kind](value) for kind in kinds), (
-            f"{path} is {value!r}, not {kinds}"
-        )
-        checked.add(path)
-    assert expected.keys() - checked == set()
-
-
-def test_every_result_has_the_same_fields(eventful):
-    assert len({tuple(sorted(result)) for result in eventful["results"]}) == 1
+    """A report with results that agree, that differ and that failed."""
+    difference = Difference(
+        step=3,
+        description="a | in its name",
+        quantity="gradients",
+        name="0.weight",
+        layer="0",
+        relative=0.5,
+        tolerance=1e-6,
+    )
+    unchecked = vars(difference) | {"quantity": "losses", "step": 9}
+    run = ControlRun(name="a control run", exceeds_tolerance_at=9)
+    departed = replace(
+        spirals.results[-1],
+        status="differs",
+        verdict="differs by more than rounding from step 3, first in a | in its name",
+        first_difference=difference,
+        differences=(difference,),
+        not_checked=(NotChecked(**unchecked, reason="the cause is unknown"),),
+        control=ControlRuns(step=9, magnification=1e4, runs=(run,)),
+        command="agnostic-nn bisect numpy:cpu --workload digits-mlp --steps 2",
+    )
+    issue = "strict, but multiplies in something less"
+    short = replace(spirals.results[-1], precision_issue=issue)
+    left_out = LeftOut(backend="absent", reason="absent is absent", machine="here")
+    (machine,) = spirals.machines
+    variables = machine.environment.variables | {"OMP_NUM_THREADS": "1"}
+    settings = replace(machine.environment, variables=variables)
+    return replace(
+        spirals,
+        results=(*spirals.results, departed, short),
+        left_out=(left_out,),
+        machines=(replace(machine, environment=settings),),
+    )
 
 
 def test_the_markdown_tells_of_every_result(eventful, tmp_path):
     write(eventful, tmp_path)
     text = (tmp_path / "report.md").read_text(encoding="utf-8")
-    for result in eventful["results"]:
-        assert result["verdict"].replace("|", "\\|") in text
+    for result in eventful.results:
+        assert result.verdict.replace("|", "\\|") in text
     assert "numpy has no device 'tape'" in text
     assert "It is strict, but multiplies in something less." in text
     assert "absent is absent" in text
-    assert eventful["start_sha256"] in text
+    assert eventful.start_sha256 in text
     for block in re.findall(r"(?:^\|.*\|\n)+", text, re.M):
         widths = {len(re.findall(r"(?<!\\)\|", line)) for line in block.splitlines()}
         assert len(widths) == 1, block
@@ -587,10 +522,8 @@ def test_the_markdown_tells_of_every_result(eventful, tmp_path):
 
 def test_the_summary_has_a_line_for_every_result(eventful):
     lines = summary(eventful).splitlines()
-    for result in eventful["results"]:
-        assert any(
-            result["verdict"] in line and result["backend"] in line for line in lines
-        )
+    for result in eventful.results:
+        assert any(result.verdict in line and result.backend in line for line in lines)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -622,7 +555,7 @@ FAMILIES = (
 @pytest.mark.parametrize("name", FAMILIES)
 def test_variables_that_choose_instructions_are_in_the_environment(monkeypatch, name):
     monkeypatch.setenv(name, "as it was set")
-    assert environment()["variables"][name] == "as it was set"
+    assert environment().variables[name] == "as it was set"
     assert list(VARIABLES) == sorted(set(VARIABLES))
 
 
@@ -631,9 +564,9 @@ def test_the_environment_names_settings_that_are_set_and_no_others(monkeypatch):
     monkeypatch.setenv("UNRELATED", "secret")
     monkeypatch.delenv("MKL_NUM_THREADS", raising=False)
     settings = environment()
-    assert settings["variables"]["OMP_NUM_THREADS"] == "3"
-    assert not {"UNRELATED", "MKL_NUM_THREADS"} & settings["variables"].keys()
-    assert settings["versions"]["numpy"] == np.__version__
+    assert settings.variables["OMP_NUM_THREADS"] == "3"
+    assert not {"UNRELATED", "MKL_NUM_THREADS"} & settings.variables.keys()
+    assert settings.versions["numpy"] == np.__version__
 
 
 # --- policies -------------------------------------------------------------------------
@@ -672,10 +605,11 @@ def rough(pretend):
 def test_the_policy_of_each_run_is_recorded_beside_what_a_probe_found(backend):
     report = compare(SPIRALS, [str(backend)], epochs=1, sizes=())
     result = only(report)
-    policy = {key: result[key] for key in ("precision", "deterministic")}
+    policy = {key: getattr(result, key) for key in ("precision", "deterministic")}
     assert policy == backend.policy
-    assert result["measured_precision"] == {"eager": FLOAT32, "compiled": FLOAT32}
-    assert result["precision_issue"] is None
+    measured = MeasuredPrecision(eager=FLOAT32, compiled=FLOAT32)
+    assert result.measured_precision == measured
+    assert result.precision_issue is None
     *_, drawn = summary(report).partition("requested, and as measured")
     (row,) = [
         line.split()
@@ -690,37 +624,42 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     report = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="strict")
     result = only(report)
     less = "TensorFloat-32 (eager: all; compiled: all)"
-    assert result["precision_issue"] == f"strict, but multiplies in {less}"
-    assert result["first_difference"]["step"] == 1
+    assert result.precision_issue == f"strict, but multiplies in {less}"
+    assert result.first_difference.step == 1
     expected = f"It is strict, but multiplies in {less}."
     write(report, tmp_path)
     assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert expected in summary(report)
     fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
-    assert only(fast)["measured_precision"]["eager"] == dict.fromkeys(
+    assert only(fast).measured_precision.eager == dict.fromkeys(
         FLOAT32, "TensorFloat-32"
     )
-    assert only(fast)["precision_issue"] is None
+    assert only(fast).precision_issue is None
     assert "fast has no effect" not in summary(fast)
 
 
 def test_fast_that_changes_nothing_is_said_too():
     report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
-    assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
+    assert (only(report).precision, only(report).deterministic) == ("fast", True)
     expected = "fast has no effect on numpy:cpu: products are float32 anyway"
     assert expected in summary(report)
 
 
 def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
     probed = []
-    monkeypatch.setattr(
-        comparison.policies, "probe", lambda backend: probed.append(backend) or {}
-    )
+    formats = {"eager": {"matmul": "float32"}, "compiled": {"matmul": "float32"}}
+
+    def probe(backend):
+        probed.append(backend)
+        return formats
+
+    monkeypatch.setattr(comparison.policies, "probe", probe)
     report = compare(
         SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=()
     )
     assert probed == [nn.backend("numpy")]
-    assert [result["measured_precision"] for result in report["results"]] == [None, {}]
+    measured = [result.measured_precision for result in report.results]
+    assert measured == [None, MeasuredPrecision(**formats)]
 
 
 def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
@@ -729,10 +668,10 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
 
     monkeypatch.setattr(comparison.policies, "probe", fail)
     report = compare(SPIRALS, ["numpy"], epochs=1)
-    assert only(report)["error"] is only(report)["measured_precision"] is None
+    assert only(report).error is only(report).measured_precision is None
     expected = "It is strict, but it cannot be measured: MemoryError: no room for it."
     assert expected in summary(report)
-    assert only(report)["status"] == report["verdict"]["status"] == "not checked"
+    assert only(report).status == report.verdict.status == "not checked"
     assert (
         "agrees over 7 steps, but is not confirmed to be strict. The largest deviation"
         in summary(report)
@@ -759,9 +698,9 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     assert main([*arguments, "--precision=fast"]) == 0
     assert main([*arguments, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
-    assert report["verdict"]["status"] == only(report)["status"] == "not checked"
+    assert report.verdict.status == only(report).status == "not checked"
     assert (
-        only(report)["verdict"]
+        only(report).verdict
         == "agrees over 15 steps, but is not confirmed to be strict"
     )
     assert "It is strict, but multiplies in TensorFloat-32" in capsys.readouterr().out
@@ -770,10 +709,10 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
 def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
     narrow = pretend(has_float64=lambda device: False)
     report = compare(SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=())
-    succeeded, missing = report["results"]
-    assert (succeeded["status"], missing["status"]) == ("agrees", "failed")
-    assert missing["error"] == f"{narrow}:cpu has no float64 as it is set up now"
-    assert report["verdict"]["status"] == "failed"
+    succeeded, missing = report.results
+    assert (succeeded.status, missing.status) == ("agrees", "failed")
+    assert missing.error == f"{narrow}:cpu has no float64 as it is set up now"
+    assert report.verdict.status == "failed"
 
 
 def test_one_backend_can_stand_beside_itself_under_another_policy():
@@ -782,7 +721,7 @@ def test_one_backend_can_stand_beside_itself_under_another_policy():
         nn.backend("numpy", precision="fast"),
     ]
     report = compare(SPIRALS, sides, epochs=1, precision="strict")
-    assert [result["precision"] for result in report["results"]] == ["strict", "fast"]
+    assert [result.precision for result in report.results] == ["strict", "fast"]
     assert "numpy:cpu strict: agrees" in summary(report)
     assert "numpy:cpu fast: agrees" in summary(report)
 
@@ -799,17 +738,16 @@ def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(
         Status(each, "1", (nn.backend(each, deterministic=False),), None)
         for each in (name, "numpy")
     ]
-    named, _ = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)[
-        "results"
-    ]
+    report = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)
+    named, _ = report.results
     reason = f"{name}:cpu: it never does the same again"
-    assert named["error"] == reason
+    assert named.error == reason
     monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
     report = compare(SPIRALS, epochs=1, deterministic=True)
-    assert only(report)["backend"] == "numpy"
-    assert only(report)["deterministic"] is True
-    (left_out,) = report["left_out"]
-    assert left_out["reason"] == reason
+    assert only(report).backend == "numpy"
+    assert only(report).deterministic is True
+    (left_out,) = report.left_out
+    assert left_out.reason == reason
 
 
 def test_every_variable_that_we_know_to_matter_is_reported():
@@ -839,11 +777,8 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
     assert main([*arguments, "--precision=fast", "--deterministic"]) == 0
     report = read_strictly(tmp_path / "report.json")
-    assert (only(report)["precision"], only(report)["deterministic"]) == ("fast", True)
-    assert (
-        report["machines"][0]["environment"]["variables"]["AGNOSTIC_NN_PRECISION"]
-        == "strict"
-    )
+    assert (only(report).precision, only(report).deterministic) == ("fast", True)
+    assert report.machines[0].environment.variables["AGNOSTIC_NN_PRECISION"] == "strict"
     for option in ("--precision=fast", "--deterministic"):
         assert main(["compare", option, "--merge", "a.json", "b.json"]) == 2
         assert (
@@ -859,14 +794,14 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     report = compare(
         SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=()
     )
-    ran = [(r["backend"], r["dtype"]) for r in report["results"]]
+    ran = [(r.backend, r.dtype) for r in report.results]
     assert ran == [("numpy", "float32"), ("numpy", "float64"), (narrow, "float32")]
-    (left_out,) = report["left_out"]
-    assert left_out["reason"] == f"{narrow}:cpu has no float64 as it is set up now"
-    single, double, _ = report["results"]
-    assert double["verdict"] == f"agrees over {STEPS} steps"
-    assert double["tolerance"]["last_step"] < 1e-8 * single["tolerance"]["last_step"]
-    assert double["start_sha256"] == single["start_sha256"] == report["start_sha256"]
+    (left_out,) = report.left_out
+    assert left_out.reason == f"{narrow}:cpu has no float64 as it is set up now"
+    single, double, _ = report.results
+    assert double.verdict == f"agrees over {STEPS} steps"
+    assert double.tolerance.last_step < 1e-8 * single.tolerance.last_step
+    assert double.start_sha256 == single.start_sha256 == report.start_sha256
     assert "numpy:cpu float64" in summary(report)
     with pytest.raises(
         CannotCompare, match=r"there is nothing to compare: .* has no float64"
@@ -887,29 +822,29 @@ def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
         jit=changed_at(2, lambda results: (narrow(results[0]), *results[1:]))
     )
     result = only(compare(SPIRALS, [name], dtypes=["float64"], sizes=()))
-    first = result["first_difference"]
-    assert (first["step"], first["quantity"]) == (3, "losses")
+    first = result.first_difference
+    assert (first.step, first.quantity) == (3, "losses")
 
 
 def test_steps_are_timed_with_batches_of_other_sizes_unless_not_wanted():
-    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1)))["batches"]
-    assert [each["size"] for each in timed] == [1, 4, 16]
-    assert all(each["step_ms"] > 0.0 for each in timed)
-    assert only(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))["batches"] == []
+    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
+    assert [each.size for each in timed] == [1, 4, 16]
+    assert all(each.step_ms > 0.0 for each in timed)
+    assert only(compare(SPIRALS, ["numpy"], epochs=1, sizes=())).batches == ()
 
 
 def test_a_batch_size_that_the_model_refuses_is_not_timed(backend):
     model = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dense(2))
     task = replace(SPIRALS, model=model)
     result = only(compare(task, [str(backend)], epochs=1, sizes=(1, 4)))
-    assert result["status"] != "failed"
-    assert [each["size"] for each in result["batches"]] == [4, 16]
+    assert result.status != "failed"
+    assert [each.size for each in result.batches] == [4, 16]
 
 
 def test_no_other_size_is_begun_when_time_has_run_out(monkeypatch):
     monkeypatch.setattr(running, "BUDGET", 0.0)
-    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1)))["batches"]
-    assert timed == []
+    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
+    assert timed == ()
 
 
 def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
@@ -925,7 +860,7 @@ def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
         return call
 
     result = only(compare(SPIRALS, [pretend(jit=jit)], sizes=(1,)))
-    assert result["verdict"] == f"agrees over {STEPS} steps"
+    assert result.verdict == f"agrees over {STEPS} steps"
 
 
 def test_timing_other_sizes_changes_no_result():
@@ -933,21 +868,19 @@ def test_timing_other_sizes_changes_no_result():
         only(compare(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ())
     )
     for key in ("losses", "deviations", "test_metric", "verdict"):
-        assert with_sizes[key] == without[key]
+        assert getattr(with_sizes, key) == getattr(without, key)
 
 
 def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     telling = pretend(peak_memory=lambda device: 12345)
-    silent, reporting = (
-        r["memory"] for r in compare(SPIRALS, ["numpy", telling])["results"]
-    )
+    silent, reporting = (r.memory for r in compare(SPIRALS, ["numpy", telling]).results)
     parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
-    assert silent["parameters"] == parameters
-    assert silent["moments"] >= 2 * parameters
-    assert silent["saved_for_backward"] > 16 * 8 * 4
+    assert silent.parameters == parameters
+    assert silent.moments >= 2 * parameters
+    assert silent.saved_for_backward > 16 * 8 * 4
     parts = ("parameters", "state", "moments", "saved_for_backward")
-    assert silent["predicted"] > sum(silent[part] for part in parts)
-    assert (silent["peak"], reporting["peak"]) == (None, 12345)
+    assert silent.predicted > sum(getattr(silent, part) for part in parts)
+    assert (silent.peak, reporting.peak) == (None, 12345)
 
 
 BIASED = replace(
@@ -956,42 +889,42 @@ BIASED = replace(
 
 
 def unknown(result):
-    return [each["description"] for each in result["not_checked"]]
+    return [each.description for each in result.not_checked]
 
 
 def test_a_gradient_that_is_rounding_and_nothing_else_is_judged_by_the_size_of_all():
     report = compare(replace(BIASED, optimizer=nn.SGD(0.05)), ["numpy"], sizes=())
     result = only(report)
-    assert report["tolerance"]["zero_gradients"] == ["0.bias"]
-    bias = result["deviations"]["gradients"]["0.bias"]
-    assert 0.0 < bias["relative"] < bias["tolerance"] < 1e-4
-    assert (result["status"], unknown(result)) == ("agrees", [])
+    assert report.tolerance.zero_gradients == ("0.bias",)
+    bias = result.deviations.gradients["0.bias"]
+    assert 0.0 < bias.relative < bias.tolerance < 1e-4
+    assert (result.status, unknown(result)) == ("agrees", [])
     assert "zero gradients up to rounding: 0.bias" in summary(report)
 
 
 def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
     report = compare(replace(BIASED, optimizer=nn.Adam(0.02)), ["numpy"], sizes=())
     result = only(report)
-    assert result["status"] == "not checked"
+    assert result.status == "not checked"
     assert unknown(result) == [
         "0.bias (Dense) after training",
         "the state 1.mean (BatchNorm) after training",
         "the outputs after training",
     ]
-    deviations = result["deviations"]
-    assert deviations["parameters"]["0.bias"]["absolute"] > 1e-3
+    deviations = result.deviations
+    assert deviations.parameters["0.bias"].absolute > 1e-3
     assert (
-        deviations["outputs"]["y"]["tolerance"]
-        is deviations["parameters"]["0.bias"]["tolerance"]
+        deviations.outputs["y"].tolerance
+        is deviations.parameters["0.bias"].tolerance
         is None
     )
-    assert deviations["predictions"]["y"]["tolerance"] < 1e-4
+    assert deviations.predictions["y"].tolerance < 1e-4
     text = sentence(result)
     assert (
         "NOT CHECKED: 0.bias (Dense) after training (its gradient is zero up to "
         "rounding" in text
     )
-    assert report["verdict"]["status"] == "not checked"
+    assert report.verdict.status == "not checked"
 
 
 def two_outputs(reduction="mean"):
@@ -1053,21 +986,20 @@ def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(
     chaotic,
 ):
     result = only(chaotic)
-    assert (result["status"], result["differences"]) == ("not checked", [])
-    (loss,) = (each for each in result["not_checked"] if each["quantity"] == "losses")
-    assert 20 < loss["step"] < 70
-    control = result["control"]
-    assert control["step"] == loss["step"]
-    assert control["magnification"] > 100.0
-    assert any((run["exceeds_tolerance_at"] or 0) > 20 for run in control["runs"])
+    assert (result.status, result.differences) == ("not checked", ())
+    (loss,) = (each for each in result.not_checked if each.quantity == "losses")
+    assert 20 < loss.step < 70
+    control = result.control
+    assert control.step == loss.step
+    assert control.magnification > 100.0
+    assert any((run.exceeds_tolerance_at or 0) > 20 for run in control.runs)
     text = sentence(result)
-    assert (
-        f"agrees up to step {loss['step'] - 1}; cannot be checked beyond that" in text
-    )
-    assert f"this training magnifies rounding by {control['magnification']:.2g}" in text
-    judged = result["deviations"]
+    assert f"agrees up to step {loss.step - 1}; cannot be checked beyond that" in text
+    assert f"this training magnifies rounding by {control.magnification:.2g}" in text
+    judged = result.deviations
     for part in ("layers", "gradients", "states", "updates", "predictions"):
-        assert all(each["tolerance"] is not None for each in judged[part].values())
+        checked = [each.tolerance is not None for each in judged.group(part).values()]
+        assert all(checked)
 
 
 def test_a_fault_before_rounding_has_grown_is_a_fault_also_in_chaotic_training(pretend):
@@ -1076,10 +1008,10 @@ def test_a_fault_before_rounding_has_grown_is_a_fault_also_in_chaotic_training(p
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
     result = only(compare(CHAOTIC, [pretend(jit=changed_at(5, stretch))], sizes=()))
-    first = result["first_difference"]
-    assert result["status"] == "differs"
-    assert first["quantity"] == "losses"
-    assert 6 <= first["step"] <= 8
+    first = result.first_difference
+    assert result.status == "differs"
+    assert first.quantity == "losses"
+    assert 6 <= first.step <= 8
 
 
 CONVOLUTIONAL = nn.Sequential(
@@ -1123,11 +1055,9 @@ def test_faults_outside_of_training_are_located(monkeypatch, fault, what, optimi
     monkeypatch.setattr(*planted(fault))
     workload = replace(SPIRALS, model=CONVOLUTIONAL, optimizer=optimizer, epochs=4)
     result = only(compare(workload, ["numpy"], sizes=()))
-    assert result["first_difference"]["description"] == what
-    assert result["first_difference"]["step"] == 1
-    assert {
-        each["step"] for each in result["differences"] if each["description"] == what
-    } >= {
+    assert result.first_difference.description == what
+    assert result.first_difference.step == 1
+    assert {each.step for each in result.differences if each.description == what} >= {
         1,
         15,
         28,
@@ -1154,10 +1084,9 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
 
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
-    (difference,) = result["differences"]
+    (difference,) = result.differences
     assert (
-        difference["description"]
-        == "the outputs after training, from its own parameters"
+        difference.description == "the outputs after training, from its own parameters"
     )
     assert "0.bias (Dense) after training" in unknown(result)
 
@@ -1193,10 +1122,10 @@ def slightly(quantity):
 def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
     workload = replace(SPIRALS, model=WIDE, epochs=1)
     result = only(compare(workload, [pretend(jit=slightly(quantity))], sizes=()))
-    first = result["first_difference"]
-    assert result["status"] == "differs"
-    assert quantity.startswith(first["quantity"])
-    assert 32 * EPSILON < first["relative"] < 96 * EPSILON
+    first = result.first_difference
+    assert result.status == "differs"
+    assert quantity.startswith(first.quantity)
+    assert 32 * EPSILON < first.relative < 96 * EPSILON
 
 
 def first_probe(workload, weight=None):
@@ -1282,24 +1211,22 @@ def test_a_weight_that_follows_a_schedule_follows_it_here_too(backend):
         optimizer=nn.SGD(1e-30), epochs=4,
     )  # fmt: skip
     result = only(compare(workload, [str(backend)], sizes=(4,)))
-    assert (result["error"], result["status"]) == (None, "agrees")
-    losses = np.asarray(result["losses"])
+    assert (result.error, result.status) == (None, "agrees")
+    losses = np.asarray(result.losses)
     np.testing.assert_allclose(losses / losses[0], [1.0, 1.1, 1.2, 1.3], rtol=1e-5)
 
 
 def test_a_backend_on_which_a_schedule_stands_still_is_caught():
     loss = nn.Weighted(nn.softmax_cross_entropy, growing)
     workload = replace(SPIRALS, loss=loss, optimizer=nn.SGD(0.5, momentum=0.5))
-    assert only(compare(workload, ["numpy"], sizes=()))["status"] == "agrees"
+    assert only(compare(workload, ["numpy"], sizes=())).status == "agrees"
     FROZEN.append(True)
     try:
         result = only(compare(workload, [nn.backend("numpy", replay=False)], sizes=()))
     finally:
         FROZEN.clear()
-    assert {"loss", "gradients", "losses"} <= {
-        e["quantity"] for e in result["differences"]
-    }
-    assert {e["step"] for e in result["differences"] if e["quantity"] == "loss"} == {
+    assert {"loss", "gradients", "losses"} <= {e.quantity for e in result.differences}
+    assert {e.step for e in result.differences if e.quantity == "loss"} == {
         8,
         STEPS,
     }
@@ -1332,23 +1259,23 @@ def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
         optimizer=nn.SGD(1e-9), epochs=1,
     )  # fmt: skip
     report = compare(workload, ["numpy"], sizes=())
-    losses = report["reference"]["losses"]
+    losses = report.reference.losses
     assert max(losses) > 1e6 * min(losses)
-    assert only(report)["status"] == "agrees"
+    assert only(report).status == "agrees"
     quiet = int(np.argmin(losses))
     wrong = [loss * (1.001 if t == quiet else 1.0) for t, loss in enumerate(losses)]
-    off = deviation_of_losses(wrong, losses, report["reference"]["scales"])
-    assert off[quiet] > only(report)["tolerance"]["last_step"]
+    off = deviation_of_losses(wrong, losses, report.reference.scales)
+    assert off[quiet] > only(report).tolerance.last_step
 
 
 def test_the_sentence_takes_the_worst_of_what_its_table_shows(spirals):
-    result = spirals["results"][-1]
+    result = spirals.results[-1]
     _, (title, _columns, rows), *_ = report_overview(spirals)
     assert title.startswith("largest relative deviation")
     deviations = [figure for figure in rows[-1][1:-1] if figure is not None]
     assert len(deviations) >= 7
     assert f"to within {max(deviations):.2g} of float64" in sentence(result)
-    assert max(deviations) == result["max_relative_deviation"]
+    assert max(deviations) == result.max_relative_deviation
 
 
 def test_a_reference_that_is_wrong_itself_is_said_to_be():
@@ -1362,8 +1289,8 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
     finally:
         ops.erfc.register(np.ndarray, right)
     result = only(report)
-    assert report["reference"]["agrees"] is False
-    assert {each["quantity"] for each in result["not_checked"]} >= {
+    assert report.reference.agrees is False
+    assert {each.quantity for each in result.not_checked} >= {
         "losses",
         "parameters",
     }
@@ -1372,9 +1299,9 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
 
 def test_several_outputs_and_inputs_are_judged_each():
     result = only(compare(two_outputs(), ["numpy"], sizes=()))
-    assert (result["error"], result["status"]) == (None, "agrees")
+    assert (result.error, result.status) == (None, "agrees")
     for part in ("predictions", "outputs"):
-        assert list(result["deviations"][part]) == ["y.a", "y.b"]
+        assert list(result.deviations.group(part)) == ["y.a", "y.b"]
 
 
 def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend):
@@ -1389,7 +1316,7 @@ def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend)
 
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
-    assert result["first_difference"]["quantity"] == "predictions"
+    assert result.first_difference.quantity == "predictions"
     assert "unknown" in summary(compare(workload, [pretend(jit=jit)], sizes=()))
 
 
@@ -1404,16 +1331,16 @@ def drawn(eventful):
 
 
 def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
-    for result in eventful["results"]:
-        assert (result["error"] or result["verdict"]) in unescape(drawn)
+    for result in eventful.results:
+        assert (result.error or result.verdict) in unescape(drawn)
     assert "absent is absent" in drawn
     short = r'<li class="doubt"><b>[^<]*</b> <span>agrees over .* It is strict, but multiplies'
     assert re.search(short, drawn)
     assert "precision: requested, and as measured" in drawn.lower()
-    assert eventful["start_sha256"] in drawn
+    assert eventful.start_sha256 in drawn
     assert not re.search(r"<script|src=|@import|https?://(?!www\.w3\.org)", drawn)
     assert re.findall(r"<link[^>]*>", drawn) == ['<link rel="icon" href="data:,">']
-    assert eventful["machines"][0]["environment"]["platform"] in drawn
+    assert eventful.machines[0].environment.platform in drawn
 
 
 @pytest.mark.parametrize(
@@ -1445,9 +1372,9 @@ def test_the_page_has_a_plot_of(drawn, title):
 
 def test_a_page_of_failures_alone_has_no_plots(eventful):
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
-    failed = [result for result in eventful["results"] if result["error"] is not None]
+    failed = [result for result in eventful.results if result.error is not None]
     assert failed
-    assert "<svg" not in page(eventful | {"results": failed})
+    assert "<svg" not in page(replace(eventful, results=tuple(failed)))
 
 
 def test_a_key_of_a_plot_shows_no_deviation_0_where_nothing_is_known():
@@ -1470,8 +1397,8 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
         return floats, value * math.nan, finite
 
     report = compare(SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=())
-    assert only(report)["error"] is None
-    assert only(report)["max_relative_deviation"] is None
+    assert only(report).error is None
+    assert only(report).max_relative_deviation is None
     for text in (page(report), summary(report)):
         assert "unknown" in text
 
@@ -1490,7 +1417,7 @@ def counted():
 @pytest.mark.parametrize("name", sorted(set(Row.__annotations__) - {"shape"}))
 def test_a_report_says_of_each_layer_what_the_summary_does(counted, name):
     report, costs = counted
-    assert [each[name] for each in report["layer_costs"]] == [
+    assert [getattr(each, name) for each in report.layer_costs] == [
         getattr(row, name) for row in costs.rows
     ]
 

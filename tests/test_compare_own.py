@@ -1,4 +1,4 @@
-"""`compare` with a user's model and data; arguments that do not fit are refused in one line."""
+"""`compare` with a user's model and data; wrong arguments are refused in one line."""
 
 import json
 import re
@@ -41,7 +41,7 @@ class home:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """The current folder, with modules and data; what is imported from it is forgotten again."""
+    """The current folder, with modules and data; its imports are forgotten again."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
     monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw

@@ -100,8 +100,8 @@ def test_an_unknown_backend_ends_the_command_with_one_clear_line(run, capsys):
 
 
 def test_the_comparison_stays_within_tolerance(backend):
-    (result,) = compare("digits-cnn", [str(backend)], epochs=1, sizes=())["results"]
-    assert result["differences"] == [], result["verdict"]
+    (result,) = compare("digits-cnn", [str(backend)], epochs=1, sizes=()).results
+    assert result.differences == (), result.verdict
 
 
 def test_mnist_is_compared_where_it_is_installed(monkeypatch):

@@ -691,8 +691,8 @@ def _train(backend):
 
 def _compare(backend):
     workload = Workload("", "", lambda: (Examples(*DATA),) * 2, *TASK[:2], None, 1)
-    (result,) = compare(workload, [backend], sizes=(2,))["results"]
-    assert result["error"] is None
+    (result,) = compare(workload, [backend], sizes=(2,)).results
+    assert result.error is None
 
 
 TOOLS = {

@@ -142,29 +142,28 @@ def trained_with(fault="", index=-1):
     model = nn.Sequential(dense[0], nn.Tanh(), dense[1], nn.Tanh(), dense[2])
     loss = nn.softmax_cross_entropy
     workload = Workload("fault", "noise", read, model, loss, accuracy, 1, batch_size=32)
-    (result,) = compare(workload, ["numpy"], sizes=())["results"]
-    assert result["error"] is None
+    (result,) = compare(workload, ["numpy"], sizes=()).results
+    assert result.error is None
     return result
 
 
 def test_without_a_fault_deviations_are_far_below_the_tolerance_of_each_layer():
-    deviations = trained_with()["deviations"]
-    for part in ("layers", "gradients"):
-        for name, result in deviations[part].items():
-            assert result["relative"] < result["tolerance"] / 4, f"{part} {name}"
+    for group, name, array in trained_with().deviations.arrays():
+        if group in ("layers", "gradients"):
+            assert array.relative < array.tolerance / 4, f"{group} {name}"
 
 
 @pytest.mark.parametrize("index", [0, 1, 2])
 @pytest.mark.parametrize("fault", ["rough forward", "rough backward", "dropped term"])
 def test_the_layer_with_the_fault_is_named(fault, index):
-    first = trained_with(fault, index)["first_difference"]
+    first = trained_with(fault, index).first_difference
     path = str(2 * index)
-    assert (first["step"], first["layer"]) == (1, path)
+    assert (first.step, first.layer) == (1, path)
     if fault == "rough forward":
-        assert first["description"] == f"the output of layer {path} (Faulty)"
+        assert first.description == f"the output of layer {path} (Faulty)"
     else:
-        assert first["name"] in (f"{path}.weight", f"{path}.bias")
-        assert first["description"] == f"the gradient of {first['name']} (Faulty)"
+        assert first.name in (f"{path}.weight", f"{path}.bias")
+        assert first.description == f"the gradient of {first.name} (Faulty)"
 
 
 def test_the_tolerance_of_later_layers_is_larger():

@@ -22,7 +22,7 @@ import agnostic_nn as nn
 from agnostic_nn.core.files import write_text
 from agnostic_nn.diagnostics.bisect import StageFailed, search
 from agnostic_nn.diagnostics.compare import compare, comparison
-from agnostic_nn.diagnostics.compare.report import PROBED
+from agnostic_nn.diagnostics.compare.schema import PROBED, Difference, Result
 from agnostic_nn.display.tables import markdown_table
 
 from .catalogue import Fault, catalogue
@@ -88,9 +88,10 @@ def remembered() -> Iterator[None]:
             stack.enter_context(
                 patch.object(place, name, _once(getattr(place, name), key))
             )
-        for name in ("_precision", "_memory"):
-            stack.enter_context(patch.object(comparison, name, lambda *_: {}))
-        stack.enter_context(patch.object(comparison, "_layer_costs", lambda *_: []))
+        unmeasured = {"_precision": (None, None), "_memory": None, "_layer_costs": ()}
+        for name, value in unmeasured.items():
+            replacement = patch.object(comparison, name, return_value=value)
+            stack.enter_context(replacement)
         yield
 
 
@@ -148,13 +149,14 @@ def bisected(fault: Fault, steps: int = 1) -> Answer:
 def compared(fault: Fault) -> Answer:
     """Return the answer of `compare` about a backend with a fault."""
     result = _compare(fault.model, SEED, _side(fault))
-    first = result["first_difference"] or {}
-    detail = first.get("description") or result["error"] or ""
+    first = result.first_difference
+    if first is None:
+        return Answer(_verdict(result), detail=result.error or "")
     # A difference from the same numbers locates
     # better than the first one of a training.
-    probed = (each for each in result["differences"] if each["quantity"] in PROBED)
+    probed = (each for each in result.differences if each.quantity in PROBED)
     located = _is_right(fault, next(probed, first))
-    return Answer(_verdict(result), located, detail, first.get("step") or 0)
+    return Answer(_verdict(result), located, first.description, first.step)
 
 
 def _side(fault: Fault) -> nn.Backend:
@@ -170,14 +172,14 @@ def _bisect(
     return nn.bisect(*training, one, other, steps=steps, batch_size=BATCH, seed=seed)
 
 
-def _compare(model: str, seed: int, backend: Any) -> dict[str, Any]:
+def _compare(model: str, seed: int, backend: Any) -> Result:
     report = compare(workload(model, seed), [backend], seed=seed, sizes=())
-    return report["results"][0]
+    return report.results[0]
 
 
-def _verdict(result: dict[str, Any]) -> str:
+def _verdict(result: Result) -> str:
     words = {"agrees": AGREE, "differs": DIFFER, "not checked": "not judged"}
-    return words.get(result["status"], result["status"])
+    return words.get(result.status, result.status)
 
 
 # By the prefix of a part of `bisect`, the names of the same quantity in `compare`.
@@ -196,7 +198,7 @@ QUANTITIES = {
 }
 
 
-def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
+def _is_right(fault: Fault, first: Difference) -> bool:
     """Return whether the first difference is of the right kind and in the right layer.
 
     `compare` does not see the dx that a layer returns. For a fault in dx, the gradients
@@ -205,9 +207,9 @@ def _is_right(fault: Fault, first: dict[str, Any]) -> bool:
     parts = [
         part for part in QUANTITIES if any(p.startswith(part) for p in fault.parts)
     ]
-    right = first.get("quantity") in set().union(*(QUANTITIES[part] for part in parts))
+    right = first.quantity in set().union(*(QUANTITIES[part] for part in parts))
     anywhere = fault.places == ("",) or fault.parts == ("backward: dx",)
-    return right and (anywhere or (first.get("layer") or "") in fault.places)
+    return right and (anywhere or (first.layer or "") in fault.places)
 
 
 # --- clean runs -----------------------------------------------------------------------
@@ -250,7 +252,7 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
             result = _compare(model, seed, backend)
             for tool, verdict, what in (
                 ("bisect", bisection.status, bisection.verdict),
-                ("compare", _verdict(result), result["verdict"]),
+                ("compare", _verdict(result), result.verdict),
             ):
                 if verdict == "not judged":
                     unjudged[tool] += 1

@@ -1,11 +1,14 @@
-"""`agnostic-nn compare`: the same training on every backend and device, and how they differ."""
+"""`agnostic-nn compare`: the same training on every backend, and how they differ."""
 
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .arguments import command, count, is_writable, names, refuse, seed
+
+if TYPE_CHECKING:
+    from ..compare import Report
 
 __all__ = ["add"]
 
@@ -64,7 +67,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument(
         "--optimizer",
         metavar="NAME",
-        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: Adam)",
+        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: "
+        "Adam)",
     )
     add_argument(
         "--batch-size",
@@ -98,13 +102,15 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="train nothing; merge several report.json files, from different machines or settings",
+        help="train nothing; merge several report.json files, from different machines "
+        "or settings",
     )
     add_argument(
         "--labels",
         type=names,
         metavar="A,B",
-        help="names of the machines in a merged report (default: their processors, or files)",
+        help="names of the machines in a merged report (default: their processors, or "
+        "files)",
     )
     add_argument(
         "--output",
@@ -129,7 +135,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     add_argument(
         "--no-batches",
         action="store_true",
-        help="do not time steps with other batch sizes, which takes a few seconds per backend",
+        help="do not time steps with other batch sizes, which takes a few seconds per "
+        "backend",
     )
     add_argument("--quiet", action="store_true", help="do not draw progress bars")
 
@@ -167,23 +174,15 @@ def _compare(options: argparse.Namespace) -> int:
     print(f"written: {', '.join(map(str, paths))}")
     if remark:
         print(remark)
-    return {"agrees": 0, "differs": 1}.get(report["verdict"]["status"], 2)
+    return {"agrees": 0, "differs": 1}.get(report.verdict.status, 2)
 
 
 def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
     with_model = ("data", "loss", "optimizer", "batch_size")
     policy = ("precision", "deterministic")
-    train = (
-        "backends",
-        "workload",
-        "model",
-        *with_model,
-        *policy,
-        "dtypes",
-        "epochs",
-        "seed",
-    )
+    run = ("dtypes", "epochs", "seed")
+    train = ("backends", "workload", "model", *with_model, *policy, *run)
     if options.merge:
         return _first_set(options, train, "with --merge: it trains nothing")
     if options.labels:
@@ -207,23 +206,21 @@ def _first_set(
     return None
 
 
-def _merged(options: argparse.Namespace) -> dict[str, Any]:
+def _merged(options: argparse.Namespace) -> "Report":
     from ..compare import merge
 
     return merge(options.merge, options.labels)
 
 
-def _trained(options: argparse.Namespace) -> dict[str, Any]:
+def _trained(options: argparse.Namespace) -> "Report":
     from ..compare import compare, user_workload
     from ..compare.running import SIZES
 
     workload = options.workload or WORKLOAD
     if options.model is not None:
         names = ("loss", "optimizer", "batch_size")
-        settings = {name: getattr(options, name) for name in names}
-        settings = {
-            name: value for name, value in settings.items() if value is not None
-        }
+        chosen = {name: getattr(options, name) for name in names}
+        settings = {name: value for name, value in chosen.items() if value is not None}
         workload = user_workload(options.model, options.data, **settings)
     return compare(
         workload,

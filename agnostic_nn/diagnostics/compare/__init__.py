@@ -1,11 +1,12 @@
-"""Compare: the same training on every backend and device, checked against a float64 reference.
+"""Compare the same training on every backend and device with a float64 reference.
 
 `workloads.py` defines what is trained, and `user_model.py` makes a workload of a user's
 model and data. `running.py` trains on one backend, `probes.py` runs parts of single
 steps, and `controls.py` repeats a training with nothing changed but rounding.
 `rounding.py` counts roundings, `deviation.py` says how far they may move a number, and
 `verdicts.py` judges a run. `comparison.py` puts the report together, with a description
-of the machine from `environment.py`. `report.py` and `page.py` format it, and
+of the machine from `environment.py`. `schema.py` defines the report as dataclasses, and
+`conversion.py` converts them to JSON and back. `report.py` and `page.py` format it, and
 `merge.py` combines several reports.
 """
 
@@ -13,12 +14,14 @@ from .comparison import compare
 from .merge import merge
 from .page import page
 from .report import summary, write
+from .schema import Report
 from .user_model import user_workload
 from .workloads import WORKLOADS, CannotCompare, Workload
 
 __all__ = [
     "WORKLOADS",
     "CannotCompare",
+    "Report",
     "Workload",
     "compare",
     "merge",

@@ -1,10 +1,9 @@
 """Run one training on every backend, and report how each differs from the reference."""
 
-import math
 import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -24,13 +23,33 @@ from ...training.progress import Progress, progress
 from ..cost import peak_of
 from ..summary import Summary, summarize
 from .controls import Controls
-from .drift import largest
+from .conversion import finite
+from .drift import Entry, largest
 from .environment import environment
 from .page import Comparison
 from .probes import Reference, functions, numbered_step, probe
-from .report import TRAINED
 from .rounding import Chains
 from .running import SIZES, Run, Task, cast, probe_inputs, run, run_reference, sha256
+from .schema import (
+    TRAINED,
+    ArrayDeviation,
+    BatchTime,
+    Deviations,
+    LayerCost,
+    LayerRoundings,
+    LeftOut,
+    Machine,
+    MeasuredPrecision,
+    Memory,
+    ReferenceRun,
+    Result,
+    RunCounts,
+    Status,
+    StepTolerance,
+    Tolerance,
+    Verdict,
+    WorkloadInfo,
+)
 from .verdicts import (
     AGREES,
     DIFFERS,
@@ -44,15 +63,13 @@ from .verdicts import (
 )
 from .workloads import CannotCompare, Workload, find
 
-__all__ = ["SCHEMA", "Missing", "compare", "overall"]
+__all__ = ["Missing", "compare", "overall"]
 
-SCHEMA = 4
 DTYPES = ("float32", "float64")
 REFERENCE_DTYPE = "float64"
 # A gradient below this share of the largest one is taken for zero: float64 leaves such
 # values where the exact gradient is 0.
 ZERO_GRADIENT = 2.0**-42
-_SETTINGS = ("has_float64", "precision", "deterministic")
 ONLY_BY_NAME = {
     "array_api_strict": "array_api_strict is for tests only: name it to include it",
 }
@@ -80,8 +97,8 @@ def compare(
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
     show_progress: bool = False,
-) -> dict[str, Any]:
-    """Train on each of the backends called `names`, and return the report as data for JSON.
+) -> Comparison:
+    """Train on each of the backends called `names`, and return a report.
 
     A backend that cannot run, or fails during training, becomes a result with its
     error; the others still finish.
@@ -132,13 +149,15 @@ def compare(
     seed = as_integer("seed", seed, 0)
     if takes_keyword(workload.loss, "context"):
         raise CannotCompare(no_context(workload.loss, "compare"))
-    pairs, left_out = _pairs(names, unique_dtypes, (precision, deterministic))
+    here = environment()
+    machine = here.processor
+    policy = precision, deterministic
+    pairs, left_out = _pairs(names, unique_dtypes, policy, machine)
     train, test = workload.read()
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
     chains = task.chains()
 
-    here = environment()
     with progress(show_progress) as bars:
         host = choose("numpy")
         title = f"{REFERENCE_DTYPE} reference"
@@ -148,71 +167,74 @@ def compare(
         }
         controls = Controls(task, bars, host)
         results = [
-            _result(task, backend, contexts[dtype], controls, bars, tuple(sizes))
+            _result(
+                task, backend, machine, contexts[dtype], controls, bars, tuple(sizes)
+            )
             for backend, dtype in pairs
         ]
-    machine = here["processor"]
     zero_gradients = {
         name for each in contexts.values() for name in each.zero_gradients
     }
-    report = {
-        "schema": SCHEMA,
-        "verdict": overall(results),
-        "workload": {
-            "name": workload.name,
-            "about": workload.about,
-            "model": repr(workload.model),
-            "loss": _loss_name(workload.loss),
-            "optimizer": repr(workload.optimizer),
-            "metric": workload.measured,
-            "parameters": sum(leaf.size for leaf in leaves(task.start[0])),
-            "training_examples": len(train),
-            "test_examples": len(test),
-            "data_sha256": digest(_arrays(train, test)),
-            "batch_size": workload.batch_size,
-            "epochs": epochs,
-            "steps": task.steps,
-            "seed": seed,
-            "options": list(workload.options),
-        },
-        "start_sha256": sha256(task.start[0]),
-        "reference": {
-            "backend": str(host),
-            "dtype": REFERENCE_DTYPE,
-            "final_loss": reference.losses[-1],
-            "test_metric": reference.metric,
-            "losses": reference.losses,
-            "scales": reference.scales,
-            "agrees": _reference_agrees(task, reference, contexts, host, results),
-            "diverges": divergence(reference.losses, reference.scales) or None,
-        },
-        "tolerance": {
-            "formula": "4 ε √n",
-            "epsilon": {dtype: float(np.finfo(dtype).eps) for dtype in unique_dtypes},
-            "step_roundings": chains.step,
-            "prediction_roundings": chains.predictions,
-            "layers": list(_layer_roundings(chains)),
-            "zero_gradients": sorted(zero_gradients),
-        },
-        "layer_costs": _layer_costs(task, unique_dtypes[0]),
-        "results": [result | {"machine": machine} for result in results],
-        "left_out": [each | {"machine": machine} for each in left_out],
-        "machines": [{"label": machine, "environment": here}],
-        "differences": [],
-    }
-    return Comparison(_finite(report))
+    report = Comparison(
+        verdict=overall(results),
+        workload=WorkloadInfo(
+            name=workload.name,
+            about=workload.about,
+            model=repr(workload.model),
+            loss=_loss_name(workload.loss),
+            optimizer=repr(workload.optimizer),
+            metric=workload.measured,
+            parameters=sum(leaf.size for leaf in leaves(task.start[0])),
+            training_examples=len(train),
+            test_examples=len(test),
+            data_sha256=digest(_arrays(train, test)),
+            batch_size=workload.batch_size,
+            epochs=epochs,
+            steps=task.steps,
+            seed=seed,
+            options=tuple(workload.options),
+        ),
+        start_sha256=sha256(task.start[0]),
+        reference=ReferenceRun(
+            backend=str(host),
+            dtype=REFERENCE_DTYPE,
+            final_loss=reference.losses[-1],
+            test_metric=reference.metric,
+            losses=tuple(reference.losses),
+            scales=tuple(reference.scales),
+            agrees=_reference_agrees(task, reference, contexts, host, results),
+            diverges=divergence(reference.losses, reference.scales) or None,
+        ),
+        tolerance=Tolerance(
+            formula="4 ε √n",
+            epsilon={dtype: float(np.finfo(dtype).eps) for dtype in unique_dtypes},
+            step_roundings=chains.step,
+            prediction_roundings=chains.predictions,
+            layers=tuple(_layer_roundings(chains)),
+            zero_gradients=tuple(sorted(zero_gradients)),
+        ),
+        layer_costs=_layer_costs(task, unique_dtypes[0]),
+        results=tuple(results),
+        left_out=tuple(left_out),
+        machines=(Machine(label=machine, environment=here),),
+        differences=(),
+    )
+    return finite(report)
 
 
 # --- what to train on -----------------------------------------------------------------
 
 
 def _pairs(
-    names: Sequence[str | Backend] | None, dtypes: list[str], policy: Policy
-) -> tuple[list[tuple[Backend | Missing, str]], list[dict[str, str]]]:
-    """Return each backend with each of its dtypes; and what does not run, with the reason."""
+    names: Sequence[str | Backend] | None,
+    dtypes: list[str],
+    policy: Policy,
+    machine: str,
+) -> tuple[list[tuple[Backend | Missing, str]], list[LeftOut]]:
+    """Return each backend with each of its dtypes, and what does not run."""
     chosen: Sequence[Backend | Missing]
     if names is None:
-        chosen, left_out = _all_backends(policy)
+        chosen, left_out = _all_backends(policy, machine)
     else:
         chosen = _named(names, policy)
         left_out = []
@@ -226,12 +248,14 @@ def _pairs(
                 and not backend.has_float64
             ):
                 reason = backend.lacks_float64
-                left_out.append({"backend": backend.name, "reason": reason})
+                left_out.append(
+                    LeftOut(backend=backend.name, reason=reason, machine=machine)
+                )
                 lacking.append((Missing(str(backend), reason), dtype))
             else:
                 pairs.append((backend, dtype))
     if not pairs:
-        reasons = "; ".join(each["reason"] for each in left_out)
+        reasons = "; ".join(each.reason for each in left_out)
         raise CannotCompare(f"there is nothing to compare: {reasons}")
     if names is not None and dtypes == [REFERENCE_DTYPE]:
         # A backend that was named but has no run at all is a failure, not left out.
@@ -239,22 +263,25 @@ def _pairs(
     return pairs, left_out
 
 
-def _all_backends(policy: Policy) -> tuple[list[Backend], list[dict[str, str]]]:
-    """Return every device that can run, and the backends left out, each with the reason."""
+def _all_backends(policy: Policy, machine: str) -> tuple[list[Backend], list[LeftOut]]:
+    """Return every device that can run, and the backends left out."""
     chosen: list[Backend] = []
-    left_out = []
+    left_out: list[LeftOut] = []
+
+    def leave_out(name: str, reason: str) -> None:
+        text = _one_line(reason)
+        left_out.append(LeftOut(backend=name, reason=text, machine=machine))
+
     for status in backends():
         reason = status.reason or ONLY_BY_NAME.get(status.name)
         if reason:
-            left_out.append({"backend": status.name, "reason": _one_line(reason)})
+            leave_out(status.name, reason)
             continue
         for device in status.devices:
             try:
                 chosen.append(_choose(str(device), policy))
             except BackendUnavailable as error:  # available, but not with this policy
-                left_out.append(
-                    {"backend": status.name, "reason": _one_line(str(error))}
-                )
+                leave_out(status.name, str(error))
     return chosen, left_out
 
 
@@ -264,7 +291,7 @@ def _choose(name: str, policy: Policy) -> Backend:
 
 
 def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Missing]:
-    """Return the backends called `names` without duplicates; `Missing` if one cannot run."""
+    """Return the backends called `names`, each once; `Missing` if one cannot run."""
     chosen: list[Backend | Missing] = []
     for name in names:
         if isinstance(name, Backend):
@@ -275,14 +302,11 @@ def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Mis
         except BackendUnavailable as error:
             statuses = {status.name: status for status in backends()}
             if name.partition(":")[0] not in statuses:
-                here = [
-                    str(device)
-                    for status in statuses.values()
-                    for device in status.devices
-                ]
-                raise CannotCompare(
-                    f"{error}; these can run here: {', '.join(here)}"
-                ) from error
+                devices = (
+                    each for status in statuses.values() for each in status.devices
+                )
+                here = ", ".join(map(str, devices))
+                raise CannotCompare(f"{error}; these can run here: {here}") from error
             chosen.append(Missing(name, _one_line(str(error))))
     return list(dict.fromkeys(chosen))
 
@@ -333,17 +357,15 @@ def _reference_agrees(
     reference: Run,
     contexts: dict[str, Context],
     host: Backend,
-    results: list[dict[str, Any]],
+    results: list[Result],
 ) -> bool | None:
-    """Return whether NumPy in float64 agrees with the formulas; None if that does not matter.
+    """Return whether NumPy in float64 agrees with the formulas; None if unimportant.
 
     It matters if a training leaves its tolerance as a whole, because trainings are
     compared with NumPy's. Probes are compared with the formulas.
     """
-    findings = [
-        each for r in results for each in (*r["differences"], *r["not_checked"])
-    ]
-    if all(each["quantity"] not in TRAINED for each in findings):
+    findings = [each for r in results for each in (*r.differences, *r.not_checked)]
+    if all(each.quantity not in TRAINED for each in findings):
         return None
     context = contexts.get(REFERENCE_DTYPE)
     context = context or _context(task, reference, task.chains(), REFERENCE_DTYPE)
@@ -354,14 +376,15 @@ def _reference_agrees(
         return probes_agree(probe(host, parts, context.references), context)
 
 
-def overall(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Return the worst status of all results, and the number of runs with each status."""
-    counts = dict.fromkeys((DIFFERS, FAILED, NOT_CHECKED, AGREES), 0)
+def overall(results: Sequence[Result]) -> Verdict:
+    """Return the worst status of all results, and the number of runs with each."""
+    statuses: tuple[Status, ...] = (DIFFERS, FAILED, NOT_CHECKED, AGREES)
+    counts = dict.fromkeys(statuses, 0)
     for result in results:
-        counts[result["status"]] += 1
+        counts[result.status] += 1
     worst = next(status for status, count in counts.items() if count)
     runs = {status.replace(" ", "_"): count for status, count in counts.items()}
-    return {"status": worst, "runs": runs}
+    return Verdict(status=worst, runs=RunCounts(**runs))
 
 
 def _loss_name(loss: Any) -> str:
@@ -371,30 +394,29 @@ def _loss_name(loss: Any) -> str:
             f"{name}={value!r}" for name, value in loss.keywords.items()
         )
         return f"{_loss_name(loss.func)}({options})"
-    return getattr(loss, "__name__", repr(loss))
+    return str(getattr(loss, "__name__", repr(loss)))
 
 
-def _layer_roundings(chains: Chains) -> Iterator[dict[str, Any]]:
+def _layer_roundings(chains: Chains) -> Iterator[LayerRoundings]:
     """Yield each layer with the roundings up to its outputs and up to its gradients."""
     for path, chain in chains.outputs.items():
-        yield {
-            "layer": path,
-            "about": chains.about[path],
-            "output_roundings": chain,
-            "gradient_roundings": chains.gradients.get(path),
-        }
+        yield LayerRoundings(
+            layer=path,
+            about=chains.about[path],
+            output_roundings=chain,
+            gradient_roundings=chains.gradients.get(path),
+        )
 
 
-def _layer_costs(task: Task, dtype: str) -> list[dict[str, Any]]:
+def _layer_costs(task: Task, dtype: str) -> tuple[LayerCost, ...]:
     """Return the memory and the operations of each layer in a training step."""
     costs = _summary(task, dtype)
-    return (
-        [asdict(row) | {"shape": str(row.shape)} for row in costs.rows] if costs else []
-    )
+    rows = costs.rows if costs else ()
+    return tuple([LayerCost(**asdict(row) | {"shape": str(row.shape)}) for row in rows])
 
 
 def _summary(task: Task, dtype: str) -> Summary | None:
-    """Return the summary of the model with a batch; None if a custom layer needs NumPy arrays."""
+    """Return the summary of the model; None if a custom layer needs NumPy arrays."""
     params, state, _ = cast(task.start, dtype)
     shape = _shape(task.train)
     try:
@@ -411,184 +433,181 @@ def _summary(task: Task, dtype: str) -> Summary | None:
 def _result(
     task: Task,
     backend: Backend | Missing,
+    machine: str,
     context: Context,
     controls: Controls,
     bars: Progress,
     sizes: tuple[int, ...],
-) -> dict[str, Any]:
-    """Train on one backend, and return an entry of the report's `results`."""
+) -> Result:
+    """Train on one backend, and return its result."""
     dtype = context.dtype
+    name = backend.name if isinstance(backend, Missing) else str(backend)
+    library, _, device = name.partition(":")
+    result = Result(
+        backend=library, device=device or None, machine=machine, dtype=dtype
+    )
     if isinstance(backend, Missing):
-        return _entry(backend.name, dtype) | {"error": backend.reason}
-    entry = _entry(str(backend), dtype)
+        return replace(result, error=backend.reason)
     try:
-        entry |= {"hardware": backend.hardware, "version": backend.version}
-        entry |= {key: getattr(backend, key, None) for key in _SETTINGS}
-        title = str(backend) if dtype == "float32" else f"{backend} {dtype}"
+        result = replace(
+            result,
+            hardware=backend.hardware,
+            version=backend.version,
+            has_float64=backend.has_float64,
+            precision=backend.precision,
+            deterministic=backend.deterministic,
+        )
+        title = name if dtype == "float32" else f"{name} {dtype}"
         trained = run(task, backend, dtype, title, bars, sizes, context.references)
         controls.keep(backend, dtype, trained)
-        entry |= _speed(task, trained) | {"memory": _memory(task, dtype, trained)}
-        if dtype == "float32":
-            entry |= _precision(backend)  # last, because it takes memory too
-        return _with_precision_issue(
-            entry | _judged(task, backend, trained, context, controls)
-        )
+        result = _with_times(result, task, trained)
+        result = replace(result, memory=_memory(task, dtype, trained))
+        if dtype == "float32":  # last, because it takes memory too
+            measured, issue = _precision(backend)
+            result = replace(result, measured_precision=measured, precision_issue=issue)
+        judged = _judged(result, task, backend, trained, context, controls)
+        return _with_precision_issue(judged)
     except Exception as error:  # one backend that fails must not stop the others
-        return entry | {"error": _one_line(f"{type(error).__name__}: {error}")}
+        return replace(result, error=_one_line(f"{type(error).__name__}: {error}"))
 
 
-def _with_precision_issue(result: dict[str, Any]) -> dict[str, Any]:
+def _with_precision_issue(result: Result) -> Result:
     """Turn "agrees" into "not checked" if the result has a precision issue."""
-    if result["status"] != AGREES or not result["precision_issue"]:
+    if result.status != AGREES or not result.precision_issue:
         return result
-    verdict = f"{result['verdict']}, but is not confirmed to be {result['precision']}"
-    return result | {"status": NOT_CHECKED, "verdict": verdict}
+    verdict = f"{result.verdict}, but is not confirmed to be {result.precision}"
+    return replace(result, status=NOT_CHECKED, verdict=verdict)
 
 
-def _entry(name: str, dtype: str) -> dict[str, Any]:
-    """Return a result with all of its keys, whose values are not known yet."""
-    library, _, device = name.partition(":")
-    return {
-        "backend": library,
-        "device": device or None,
-        "machine": None,
-        "hardware": None,
-        "version": None,
-        "dtype": dtype,
-        **dict.fromkeys(_SETTINGS),
-        "measured_precision": None,
-        "precision_issue": None,
-        "status": FAILED,
-        "verdict": "failed",
-        "error": None,
-        "first_difference": None,
-        "differences": [],
-        "not_checked": [],
-        "control": None,
-        "command": None,
-        "test_metric": None,
-        "final_loss": None,
-        "steps": None,
-        "first_step_ms": None,
-        "step_ms": None,
-        "step_ms_quartiles": None,
-        "samples_per_second": None,
-        "batches": None,
-        "memory": None,
-        "start_sha256": None,
-        "max_relative_deviation": None,
-        "tolerance": None,
-        "deviations": None,
-        "loss_deviations": None,
-        "losses": None,
-    }
-
-
-def _precision(backend: Backend) -> dict[str, Any]:
-    """Measure the format of products, and say if it is below what the policy requires."""
+def _precision(backend: Backend) -> tuple[MeasuredPrecision | None, str | None]:
+    """Return the format of products, and why it is below what the policy requires."""
     try:
         measured = policies.probe(backend)
     except Exception as error:  # the training's results remain valid
         reason = _one_line(f"{type(error).__name__}: {error}")
-        return {
-            "precision_issue": f"{backend.precision}, but it cannot be measured: {reason}"
-        }
+        return None, f"{backend.precision}, but it cannot be measured: {reason}"
     less = policies.reduced_formats(measured) if backend.precision == "strict" else ""
     issue = f"strict, but multiplies in {less}" if less else None
-    return {"measured_precision": measured, "precision_issue": issue}
+    return MeasuredPrecision(**measured), issue
 
 
-def _speed(task: Task, trained: Run) -> dict[str, Any]:
-    """Return the times of steps; the first step, which may compile, is separate."""
+def _with_times(result: Result, task: Task, trained: Run) -> Result:
+    """Add the times of steps; the first step, which may compile, is separate."""
     first, *later = trained.seconds
-    times: dict[str, Any] = {"steps": task.steps, "first_step_ms": first * 1e3}
     sizes = dict(trained.sizes)
     if later:
         low, middle, high = np.percentile(later, [25, 50, 75]) * 1e3
         in_first_step = min(task.workload.batch_size, len(task.train))
         examples = task.epochs * len(task.train) - in_first_step
-        times |= {
-            "step_ms": float(middle),
-            "step_ms_quartiles": [float(low), float(high)],
-            "samples_per_second": examples / sum(later),
-        }
+        result = replace(
+            result,
+            step_ms=float(middle),
+            step_ms_quartiles=(float(low), float(high)),
+            samples_per_second=examples / sum(later),
+        )
         if sizes:
             sizes[task.workload.batch_size] = float(middle) / 1e3
-    batches = [{"size": size, "step_ms": sizes[size] * 1e3} for size in sorted(sizes)]
-    return times | {"batches": batches}
+    batches = [
+        BatchTime(size=size, step_ms=sizes[size] * 1e3) for size in sorted(sizes)
+    ]
+    return replace(
+        result,
+        steps=task.steps,
+        first_step_ms=first * 1e3,
+        batches=tuple(batches),
+    )
 
 
-def _memory(task: Task, dtype: str, trained: Run) -> dict[str, Any]:
-    """Return bytes: the peak that the device reports, and what a step needs by prediction."""
+def _memory(task: Task, dtype: str, trained: Run) -> Memory | None:
+    """Return bytes: the reported peak, the predicted peak, and its parts."""
     start = cast(task.start, dtype)
     workload = task.workload
-    parts: dict[str, int | None] = {
-        name: sum(leaf.nbytes for leaf in leaves(tree))
-        for name, tree in zip(("parameters", "state", "moments"), start, strict=True)
-    }
+    params, state, moments = (
+        sum(leaf.nbytes for leaf in leaves(tree)) for tree in start
+    )
     costs = _summary(task, dtype)
     predicted = None
-    parts["saved_for_backward"] = costs.bytes_kept if costs else None
     if costs:
         step = numbered_step(workload.model, workload.loss, workload.optimizer)
         with suppress(Exception):  # a custom loss may accept only NumPy arrays
             predicted = peak_of(step, start, *next(task.batches(dtype)))
-    return {"peak": trained.peak, "predicted": predicted, **parts}
+    return Memory(
+        peak=trained.peak,
+        predicted=predicted,
+        parameters=params,
+        state=state,
+        moments=moments,
+        saved_for_backward=costs.bytes_kept if costs else None,
+    )
 
 
 def _judged(
-    task: Task, backend: Backend, trained: Run, context: Context, controls: Controls
-) -> dict[str, Any]:
-    """Return the verdict on a run, its deviations from the reference and its final values."""
+    result: Result,
+    task: Task,
+    backend: Backend,
+    trained: Run,
+    context: Context,
+    controls: Controls,
+) -> Result:
+    """Add the verdict on a run, its deviations from the reference and final values."""
     dtype = context.dtype
     last = len(trained.losses)
     exact_start = trained.start == sha256(cast(task.start[0], dtype))
     judgement = judge(
         trained, context, exact_start, backend, lambda: controls.of(context, backend)
     )
-    deviations: dict[str, Any] = dict(judgement.deviations)
-    # These two groups have a single entry, without a name.
-    deviations |= {part: deviations[part].get("") for part in ("losses", "loss")}
     relative = [
-        entry["relative"]
+        entry.relative
         for group in judgement.deviations.values()
         for entry in group.values()
-        if entry["tolerance"] is not None
+        if entry.tolerance is not None
     ]
     chains = context.chains
-    return {
-        "status": judgement.status,
-        "verdict": _verdict(judgement, last),
-        "first_difference": next(iter(judgement.differences), None),
-        "differences": judgement.differences,
-        "not_checked": judgement.not_checked,
-        "control": judgement.control,
-        "command": _command(task, backend, judgement, dtype),
-        "test_metric": trained.metric,
-        "final_loss": trained.losses[-1],
-        "start_sha256": sha256(task.start[0]) if exact_start else trained.start,
-        "max_relative_deviation": float(np.max(relative)) if relative else None,
-        "tolerance": {
-            "first_step": context.allowed(chains.step),
-            "last_step": context.allowed(chains.step * last),
-        },
-        "deviations": deviations,
-        "loss_deviations": judgement.loss_deviations,
-        "losses": trained.losses,
+    return replace(
+        result,
+        status=judgement.status,
+        verdict=_verdict(judgement, last),
+        first_difference=next(iter(judgement.differences), None),
+        differences=tuple(judgement.differences),
+        not_checked=tuple(judgement.not_checked),
+        control=judgement.control,
+        command=_command(task, backend, judgement, dtype),
+        test_metric=trained.metric,
+        final_loss=trained.losses[-1],
+        start_sha256=sha256(task.start[0]) if exact_start else trained.start,
+        max_relative_deviation=float(np.max(relative)) if relative else None,
+        tolerance=StepTolerance(
+            first_step=context.allowed(chains.step),
+            last_step=context.allowed(chains.step * last),
+        ),
+        deviations=_deviations(judgement.deviations),
+        loss_deviations=tuple(judgement.loss_deviations),
+        losses=tuple(trained.losses),
+    )
+
+
+def _deviations(groups: dict[str, dict[str, Entry]]) -> Deviations:
+    """Return the deviations of a judgement as in the report."""
+    converted: dict[str, Any] = {
+        group: {
+            name: ArrayDeviation(**asdict(entry)) for name, entry in entries.items()
+        }
+        for group, entries in groups.items()
     }
+    # These two groups have a single entry, without a name.
+    converted |= {group: converted[group].get("") for group in ("losses", "loss")}
+    return Deviations(**converted)
 
 
 def _verdict(judgement: Judgement, last: int) -> str:
     """Return the verdict in words."""
     if judgement.differences:
         first = judgement.differences[0]
-        since = f"from step {first['step']}" if first["step"] else "from the start"
-        return f"differs by more than rounding {since}, first in {first['description']}"
+        since = f"from step {first.step}" if first.step else "from the start"
+        return f"differs by more than rounding {since}, first in {first.description}"
     if not judgement.not_checked:
         return f"agrees over {last:,} steps"
-    loss_steps = [
-        each["step"] for each in judgement.not_checked if each["quantity"] == "losses"
-    ]
+    loss_steps = _unchecked_losses(judgement)
     if not loss_steps:
         return "agrees wherever it can be checked"
     if loss_steps[0] == 1:
@@ -596,15 +615,18 @@ def _verdict(judgement: Judgement, last: int) -> str:
     return f"agrees up to step {loss_steps[0] - 1:,}; cannot be checked beyond that"
 
 
+def _unchecked_losses(judgement: Judgement) -> list[int]:
+    """Return the steps from which on the loss of a whole training is not checked."""
+    return [each.step for each in judgement.not_checked if each.quantity == "losses"]
+
+
 def _command(
     task: Task, backend: Backend, judgement: Judgement, dtype: str
 ) -> str | None:
     """Return the `bisect` command for the step in question; None if there is none."""
     options = task.workload.options
-    steps = [each["step"] for each in judgement.differences]
-    steps = steps or [
-        e["step"] for e in judgement.not_checked if e["quantity"] == "losses"
-    ]
+    steps = [each.step for each in judgement.differences]
+    steps = steps or _unchecked_losses(judgement)
     if not options or not steps:
         return None
     steps_before = max(1, steps[0]) - 1
@@ -636,12 +658,3 @@ def _zero_gradients(reference: Reference) -> set[str]:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())
-
-
-def _finite(data: Any) -> Any:
-    """Return `data` with None in place of NaN and infinities, which JSON cannot represent."""
-    if isinstance(data, dict):
-        return {key: _finite(value) for key, value in data.items()}
-    if isinstance(data, list):
-        return [_finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data

@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from ...core.arrays import Moments, Params
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...optimizers.base import bind_divisor, uses_divisor
@@ -36,7 +37,7 @@ __all__ = ["Controls", "Noise", "gradient_noise"]
 
 @dataclass
 class Controls:
-    """The control runs of a comparison: each is made when first needed, and then reused."""
+    """The control runs of a comparison; each is made when first needed and reused."""
 
     task: Task
     progress: Progress
@@ -56,11 +57,8 @@ class Controls:
         dtype = context.dtype
         if dtype not in self._perturbed_drifts:
             self._perturbed_drifts[dtype] = context.drift(self._perturbed(context))
-        drifts = {
-            f"the float64 reference with rounding of {dtype}": self._perturbed_drifts[
-                dtype
-            ]
-        }
+        title = f"the float64 reference with rounding of {dtype}"
+        drifts = {title: self._perturbed_drifts[dtype]}
 
         # a run cannot be its own control
         is_numpy = backend.adapter is self.host.adapter
@@ -79,16 +77,14 @@ class Controls:
         if perturbed:
             params, *rest = cast(task.start, context.dtype)
             draw = np.random.default_rng(task.seed)
-            task = replace(
-                task, start=(tree_map(partial(_nudged, draw), params), *rest)
-            )
-        title = f"control: numpy {context.dtype}"
-        return run(
-            task, self.host, context.dtype, title, self.progress, (), context.references
-        )
+            params = tree_map(partial(_nudged, draw), params)
+            task = replace(task, start=(params, *rest))
+        dtype = context.dtype
+        title = f"control: numpy {dtype}"
+        return run(task, self.host, dtype, title, self.progress, (), context.references)
 
     def _perturbed(self, context: Context) -> Run:
-        """Train the float64 reference with random errors as large as rounding in the dtype."""
+        """Train the float64 reference with random errors as large as rounding."""
         task = self.task
         host = self.host
         wide = "float64"
@@ -102,25 +98,17 @@ class Controls:
             return tree_map(lambda leaf: _blurred(leaf, context.epsilon, draw), tree)
 
         losses: list[float] = []
-        self.progress.begin(
-            f"control: {wide} with rounding of {context.dtype}", task.steps
-        )
+        title = f"control: {wide} with rounding of {context.dtype}"
+        self.progress.begin(title, task.steps)
         with np.errstate(all="ignore"):
-            # The step is split in two, so that errors can
-            # be added to the gradients in between.
+            # The step is split in two, to add errors to the gradients in between.
             return_gradients = _return_gradients(optimizer)
             gradients = host.jit(
                 numbered_step(model, loss, return_gradients, keep_finite=False)
             )
             update = host.jit(partial(_update, optimizer))
             divisor_before = np.ones(())
-            params, state, moments = (
-                tree_map(
-                    lambda leaf: leaf.astype(wide) if leaf.dtype.kind == "f" else leaf,
-                    tree,
-                )
-                for tree in task.start
-            )
+            params, state, moments = (cast(tree, wide) for tree in task.start)
             params = blurred(params)
             for batch in task.batches(wide):
                 (grads, new_state, divisor), value, finite = gradients(
@@ -128,17 +116,13 @@ class Controls:
                 )
                 losses.append(float(value))
                 self.progress.advance(len(losses), losses[-1])
-                if not bool(finite) or not all(
-                    np.isfinite(g).all() for g in leaves(grads)
-                ):
+                all_finite = all(np.isfinite(g).all() for g in leaves(grads))
+                if not bool(finite) or not all_finite:
                     continue
-                # one tree of gradients for each divisor
-                several = isinstance(divisor, tuple)
-                trees = [
-                    _rounded(tree, noise, draw)
-                    for tree in (grads if several else [grads])
-                ]
-                grads = tuple(trees) if several else trees[0]
+                if isinstance(divisor, tuple):  # one tree of gradients for each
+                    grads = tuple([_rounded(tree, noise, draw) for tree in grads])
+                else:
+                    grads = _rounded(grads, noise, draw)
                 params, moments = update(params, grads, moments, divisor)
                 params = blurred(params)
                 state = blurred(new_state)
@@ -150,7 +134,7 @@ class Controls:
 
 @dataclass(frozen=True)
 class _ReturnGradientsAndDivisor(ReturnGradients):
-    """Like `ReturnGradients`; as new moments it returns what the gradients were divided by.
+    """Like `ReturnGradients`, with the divisors of the gradients as new moments.
 
     The moments must be 1 before the step. After it they are () for the gradients of a
     sum, which are not divided, and a tuple if each of several `terms` has its own
@@ -160,7 +144,9 @@ class _ReturnGradientsAndDivisor(ReturnGradients):
     terms: int = 1
     uses_divisor: ClassVar[bool] = True
 
-    def update(self, params, grads, moments, divisor=1.0):
+    def update(
+        self, params: Params, grads: Params, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
         if isinstance(divisor, tuple):
             return grads, tuple([_times(moments, each) for each in divisor])
         return grads, _times(moments, divisor)
@@ -171,7 +157,7 @@ def _times(moments: Any, divisor: Any) -> Any:
 
 
 def _return_gradients(optimizer: Any) -> ReturnGradients:
-    """Return a stand-in for `optimizer` that takes the same divisors and returns gradients."""
+    """Return a stand-in for `optimizer` that takes the same divisors."""
     if uses_divisor(optimizer):
         return _ReturnGradientsAndDivisor(getattr(optimizer, "terms", 1))
     return ReturnGradients()
@@ -180,7 +166,7 @@ def _return_gradients(optimizer: Any) -> ReturnGradients:
 def _update(
     optimizer: Any, params: Any, grads: Any, moments: Any, divisor: Any
 ) -> tuple[Any, ...]:
-    """Take one step along gradients from `_ReturnGradientsAndDivisor`, with their divisor."""
+    """Take one step along gradients from `_ReturnGradientsAndDivisor`."""
     if isinstance(divisor, tuple):
         several = [None if isinstance(each, tuple) else each for each in divisor]
         divisor = tuple(several) or None
@@ -200,7 +186,7 @@ class Noise:
 
 
 def gradient_noise(context: Context) -> dict[str, Noise]:
-    """Return the smallest rounding error of each gradient in the probes, by parameter path.
+    """Return the smallest rounding error of each gradient in the probes, by its path.
 
     The smallest, because late in training a saturated loss may leave gradients that
     consist of rounding errors only.
@@ -215,13 +201,10 @@ def gradient_noise(context: Context) -> dict[str, Noise]:
             is_zero = path in context.zero_gradients
             scale = top if is_zero else largest(reference.results[name])
             is_measured = scale and math.isfinite(spread)
-            sizes.setdefault(path, []).append(
-                spread / scale if is_measured else context.epsilon
-            )
-    return {
-        path: Noise(min(each), path in context.zero_gradients)
-        for path, each in sizes.items()
-    }
+            size = spread / scale if is_measured else context.epsilon
+            sizes.setdefault(path, []).append(size)
+    zero = context.zero_gradients
+    return {path: Noise(min(each), path in zero) for path, each in sizes.items()}
 
 
 def _rounded(grads: Any, noise: dict[str, Noise], draw: np.random.Generator) -> Any:

@@ -51,7 +51,7 @@ def deviation(
 def loss_deviations(
     losses: Sequence[float], reference: Sequence[float], scales: Sequence[float]
 ) -> list[float]:
-    """Return the deviation of the loss at each step, relative to the scale of that step alone.
+    """Return the deviation of the loss at each step, relative to that step's scale.
 
         |loss - reference| / scale        scale: |reference| + Σ |dL/dy| · max |y|
 
@@ -61,9 +61,9 @@ def loss_deviations(
     """
     with np.errstate(all="ignore"):
         gaps = np.abs(np.subtract(losses, reference, dtype=np.float64))
-        return np.where(
-            gaps == 0.0, 0.0, gaps / np.asarray(scales, np.float64)
-        ).tolist()
+        relative = gaps / np.asarray(scales, np.float64)
+        deviations: list[float] = np.where(gaps == 0.0, 0.0, relative).tolist()
+        return deviations
 
 
 def tolerance(epsilon: float, chain: int) -> float:

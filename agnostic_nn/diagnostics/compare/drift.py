@@ -1,19 +1,31 @@
-"""Drift: how far a whole training is from the reference, at each step and at the end."""
+"""Drift: how far a training is from the reference, at each step and at the end."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...core.trees import leaves, named_leaves
-from .deviation import deviation, loss_deviations, tolerance
+from .deviation import Deviation, deviation, loss_deviations, tolerance
 from .probes import Named, flat
 from .rounding import Chains, layer_of
 from .running import Run
 
 __all__ = ["Drift", "Entry", "drift", "entry_of", "is_far", "largest", "state_scale"]
 
-Entry = dict[str, Any]
+
+@dataclass(frozen=True)
+class Entry(Deviation):
+    """The deviation of an array, with what it is judged by.
+
+    tolerance: the limit for `relative`, or None if it is not checked; step: where it
+    was computed; scale: what `relative` is relative to. The report has it as an
+    `ArrayDeviation`, in which None stands for NaN and infinity.
+    """
+
+    tolerance: float | None
+    step: int
+    scale: float
 
 
 @dataclass(frozen=True)
@@ -42,8 +54,7 @@ def drift(
     largest_parameter = max(map(largest, leaves(reference.params)), default=0.0)
     parameters = {}
     for path, ours, theirs in _pairs(run.params, reference.params):
-        # A parameter whose gradient is zero has no size
-        # of its own: use the size of the others.
+        # A parameter whose gradient is zero has no natural scale: use the others'.
         scale = largest_parameter if path in zero_gradients else 0.0
         parameters[path] = entry_of(ours, theirs, dtype, end, last, scale)
 
@@ -75,18 +86,20 @@ def _pairs(ours: Any, theirs: Any, prefix: str = "") -> list[tuple[str, Any, Any
 def _worst_loss(
     run: Run, reference: Run, losses: list[float], limits: list[float], dtype: str
 ) -> Entry:
-    """Return the entry of the step whose loss deviates most, in units of that step's tolerance."""
+    """Return the entry of the step whose loss deviates most, in units of its limit."""
     ratios = np.asarray(losses) / np.asarray(limits)
     worst = int(np.argmax(np.where(np.isnan(ratios), np.inf, ratios)))
     ours = np.asarray([run.losses[worst]])
     theirs = np.asarray([reference.losses[worst]])
-    entry = asdict(deviation(ours, theirs, dtype))
-    return entry | {
-        "relative": losses[worst],
-        "tolerance": limits[worst],
-        "step": worst + 1,
-        "scale": reference.scales[worst],
-    }
+    far = deviation(ours, theirs, dtype)
+    return Entry(
+        absolute=far.absolute,
+        relative=losses[worst],
+        ulps=far.ulps,
+        tolerance=limits[worst],
+        step=worst + 1,
+        scale=reference.scales[worst],
+    )
 
 
 def entry_of(
@@ -103,20 +116,21 @@ def entry_of(
     `theirs`.
     """
     is_float = np.asarray(theirs).dtype.kind == "f"
-    entry = asdict(deviation(ours, theirs, dtype, scale if is_float else 0.0))
-    return entry | {
-        "tolerance": limit if is_float else 0.0,
-        "step": step,
-        "scale": max(scale, largest(theirs)),
-    }
+    far = deviation(ours, theirs, dtype, scale if is_float else 0.0)
+    return Entry(
+        absolute=far.absolute,
+        relative=far.relative,
+        ulps=far.ulps,
+        tolerance=limit if is_float else 0.0,
+        step=step,
+        scale=max(scale, largest(theirs)),
+    )
 
 
 def is_far(entry: Entry) -> bool:
     """Return whether an entry exceeds its tolerance; NaN does."""
     # "not within" instead of "beyond", because comparisons with NaN are false
-    return (
-        entry["tolerance"] is not None and not entry["relative"] <= entry["tolerance"]
-    )
+    return entry.tolerance is not None and not entry.relative <= entry.tolerance
 
 
 def largest(array: Any) -> float:
@@ -130,11 +144,8 @@ def largest(array: Any) -> float:
 def state_scale(named: Named, path: str, prefix: str = "") -> float:
     """Return the largest number in the state of a layer.
 
-    All arrays of a layer's state share this scale,
-    because a running mean may be close to 0.
+    All arrays of a layer's state share it, because a running mean may be close to 0.
     """
     start = f"{prefix}{path}." if path else prefix
-    return max(
-        (largest(leaf) for name, leaf in named.items() if name.startswith(start)),
-        default=0,
-    )
+    sizes = (largest(leaf) for name, leaf in named.items() if name.startswith(start))
+    return max(sizes, default=0.0)

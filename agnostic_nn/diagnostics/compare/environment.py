@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from ...core.backend import backend
+from .schema import Environment
 
 __all__ = ["environment"]
 
 PACKAGES = ("agnostic-nn", "numpy", "scikit-learn", "llvmlite")
-# Environment variables that choose threads, precision,
-# devices, CPU instructions or algorithms.
+# Environment variables that choose threads, precision, devices, CPU instructions or
+# algorithms.
 VARIABLES = (
     "AGNOSTIC_NN_DETERMINISTIC",
     "AGNOSTIC_NN_KERNELS",
@@ -73,24 +74,20 @@ VARIABLES = (
 )
 
 
-def environment() -> dict[str, Any]:
-    """Return date, machine, versions and settings as data for JSON."""
+def environment() -> Environment:
+    """Return the date, the machine, the versions and the settings."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on macOS and Windows
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "platform": platform.platform(),
-        "processor": backend("numpy").hardware,
-        "cores": os.cpu_count(),
-        "usable_cores": len(affinity(0)) if affinity else os.cpu_count(),
-        "blas": _blas(),
-        "versions": {
-            "python": platform.python_version(),
-            **{n: _version(n) for n in PACKAGES},
-        },
-        "variables": {
-            name: os.environ[name] for name in VARIABLES if name in os.environ
-        },
-    }
+    packages = {name: _version(name) for name in PACKAGES}
+    return Environment(
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        platform=platform.platform(),
+        processor=backend("numpy").hardware,
+        cores=os.cpu_count(),
+        usable_cores=len(affinity(0)) if affinity else os.cpu_count(),
+        blas=_blas(),
+        versions={"python": platform.python_version(), **packages},
+        variables={name: os.environ[name] for name in VARIABLES if name in os.environ},
+    )
 
 
 def _version(package: str) -> str | None:

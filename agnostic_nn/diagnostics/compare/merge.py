@@ -1,28 +1,25 @@
-"""Merge reports of several machines or settings into one, and describe how they differ."""
+"""Merge reports of several machines or settings, and describe how they differ."""
 
 import json
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .comparison import SCHEMA, overall
+from .comparison import overall
 from .deviation import tolerance
 from .page import Comparison
-from .report import flat, names, product_formats
+from .report import names, product_formats, settings_of
+from .schema import SCHEMA, Report, Result
 from .workloads import CannotCompare
 
 __all__ = ["merge", "read"]
 
-REQUIRED = (
-    *("workload", "start_sha256", "reference", "tolerance", "layer_costs"),
-    *("results", "left_out", "machines"),
-)
 
-
-def read(path: Path) -> dict[str, Any]:
+def read(path: Path) -> Comparison:
     """Read the report in a file.
 
     Raises
@@ -31,12 +28,12 @@ def read(path: Path) -> dict[str, Any]:
         If the file cannot be read, or is not a report of this schema.
     """
     try:
-        report = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise CannotCompare(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CannotCompare(f"{path} is not JSON: {error}") from error
-    schema = report.get("schema") if isinstance(report, dict) else None
+    schema = data.get("schema") if isinstance(data, dict) else None
     if schema is None:
         raise CannotCompare(f"{path} is not a report.json of `agnostic-nn compare`")
     if schema != SCHEMA:
@@ -44,18 +41,16 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} has schema {schema}, and only reports of schema {SCHEMA} can be "
             "merged: create it again with this version"
         )
-    missing = [
-        part for part in REQUIRED if not isinstance(report.get(part), dict | list | str)
-    ]
-    if missing:
+    try:
+        return Comparison.from_json(data)
+    except ValueError as error:
         raise CannotCompare(
-            f"{path} is not a report.json of `agnostic-nn compare`, or is damaged: it "
-            f"has no {', '.join(missing)}"
-        )
-    return report
+            f"{path} is not a report.json of `agnostic-nn compare`, or is damaged: "
+            f"{error}"
+        ) from error
 
 
-def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[str, Any]:
+def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Comparison:
     """Merge the reports in these files into one, with a label for each machine.
 
     Without `labels` a machine is called by its processor, or by its file if several
@@ -77,70 +72,76 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> dict[st
         if differences:
             listed = "; ".join(differences)
             raise CannotCompare(f"{path} cannot be compared with {paths[0]}: {listed}")
-    new_labels = _new_labels(paths, reports, labels)
-    merged = first | {"results": [], "left_out": [], "machines": []}
-    for report, new in zip(reports, new_labels, strict=True):
-        for part in ("results", "left_out"):
-            merged[part] += [
-                each | {"machine": new[each["machine"]]} for each in report[part]
-            ]
-        merged["machines"] += [
-            m | {"label": new[m["label"]]} for m in report["machines"]
-        ]
-    tolerances = [report["tolerance"] for report in reports]
+    renamed = [
+        _with_labels(report, new)
+        for report, new in zip(
+            reports, _new_labels(paths, reports, labels), strict=True
+        )
+    ]
+    results = tuple([each for report in renamed for each in report.results])
+    tolerances = [report.tolerance for report in reports]
     epsilon = {
-        dtype: value for each in tolerances for dtype, value in each["epsilon"].items()
+        dtype: value for each in tolerances for dtype, value in each.epsilon.items()
     }
-    zero_gradients = sorted(
-        {name for each in tolerances for name in each["zero_gradients"]}
+    zero_gradients = {name for each in tolerances for name in each.zero_gradients}
+    merged = replace(
+        first,
+        verdict=overall(results),
+        tolerance=replace(
+            first.tolerance,
+            epsilon=epsilon,
+            zero_gradients=tuple(sorted(zero_gradients)),
+        ),
+        layer_costs=next((r.layer_costs for r in reports if r.layer_costs), ()),
+        results=results,
+        left_out=tuple([each for report in renamed for each in report.left_out]),
+        machines=tuple([each for report in renamed for each in report.machines]),
     )
-    merged["tolerance"] = first["tolerance"] | {
-        "epsilon": epsilon,
-        "zero_gradients": zero_gradients,
-    }
-    merged["layer_costs"] = next(
-        (r["layer_costs"] for r in reports if r["layer_costs"]), []
+    return replace(merged, differences=(*_settings(merged), *_runs(merged)))
+
+
+def _with_labels(report: Comparison, new: dict[str, str]) -> Comparison:
+    """Return a report whose machines have new labels, by the old ones."""
+    return replace(
+        report,
+        results=tuple([replace(r, machine=new[r.machine]) for r in report.results]),
+        left_out=tuple([replace(b, machine=new[b.machine]) for b in report.left_out]),
+        machines=tuple([replace(m, label=new[m.label]) for m in report.machines]),
     )
-    merged["verdict"] = overall(merged["results"])
-    merged["differences"] = [*_settings(merged), *_runs(merged)]
-    return Comparison(merged)
 
 
 # --- whether reports can be merged ----------------------------------------------------
 
 
-def _differences(report: dict[str, Any], other: dict[str, Any]) -> Iterator[str]:
+def _differences(report: Report, other: Report) -> Iterator[str]:
     """Yield each difference that forbids merging two reports, with both values."""
-    for key in dict.fromkeys([*report["workload"], *other["workload"]]):
-        values = [each["workload"].get(key) for each in (report, other)]
+    for name, value in vars(report.workload).items():
+        other_value = getattr(other.workload, name)
         # the description may contain file names
-        if values[0] != values[1] and key != "about":
-            yield f"{key.replace('_', ' ')} ({' and '.join(map(_short, values))})"
-    hashes = [each["start_sha256"] for each in (report, other)]
-    if hashes[0] != hashes[1]:
-        yield f"starting parameters (SHA-256 {' and '.join(h[:12] for h in hashes)})"
-    counts = [
-        [each["tolerance"][key] for key in ("step_roundings", "layers")]
-        for each in (report, other)
-    ]
-    if counts[0] != counts[1]:
-        yield f"counted roundings ({counts[0][0]:,} and {counts[1][0]:,} per step)"
+        if value != other_value and name != "about":
+            values = " and ".join(map(_short, (value, other_value)))
+            yield f"{name.replace('_', ' ')} ({values})"
+    if report.start_sha256 != other.start_sha256:
+        hashes = f"{report.start_sha256[:12]} and {other.start_sha256[:12]}"
+        yield f"starting parameters (SHA-256 {hashes})"
+    ours = report.tolerance
+    theirs = other.tolerance
+    if (ours.step_roundings, ours.layers) != (theirs.step_roundings, theirs.layers):
+        counts = f"{ours.step_roundings:,} and {theirs.step_roundings:,}"
+        yield f"counted roundings ({counts} per step)"
     yield from _reference_differences(report, other)
 
 
-def _reference_differences(
-    report: dict[str, Any], other: dict[str, Any]
-) -> Iterator[str]:
-    """Yield the first step at which the losses of both references differ, if there is one."""
-    losses = [np.asarray(r["reference"]["losses"], np.float64) for r in (report, other)]
+def _reference_differences(report: Report, other: Report) -> Iterator[str]:
+    """Yield the first step at which the losses of both references differ, if any."""
+    losses = [np.asarray(r.reference.losses, np.float64) for r in (report, other)]
     if losses[0].shape != losses[1].shape:
         return  # the difference of the workloads is reported already
-    epsilon = float(np.finfo(report["reference"]["dtype"]).eps)
-    chain = report["tolerance"]["step_roundings"]
+    epsilon = float(np.finfo(report.reference.dtype).eps)
+    chain = report.tolerance.step_roundings
     scale = float(np.max(np.abs(losses[0]), initial=0.0))
-    for step, (a, b) in enumerate(
-        zip(*(each.tolist() for each in losses), strict=True), 1
-    ):
+    pairs = zip(*(each.tolist() for each in losses), strict=True)
+    for step, (a, b) in enumerate(pairs, 1):
         # Twice the tolerance, because both values are rounded.
         near = abs(a - b) <= 2.0 * tolerance(epsilon, chain * step) * scale
         if not near and not (math.isnan(a) and math.isnan(b)):
@@ -154,7 +155,7 @@ def _short(value: Any, length: int = 60) -> str:
 
 
 def _new_labels(
-    paths: Sequence[Path], reports: list[dict[str, Any]], labels: Sequence[str] | None
+    paths: Sequence[Path], reports: Sequence[Report], labels: Sequence[str] | None
 ) -> list[dict[str, str]]:
     """Return, for each report, the new label of each of its machines."""
     if labels is not None and len(labels) != len(reports):
@@ -163,7 +164,7 @@ def _new_labels(
         )
     if labels is not None and len(set(labels)) != len(labels):
         raise CannotCompare(f"expected different labels, got {', '.join(labels)}")
-    old = [[m["label"] for m in report["machines"]] for report in reports]
+    old = [[machine.label for machine in report.machines] for report in reports]
     all_labels = [label for each in old for label in each]
     if labels is None and len(set(all_labels)) == len(all_labels):
         return [{label: label for label in each} for each in old]
@@ -189,28 +190,23 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 # --- differences between machines and settings ----------------------------------------
 
 
-def _settings(report: dict[str, Any]) -> Iterator[str]:
+def _settings(report: Report) -> Iterator[str]:
     """Yield a sentence for each setting that is not the same everywhere."""
-    environments = {
-        m["label"]: dict(flat(m["environment"])) for m in report["machines"]
-    }
+    environments = {m.label: settings_of(m.environment) for m in report.machines}
     for key in dict.fromkeys(key for each in environments.values() for key in each):
         if key != "date":
             values = {label: each.get(key) for label, each in environments.items()}
             yield from _setting(key, values)
     runs: dict[str, dict[str, Any]] = {}
-    for r in report["results"]:
+    for r in report.results:
         for key in ("hardware", "version", "precision", "deterministic"):
-            runs.setdefault(f"{key} of {_name(r)}", {})[r["machine"]] = r[key]
-        measured = r["measured_precision"]
-        if measured is not None:
-            formats = [
+            runs.setdefault(f"{key} of {r.name}", {})[r.machine] = getattr(r, key)
+        if r.measured_precision is not None:
+            formats = ", ".join(
                 f"{product_formats(products)} {how}"
-                for how, products in measured.items()
-            ]
-            runs.setdefault(f"products of {_name(r)}", {})[r["machine"]] = ", ".join(
-                formats
+                for how, products in vars(r.measured_precision).items()
             )
+            runs.setdefault(f"products of {r.name}", {})[r.machine] = formats
     for key, values in runs.items():
         yield from _setting(key, values)
     with_float64 = _runs_with_float64(report, True)
@@ -222,23 +218,23 @@ def _settings(report: dict[str, Any]) -> Iterator[str]:
         )
 
 
-def _runs_with_float64(report: dict[str, Any], available: bool) -> list[str]:
+def _runs_with_float64(report: Report, available: bool) -> list[str]:
     return [
-        f"{_name(r)} ({r['machine']})"
-        for r in report["results"]
-        if r["has_float64"] is available and r["dtype"] == "float32"
+        f"{r.name} ({r.machine})"
+        for r in report.results
+        if r.has_float64 is available and r.dtype == "float32"
     ]
 
 
 def _setting(key: str, values: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence on the values of a setting by machine, if they are not all the same."""
+    """Yield a sentence on the values of a setting by machine, if they differ."""
     machines: dict[str, list[str]] = {}
     for label, value in values.items():
-        machines.setdefault("not set" if value is None else str(value), []).append(
-            label
-        )
+        text = "not set" if value is None else str(value)
+        machines.setdefault(text, []).append(label)
     if len(machines) > 1:
-        yield f"{key}: {', '.join(f'{value} ({_and(on)})' for value, on in machines.items())}."
+        listed = ", ".join(f"{text} ({_and(on)})" for text, on in machines.items())
+        yield f"{key}: {listed}."
 
 
 _STATUS_SENTENCES = {
@@ -248,10 +244,10 @@ _STATUS_SENTENCES = {
 }
 
 
-def _runs(report: dict[str, Any]) -> Iterator[str]:
-    """Yield sentences that compare the runs: their times, deviations, verdicts and losses."""
-    results = list(zip(names(report), report["results"], strict=True))
-    timed = [(r["step_ms"], name) for name, r in results if r["step_ms"] is not None]
+def _runs(report: Report) -> Iterator[str]:
+    """Yield sentences that compare the times, deviations, verdicts and losses."""
+    results = list(zip(names(report), report.results, strict=True))
+    timed = [(r.step_ms, name) for name, r in results if r.step_ms is not None]
     timed.sort(key=lambda pair: pair[0])
     if len(timed) > 1:
         (least, fastest), *others = timed
@@ -259,27 +255,27 @@ def _runs(report: dict[str, Any]) -> Iterator[str]:
         rest = _and([f"{ratio:,g} times as long in {name}" for ratio, name in ratios])
         yield f"A step takes {least:.3g} ms in {fastest}, the fastest, and {rest}."
     deviations = [
-        (r["max_relative_deviation"], name)
+        (r.max_relative_deviation, name)
         for name, r in results
-        if r["deviations"] is not None and r["max_relative_deviation"] is not None
+        if r.max_relative_deviation is not None
     ]
     deviations.sort(reverse=True)
     if len(deviations) > 1:
         listed = _and([f"{deviation:.2g} in {name}" for deviation, name in deviations])
         yield f"The largest relative deviation from the reference is {listed}."
     for status, text in _STATUS_SENTENCES.items():
-        with_status = [name for name, r in results if r["status"] == status]
+        with_status = [name for name, r in results if r.status == status]
         if with_status and (status != "agrees" or len(with_status) == len(results)):
             yield text.format(_and(with_status))
     yield from _losses(results)
 
 
-def _losses(results: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
-    """Say which runs have bit-identical losses, and where the losses of the others first differ."""
+def _losses(results: list[tuple[str, Result]]) -> Iterator[str]:
+    """Say which runs have bit-identical losses, and where others first differ."""
     groups: dict[tuple[Any, ...], list[str]] = {}
     for name, r in results:
-        if r["losses"] is not None:
-            groups.setdefault((r["dtype"], *r["losses"]), []).append(name)
+        if r.losses is not None:
+            groups.setdefault((r.dtype, *r.losses), []).append(name)
     for group in groups.values():
         if len(group) > 1:
             yield f"The losses of {_and(group)} are bit-identical at every step."
@@ -292,10 +288,6 @@ def _losses(results: list[tuple[str, dict[str, Any]]]) -> Iterator[str]:
         pairs = enumerate(zip(first_losses, losses, strict=True))
         step = next(t for t, (a, b) in pairs if a != b)
         yield f"The losses of {first_name} and {name} first differ at step {step}."
-
-
-def _name(result: dict[str, Any]) -> str:
-    return ":".join(filter(None, (result["backend"], result["device"])))
 
 
 def _and(parts: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """The HTML page of a report, with plots of the data in its JSON."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
@@ -18,11 +18,12 @@ from .report import (
     sentence,
     summary,
 )
+from .schema import Report, Result
 
 __all__ = ["Comparison", "page"]
 
 MARKS = "osD^vPX*"
-Runs = list[tuple[int, str, dict[str, Any]]]  # number, name and result of each
+Runs = list[tuple[int, str, Result]]  # number, name and result of each
 
 # of the line of a loss; longer ones are averaged, because single steps are noisy
 MAX_POINTS = 150
@@ -30,8 +31,8 @@ WIDTH = 5.0  # inches: several plots fit next to each other on a desktop, one on
 HEIGHT = 3.0
 
 
-class Comparison(dict[str, Any]):
-    """A report, as data for JSON. `str()` returns text; a notebook shows the page."""
+class Comparison(Report):
+    """A report of which `str()` is text, and which a notebook shows as a page."""
 
     def __str__(self) -> str:
         return summary(self)
@@ -43,7 +44,7 @@ class Comparison(dict[str, Any]):
             return f"<pre>{escape(str(self))}</pre>"
 
 
-def page(report: dict[str, Any]) -> str:
+def page(report: Report) -> str:
     """Return the text of report.html.
 
     Raises
@@ -51,9 +52,9 @@ def page(report: dict[str, Any]) -> str:
     ImportError
         If a package that pages need is not installed.
     """
-    named = zip(names(report), report["results"], strict=True)
+    named = zip(names(report), report.results, strict=True)
     runs = [(i, name, r) for i, (name, r) in enumerate(named)]
-    finished = [run for run in runs if run[2]["deviations"] is not None]
+    finished = [run for run in runs if run[2].deviations is not None]
     verdicts = [(name, sentence(r), _css_class(r)) for _, name, r in runs]
     plots = []
     if finished:
@@ -63,16 +64,16 @@ def page(report: dict[str, Any]) -> str:
                 plots.append((plot, about))
     return render(
         "compare.html",
-        title=f"{report['workload']['name']}: the same training on every backend",
-        about=f"{report['workload']['about']}.",
+        title=f"{report.workload.name}: the same training on every backend",
+        about=f"{report.workload.about}.",
         report=report,
         verdicts=verdicts,
         remarks=list(remarks(report)),
         tables=[_trimmed(len(runs), *each) for each in overview(report)],
         plots=plots,
-        how_to_read=[each.format(**report["tolerance"]) for each in HOW_TO_READ],
+        how_to_read=[each.format(**vars(report.tolerance)) for each in HOW_TO_READ],
         roundings=roundings(report),
-        layer_costs=layer_costs(report) if report["layer_costs"] else None,
+        layer_costs=layer_costs(report) if report.layer_costs else None,
         batch_timings=batch_timings(report),
         environments=environments(report),
     )
@@ -81,7 +82,7 @@ def page(report: dict[str, Any]) -> str:
 def _trimmed(
     runs: int, title: str, columns: list[str], rows: list[Any]
 ) -> tuple[str, list[str], list[Any]]:
-    """Return a table without columns that repeat one value, or what the page shows elsewhere.
+    """Return a table without columns that repeat one value or are shown elsewhere.
 
     The first `runs` rows are runs. Verdicts are listed at the top of the page. If there
     are several dtypes, they are part of the names of the runs.
@@ -94,44 +95,33 @@ def _trimmed(
         hardware = {row[columns.index("hardware")] for row in rows[:runs]} - {None}
         dropped |= {"hardware"} if len(hardware) < 2 else set()
     remaining = [i for i, column in enumerate(columns) if column not in dropped]
-    return (
-        title,
-        [columns[i] for i in remaining],
-        [[row[i] for i in remaining] for row in rows],
-    )
+    shorter_rows = [[row[i] for i in remaining] for row in rows]
+    return title, [columns[i] for i in remaining], shorter_rows
 
 
-def _css_class(result: dict[str, Any]) -> str:
-    if result["status"] in ("failed", "differs"):
+def _css_class(result: Result) -> str:
+    if result.status in ("failed", "differs"):
         return "bad"
-    return (
-        "doubt"
-        if result["status"] == "not checked" or result["precision_issue"]
-        else "good"
-    )
+    in_doubt = result.status == "not checked" or result.precision_issue
+    return "doubt" if in_doubt else "good"
 
 
 # --- plots ----------------------------------------------------------------------------
 
 
-def _plot_losses(report: dict[str, Any], runs: Runs) -> Any:
+def _plot_losses(report: Report, runs: Runs) -> Any:
     plot, axes = figure(WIDTH, HEIGHT)
-    reference = report["reference"]
-    steps = range(1, len(reference["losses"]) + 1)
+    reference = report.reference
+    steps = range(1, len(reference.losses) + 1)
     size = -(-len(steps) // MAX_POINTS)
     for k, (i, name, r) in enumerate(runs):
         # Lines drawn earlier are wider, so that identical lines remain visible.
         width = 1.2 + 1.1 * (len(runs) - k)
-        values = _means(_numbers(r["losses"]), size)
+        values = _means(_numbers(r.losses or ()), size)
         axes.plot(steps[::size], values, color=colour(i), lw=width, label=name)
-    values = _means(_numbers(reference["losses"]), size)
-    axes.plot(
-        steps[::size],
-        values,
-        color=INK,
-        lw=0.8,
-        label=f"{reference['dtype']} reference",
-    )
+    values = _means(_numbers(reference.losses), size)
+    label = f"{reference.dtype} reference"
+    axes.plot(steps[::size], values, color=INK, lw=0.8, label=label)
     _title(axes, "Loss" if size == 1 else f"Loss, averaged over {size} steps")
     axes.set(xlabel="step")
     _log_scale_if_wide(axes, [value for value in values if value > 0])
@@ -139,21 +129,20 @@ def _plot_losses(report: dict[str, Any], runs: Runs) -> Any:
     return plot
 
 
-def _plot_loss_deviations(report: dict[str, Any], runs: Runs) -> Any:
+def _plot_loss_deviations(report: Report, runs: Runs) -> Any:
     plot, axes = figure(WIDTH, HEIGHT)
-    steps = range(1, len(report["reference"]["losses"]) + 1)
+    steps = range(1, len(report.reference.losses) + 1)
     for i, name, r in runs:
-        deviations = r["loss_deviations"]
+        deviations = r.loss_deviations or ()
         values = [value or float("nan") for value in _numbers(deviations)]
         label = _label(name, deviations)
         axes.plot(steps, values, color=colour(i), lw=1.0, alpha=0.8, label=label)
     for k, (dtype, epsilon) in enumerate(_epsilons(report, runs)):
-        chain = report["tolerance"]["step_roundings"]
+        chain = report.tolerance.step_roundings
         allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
         style = ("--", ":")[k % 2]
-        axes.plot(
-            steps, allowed, color=INK, lw=1.2, ls=style, label=f"tolerance, {dtype}"
-        )
+        label = f"tolerance, {dtype}"
+        axes.plot(steps, allowed, color=INK, lw=1.2, ls=style, label=label)
     _title(axes, "Deviation of the loss from the reference")
     axes.set(xlabel="step", yscale="log")
     _legend(axes)
@@ -163,32 +152,30 @@ def _plot_loss_deviations(report: dict[str, Any], runs: Runs) -> Any:
 def _plot_deviations(group: str, title: str) -> Callable[..., Any]:
     """Return a function that plots the deviations in a group, a row for each array."""
 
-    def draw(report: dict[str, Any], runs: Runs) -> Any:
-        all_names = list(runs[0][2]["deviations"][group])
+    def draw(report: Report, runs: Runs) -> Any:
+        by_run = [r.deviations.group(group) if r.deviations else {} for _, _, r in runs]
+        all_names = list(by_run[0])
         places = [name for name in all_names if name] or all_names
         if not places:
             return None
         plot, axes = figure(WIDTH, max(HEIGHT, 1.2 + 0.2 * len(places)))
         heights = range(len(places), 0, -1)
         limits: dict[str, list[float]] = {}
-        for i, name, r in runs:
-            entries = r["deviations"][group]
-            deviations = [entries[place]["relative"] for place in places]
+        for (i, name, r), entries in zip(runs, by_run, strict=True):
+            deviations = [entries[place].relative for place in places]
             values = [value or float("nan") for value in deviations]
             mark = MARKS[i % len(MARKS)]
             label = _label(name, deviations)
             axes.plot(values, heights, mark, color=colour(i), alpha=0.8, label=label)
-            allowed = [entries[place]["tolerance"] or float("nan") for place in places]
-            limits.setdefault(r["dtype"], allowed)
+            allowed = [entries[place].tolerance or float("nan") for place in places]
+            limits.setdefault(r.dtype, allowed)
         for k, (dtype, allowed) in enumerate(limits.items()):
             style = {"ms": 9, "mew": (1.5, 3.0)[k % 2], "label": f"tolerance, {dtype}"}
             axes.plot(allowed, heights, "|", color=INK, **style)
         _title(axes, title)
         axes.set(xscale="log", ylim=(0.4, len(places) + 0.6))
-        low, high = axes.get_xlim()
-        axes.set_xlim(
-            10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high))
-        )
+        low, high = map(math.log10, axes.get_xlim())
+        axes.set_xlim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))
         axes.minorticks_off()
         axes.set_yticks(heights, places)
         _legend(axes)
@@ -197,16 +184,19 @@ def _plot_deviations(group: str, title: str) -> Callable[..., Any]:
     return draw
 
 
-def _plot_times(report: dict[str, Any], runs: Runs) -> Any:
-    timed = [(i, name, r) for i, name, r in runs if r["step_ms"] is not None]
+def _plot_times(report: Report, runs: Runs) -> Any:
+    timed = [
+        (i, name, r.step_ms, r.step_ms_quartiles)
+        for i, name, r in runs
+        if r.step_ms is not None and r.step_ms_quartiles is not None
+    ]
     if not timed:
         return None
     plot, axes = figure(WIDTH, max(2.0, 1.0 + 0.5 * len(timed)))
     # A run that was disturbed by other programs may have a very long tail: cut it off.
-    most = 2.5 * max(r["step_ms"] for _, _, r in timed)
-    for height, (i, _, r) in enumerate(reversed(timed)):
-        low, high = r["step_ms_quartiles"]
-        axes.barh(height, r["step_ms"], color=colour(i), height=0.4, alpha=0.85)
+    most = 2.5 * max(median for _, _, median, _ in timed)
+    for height, (i, _, median, (low, high)) in enumerate(reversed(timed)):
+        axes.barh(height, median, color=colour(i), height=0.4, alpha=0.85)
         axes.plot([low, min(high, most)], [height, height], color=INK, lw=1.4)
         if high > most:
             axes.plot(most, height, ">", color=INK, ms=5, clip_on=False)
@@ -214,21 +204,20 @@ def _plot_times(report: dict[str, Any], runs: Runs) -> Any:
             axes.text(most, height + 0.2, f"to {high:.3g}", color=INK, **style)
     _title(axes, "Time per step, median and 25-75 %, ms")
     axes.set_xlim(0.0, min(axes.get_xlim()[1], most))
-    _bar_names(axes, [name for _, name, _ in timed])
+    _bar_names(axes, [name for _, name, _, _ in timed])
     return plot
 
 
-def _plot_batch_timings(report: dict[str, Any], runs: Runs) -> Any:
+def _plot_batch_timings(report: Report, runs: Runs) -> Any:
     plot, axes = figure(WIDTH, HEIGHT)
     sizes: set[int] = set()
     for i, name, r in runs:
-        x = [batch["size"] for batch in r["batches"] or ()]
-        y = [batch["step_ms"] for batch in r["batches"] or ()]
+        x = [batch.size for batch in r.batches or ()]
+        y = [batch.step_ms for batch in r.batches or ()]
         if len(x) > 1:
             sizes.update(x)
-            axes.plot(
-                x, y, f"-{MARKS[i % len(MARKS)]}", color=colour(i), ms=5, label=name
-            )
+            style = f"-{MARKS[i % len(MARKS)]}"
+            axes.plot(x, y, style, color=colour(i), ms=5, label=name)
     if not sizes:
         return None
     _title(axes, "Time per step by batch size, ms")
@@ -240,8 +229,9 @@ def _plot_batch_timings(report: dict[str, Any], runs: Runs) -> Any:
     return plot
 
 
-def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
+def _plot_memory(report: Report, runs: Runs) -> Any:
     parts = ("parameters", "state", "moments", "saved_for_backward")
+    runs = [run for run in runs if run[2].memory is not None]
     plot, axes = figure(WIDTH, max(2.2, 1.2 + 0.5 * len(runs)))
     # Each label is used once, for the first bar of its kind.
     labels = {
@@ -249,18 +239,17 @@ def _plot_memory(report: dict[str, Any], runs: Runs) -> Any:
         "predicted": "predicted peak of a step",
     }
     for height, (_, _, r) in enumerate(reversed(runs)):
-        memory = r["memory"]
         for key, width in (("peak", 0.5), ("predicted", 0.4)):
-            if memory[key] is not None:
+            total = getattr(r.memory, key)
+            if total is not None:
                 style = {"height": width, "alpha": 0.25, "label": labels.pop(key, None)}
-                axes.barh(height, memory[key] / 1e6, color=INK, **style)
+                axes.barh(height, total / 1e6, color=INK, **style)
         left = 0.0
         for k, part in enumerate(parts):
-            size = (memory[part] or 0) / 1e6
+            size = (getattr(r.memory, part) or 0) / 1e6
             label = part.replace("_", " ") if height == 0 and size else None
-            axes.barh(
-                height, size, left=left, color=colour(k + 3), height=0.25, label=label
-            )
+            style = {"height": 0.25, "color": colour(k + 3), "label": label}
+            axes.barh(height, size, left=left, **style)
             left += size
     _title(axes, "Memory of a step, MB")
     _bar_names(axes, [name for _, name, _ in runs])
@@ -290,17 +279,13 @@ _PLOTS = {
 }
 
 
-def _epsilons(report: dict[str, Any], runs: Runs) -> list[tuple[str, float]]:
+def _epsilons(report: Report, runs: Runs) -> list[tuple[str, float]]:
     """Return name and epsilon of each dtype in which a run computed."""
-    dtypes = {r["dtype"] for _, _, r in runs}
-    return [
-        (d, epsilon)
-        for d, epsilon in report["tolerance"]["epsilon"].items()
-        if d in dtypes
-    ]
+    dtypes = {r.dtype for _, _, r in runs}
+    return [each for each in report.tolerance.epsilon.items() if each[0] in dtypes]
 
 
-def _numbers(values: list[float | None]) -> list[float]:
+def _numbers(values: Sequence[float | None]) -> list[float]:
     return [float("nan") if value is None else value for value in values]
 
 
@@ -310,7 +295,7 @@ def _means(numbers: list[float], size: int) -> list[float]:
     return [sum(part) / len(part) for part in parts]
 
 
-def _label(name: str, deviations: list[float | None]) -> str:
+def _label(name: str, deviations: Sequence[float | None]) -> str:
     """Return the legend's label of a run; it explains why the run has no marks.
 
     A logarithmic axis shows neither 0 nor unknown values.
@@ -326,7 +311,7 @@ def _title(axes: Any, text: str) -> None:
 
 
 def _bar_names(axes: Any, names: list[str]) -> None:
-    """Write the name of each bar above it, because a phone has no space to the left of it."""
+    """Write the name of each bar above it: a phone has no space to the left of it."""
     axes.set_yticks([])
     axes.set_ylim(-0.4, len(names) - 0.4)
     for height, name in enumerate(reversed(names)):
@@ -340,7 +325,7 @@ def _log_scale_if_wide(axes: Any, numbers: list[float]) -> None:
 
 
 def _legend(axes: Any) -> None:
-    """Draw the legend below the plot, where it hides nothing, whatever the number of runs."""
+    """Draw the legend below the plot, where it hides nothing."""
     handles, _ = axes.get_legend_handles_labels()
     if handles:
         columns = 1 if max(len(handle.get_label()) for handle in handles) > 28 else 2

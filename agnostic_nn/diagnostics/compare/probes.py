@@ -1,11 +1,11 @@
-"""Probes: the parts of one training step, and predictions, computed from the same inputs.
+"""Probes: the parts of one training step, and predictions, from the same inputs.
 
 If a training magnifies rounding, its end says little about the backend. A single step
 says much. For a probe, every backend is given the same parameters, state and optimizer
 moments: those of the reference before some of its steps, rounded to the dtype of the
 backend. The parts are the outputs of all layers in training mode, the loss with its
-gradients and the new state, the optimizer's update
-for the same gradients, and predictions.
+gradients and the new state, the optimizer's update for the same gradients, and
+predictions.
 
 The reference of a part is computed by NumPy in float64 from the formulas alone, without
 any native function. NumPy as a backend is therefore judged like any other.
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import Moments, Params, RowMask
+from ...core.arrays import Moments, Params, RowMask, State
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
@@ -111,13 +111,15 @@ class ReturnGradients:
 def numbered_step(
     model: Layer, loss: Loss, optimizer: Any, **options: Any
 ) -> Callable[..., Any]:
-    """Return step(carry, x, target, counts, t=None), a training step made by `make_step`.
+    """Return step(carry, x, target, counts, t=None), as made by `make_step`.
 
     t: the number of steps taken before, for a loss whose weight follows a schedule.
     """
     step = make_step(model, loss, optimizer, **options)
 
-    def numbered(carry, x, target, counts, t=None):
+    def numbered(
+        carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+    ) -> tuple[Any, ...]:
         return step(carry, x, target, counts, t=t)
 
     return numbered
@@ -129,15 +131,17 @@ def functions(workload: Workload) -> dict[str, Callable[..., Any]]:
     optimizer = workload.optimizer
     step = numbered_step(model, workload.loss, ReturnGradients(), keep_finite=False)
 
-    def gradients(carry, x, target, counts, t=None):
+    def gradients(
+        carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+    ) -> dict[str, Any]:
         (grads, state, _), value, _ = step(carry, x, target, counts, t)
         return {"loss": value} | _named(grads, "gradients") | _named(state, "states")
 
-    def update(params, grads, moments):
+    def update(params: Params, grads: Params, moments: Moments) -> dict[str, Any]:
         new_params, new_moments = optimizer.update(params, grads, moments)
         return _named(new_params, "updates") | _named(new_moments, "updates.moments")
 
-    def predict(params, state, x):
+    def predict(params: Params, state: State, x: Any) -> dict[str, Any]:
         return {"predictions": {"y": model.predict(params, state, x)}}
 
     return {
@@ -168,7 +172,10 @@ def probe(
     compiled: dict[str, Callable[..., Any]],
     references: list["Reference"],
 ) -> list[Named]:
-    """Run all parts on a backend, from the inputs of each reference; results are on the host."""
+    """Run all parts on a backend, from the inputs of each reference.
+
+    The results are on the host.
+    """
     probes = []
     for reference in references:
         results: Named = {}
@@ -196,8 +203,8 @@ class Reference:
     )
 
     def __post_init__(self) -> None:
-        # Until the gradients are computed, the parameters
-        # stand in: a tree of the same structure.
+        # Until the gradients are computed, the parameters replace them: a tree of the
+        # same structure.
         self.grads = self.inputs.carry[0]
         for part, function in functions(self.workload).items():
             self.results |= exact(function, *_arguments(part, self.inputs, self.grads))
@@ -206,11 +213,11 @@ class Reference:
                 self.grads = cast(_like(self.grads, self.results, "gradients"), dtype)
 
     def spread(self, name: str, dtype: str, stage: int) -> float:
-        """Return how far rounding in `dtype` moves the worst element of a result, as sampled.
+        """Return how far rounding in `dtype` moves the worst element of a result.
 
         It is measured by adding an error as large as one rounding to each operation
-        (see `bisect.noise`), in all stages up to `stage`.
-        It is infinite if it cannot be measured.
+        (see `bisect.noise`), in all stages up to `stage`. It is infinite if it cannot
+        be measured.
         """
         part = _PART_OF.get(name.partition(".")[0], "gradients")
         stages = [self._sampled(part, dtype, number) for number in range(stage + 1)]
@@ -226,7 +233,7 @@ class Reference:
         return False
 
     def _sampled(self, part: str, dtype: str, stage: int) -> dict[str, float]:
-        """Return the spreads of a part by name, from one stage; empty if they are unknown."""
+        """Return the spreads of a part by name, from one stage; empty if unknown."""
         key = part, dtype, stage
         if key not in self._spreads:
             sampling = STAGES[stage]
@@ -239,24 +246,19 @@ class Reference:
                 inputs = replace(inputs, x=few)
             trees = _arguments(part, inputs, self.grads)
             function = functions(self.workload)[part]
-            options: dict[str, Any] = {
-                "epsilon": drawn,
-                "samples": sampling.samples,
-                "seed": stage,
-            }
+            options: dict[str, Any] = {"samples": sampling.samples, "seed": stage}
             try:
-                _, spreads = rounded(function, *trees, **options)
+                _, spreads = rounded(function, *trees, epsilon=drawn, **options)
             except Exception:  # a custom layer may accept only NumPy arrays
                 spreads = {}
             scale = size / (drawn * sampling.factor)
-            self._spreads[key] = {
-                name: spread * scale for name, spread in spreads.items()
-            }
+            scaled = {name: spread * scale for name, spread in spreads.items()}
+            self._spreads[key] = scaled
         return self._spreads[key]
 
 
 def exact(function: Callable[..., Any], *trees: Any) -> Named:
-    """Return function(*trees) in float64, by the formulas alone if custom layers allow that."""
+    """Return function(*trees) in float64, by the formulas alone where possible."""
     try:
         result = exactly(function, *trees)
     except Exception:  # a custom layer may accept only NumPy arrays
@@ -278,7 +280,7 @@ def _dtype_of(params: Params) -> str:
 
 
 def _like(tree: Any, named: Named, prefix: str) -> Any:
-    """Return a tree nested like `tree`, of the leaves whose names begin with `prefix`."""
+    """Return a tree like `tree`, of the leaves whose names begin with `prefix`."""
     if isinstance(tree, dict):
         return {
             name: _like(branch, named, f"{prefix}.{name}")
@@ -299,7 +301,7 @@ _RECORDED = "\0"
 
 
 def _recording(model: Layer) -> Layer:
-    """Return the model with layers that also put their output into their cache, by their path."""
+    """Return the model with layers that put their output into their cache, by path."""
 
     def hooks(layer: Layer, path: str) -> dict[str, Hook]:
         def forward(method: Callable[..., Any], *args: Any, **mode: Any) -> Any:
@@ -314,7 +316,7 @@ def _recording(model: Layer) -> Layer:
 def _layer_outputs(
     recording: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
 ) -> dict[str, Any]:
-    """Return the outputs of each layer in training mode, called "layers." and its path."""
+    """Return the outputs of each layer in training mode, by "layers." and its path."""
     cache = recording.forward(carry[0], carry[1], x, train=RowMask(counts))[2]
     outputs = {}
     for path, ys in _recorded_outputs(cache).items():
@@ -325,7 +327,7 @@ def _layer_outputs(
 
 
 def _recorded_outputs(cache: Any) -> dict[str, list[Any]]:
-    """Return outputs by path, from nested caches; a block comes after the layers inside it."""
+    """Return outputs by path, from nested caches; a block follows the layers in it."""
     outputs: dict[str, list[Any]] = {}
     if isinstance(cache, dict):
         for name, value in cache.items():
@@ -343,13 +345,13 @@ def _recorded_outputs(cache: Any) -> dict[str, list[Any]]:
 
 
 def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
-    """Return predict(params, state, x) -> the output of each layer in a prediction, by its path.
+    """Return predict(params, state, x) -> the output of each layer, by its path.
 
     depth: how many levels of nested layers to look into; None for all. Outputs inside a
     compiled loop cannot be returned, so such a model needs a limit.
     """
 
-    def predict(params, state, x):
+    def predict(params: Params, state: State, x: Any) -> dict[str, Any]:
         outputs: dict[str, Any] = {}
 
         def hooks(layer: Layer, path: str) -> dict[str, Hook]:
@@ -395,7 +397,7 @@ def cast(tree: Any, dtype: str) -> Any:
 
 
 def chosen_rows(count: int) -> np.ndarray:
-    """Return the rows to predict in a probe: all of them, or `MAX_PREDICTED` evenly spaced."""
+    """Return the rows to predict in a probe: all, or `MAX_PREDICTED` evenly spaced."""
     rows = np.linspace(0, count - 1, min(count, MAX_PREDICTED))
     return np.unique(rows.astype(np.int64))
 

@@ -1,4 +1,4 @@
-"""Format a report of `compare` as text for a terminal and as Markdown, and write its files."""
+"""Format a report of `compare` as text and as Markdown, and write its files."""
 
 import json
 import os
@@ -12,14 +12,23 @@ from ...core.policies import reduced_formats
 from ...display.tables import markdown_table, table
 from ..summary import Row as LayerRow
 from ..summary import Summary
+from .conversion import to_json
+from .schema import (
+    PROBED,
+    TRAINED,
+    ArrayDeviation,
+    Deviations,
+    Environment,
+    MeasuredPrecision,
+    Memory,
+    Report,
+    Result,
+)
 
 __all__ = [
     "HOW_TO_READ",
-    "PROBED",
-    "TRAINED",
     "batch_timings",
     "environments",
-    "flat",
     "layer_costs",
     "names",
     "overview",
@@ -27,29 +36,24 @@ __all__ = [
     "remarks",
     "roundings",
     "sentence",
+    "settings_of",
     "summary",
     "write",
 ]
 
 Row = list[Any]
-# The groups of deviations: of results computed
-# from the same inputs, and of whole trainings.
-PROBED = ("layers", "loss", "gradients", "states", "updates", "predictions")
-TRAINED = ("losses", "parameters", "trained_state", "outputs")
 
 
-def summary(report: dict[str, Any]) -> str:
+def summary(report: Report) -> str:
     """Return text for a terminal: tables, a verdict for each run, and remarks."""
     tables = [table(columns, rows, title) for title, columns, rows in overview(report)]
-    verdicts = [
-        f"{name}: {sentence(result)}" for name, result in _named_results(report)
-    ]
-    notes = [*report["differences"], *remarks(report)]
+    verdicts = [f"{name}: {sentence(r)}" for name, r in _named_results(report)]
+    notes = [*report.differences, *remarks(report)]
     return "\n\n".join([*tables, "\n".join(verdicts), "\n".join(notes)])
 
 
 def write(
-    report: dict[str, Any], folder: str | os.PathLike[str], page: str | None = None
+    report: Report, folder: str | os.PathLike[str], page: str | None = None
 ) -> list[Path]:
     """Write report.json and report.md to `folder`, and return the paths of all files.
 
@@ -65,11 +69,9 @@ def write(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    texts = {
-        "report.json": json.dumps(report, indent=1, allow_nan=False, ensure_ascii=False)
-        + "\n",
-        "report.md": _markdown(report),
-    }
+    data = report.to_json()
+    text = json.dumps(data, indent=1, allow_nan=False, ensure_ascii=False)
+    texts = {"report.json": f"{text}\n", "report.md": _markdown(report)}
     if page is not None:
         texts["report.html"] = page
     with ExitStack() as files:  # all files are complete before the first is renamed
@@ -83,93 +85,94 @@ def write(
     return [folder / name for name in texts]
 
 
-def names(report: dict[str, Any]) -> list[str]:
+def names(report: Report) -> list[str]:
     """Return a unique name for each result.
 
-    It is the backend, followed by the dtype, policy
-    and machine where the results differ in them.
+    It is the backend, followed by the dtype, the policy and the machine where the
+    results differ in them.
     """
-    results = report["results"]
-    dtypes = {r["dtype"] for r in results}
-    machines = {r["machine"] for r in results}
-    precisions = {r["precision"] for r in results} - {None}
-    deterministic = {r["deterministic"] for r in results} - {None}
+    results = report.results
+    dtypes = {r.dtype for r in results}
+    machines = {r.machine for r in results}
+    precisions = {r.precision for r in results} - {None}
+    deterministic = {r.deterministic for r in results} - {None}
     unique = []
     for r in results:
-        name = ":".join(filter(None, (r["backend"], r["device"])))
+        name = r.name
         if len(dtypes) > 1:
-            name += f" {r['dtype']}"
-        if len(precisions) > 1 and r["precision"] is not None:
-            name += f" {r['precision']}"
-        if len(deterministic) > 1 and r["deterministic"] is True:
+            name += f" {r.dtype}"
+        if len(precisions) > 1 and r.precision is not None:
+            name += f" {r.precision}"
+        if len(deterministic) > 1 and r.deterministic is True:
             name += " deterministic"
         if len(machines) > 1:
-            name += f" ({r['machine']})"
+            name += f" ({r.machine})"
         unique.append(name)
     return unique
 
 
-def _named_results(report: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    return list(zip(names(report), report["results"], strict=True))
+def _named_results(report: Report) -> list[tuple[str, Result]]:
+    return list(zip(names(report), report.results, strict=True))
 
 
-def sentence(result: dict[str, Any]) -> str:
+def sentence(result: Result) -> str:
     """Return the verdict on a run with its numbers, in words."""
-    if result["error"] is not None:
-        return f"failed: {result['error']}."
-    parts = [f"{result['verdict']}{_agreement(result)}{_time(result)}."]
-    if result["status"] == "differs":
+    if result.error is not None:
+        return f"failed: {result.error}."
+    parts = [f"{result.verdict}{_agreement(result)}{_time(result)}."]
+    if result.status == "differs":
         parts += _difference(result)
-    if result["not_checked"]:
+    if result.not_checked:
         parts.append(_not_checked(result))
-    if result["command"]:
+    if result.command:
         step = _step_in_question(result)
-        parts.append(f"To look into step {step:,}: `{result['command']}`")
-    if result["precision_issue"]:
-        parts.append(f"It is {result['precision_issue']}.")
+        parts.append(f"To look into step {step:,}: `{result.command}`")
+    if result.precision_issue:
+        parts.append(f"It is {result.precision_issue}.")
     return " ".join(parts)
 
 
-def _agreement(result: dict[str, Any]) -> str:
+def _agreement(result: Result) -> str:
     """Say how closely a run agrees: the largest deviation of all that was checked."""
-    if result["status"] == "differs":
+    if result.status == "differs":
         return ""
-    far = result["max_relative_deviation"]
-    if far is None:
+    far = result.max_relative_deviation
+    if far is None or result.deviations is None:
         return ". Its deviation from float64 is unknown"
-    checked = [entry for _, entry in _entries(result) if entry["tolerance"] is not None]
-    worst = max(checked, key=lambda entry: entry["relative"] or 0.0)
-    allowed = f"(rounding alone could explain {worst['tolerance']:.2g})"
-    if result["status"] == "agrees":
+    checked = [
+        (entry.relative or 0.0, entry.tolerance)
+        for _, _, entry in result.deviations.arrays()
+        if entry.tolerance is not None
+    ]
+    _, limit = max(checked, key=lambda pair: pair[0])
+    allowed = f"(rounding alone could explain {limit:.2g})"
+    if result.status == "agrees":
         return f", to within {far:.2g} of float64 {allowed}"
-    return f". The largest deviation from float64 in what was checked is {far:.2g} {allowed}"
+    largest = "The largest deviation from float64 in what was checked"
+    return f". {largest} is {far:.2g} {allowed}"
 
 
-def _time(result: dict[str, Any]) -> str:
-    return "" if result["step_ms"] is None else f"; {result['step_ms']:.3g} ms per step"
+def _time(result: Result) -> str:
+    return "" if result.step_ms is None else f"; {result.step_ms:.3g} ms per step"
 
 
-def _difference(result: dict[str, Any]) -> Iterator[str]:
+def _difference(result: Result) -> Iterator[str]:
     """Say how large the first difference is, and whether single steps differ too."""
-    first, *others = result["differences"]
-    if first["relative"] is not None:
-        allowed = (
-            f"rounding in {result['dtype']} explains at most {first['tolerance']:.2g}"
-        )
-        yield f"The relative deviation is {first['relative']:.2g}; {allowed}."
-    elif first["quantity"] != "start":
+    first, *others = result.differences
+    if first.relative is not None:
+        allowed = f"rounding in {result.dtype} explains at most {first.tolerance:.2g}"
+        yield f"The relative deviation is {first.relative:.2g}; {allowed}."
+    elif first.quantity != "start":
         yield "It contains NaN or infinity."
     if others:
         differ = "results differ" if len(others) > 1 else "result differs"
         yield f"{len(others):,} other {differ} too."
-    if first["quantity"] in TRAINED:
-        probed = next(
-            (each for each in result["differences"] if each["quantity"] in PROBED), None
-        )
-        if probed is not None:
+    if first.quantity in TRAINED:
+        probed = [each for each in result.differences if each.quantity in PROBED]
+        if probed:
             yield (
-                f"Computed from the same inputs, {probed['description']} differs at "
-                f"step {probed['step']:,}."
+                f"Computed from the same inputs, {probed[0].description} differs at "
+                f"step {probed[0].step:,}."
             )
         else:
             yield (
@@ -178,39 +181,34 @@ def _difference(result: dict[str, Any]) -> Iterator[str]:
             )
 
 
-def _not_checked(result: dict[str, Any]) -> str:
+def _not_checked(result: Result) -> str:
     """Name what could not be checked, grouped by the reason."""
     by_reason: dict[str, list[str]] = {}
-    for finding in result["not_checked"]:
+    for each in result.not_checked:
         when = ""
-        if finding["quantity"] == "losses":
-            when = f" from step {finding['step']:,} on"
-        elif finding["quantity"] == "probe":
-            when = f" at step {finding['step']:,}"
-        by_reason.setdefault(finding["reason"], []).append(
-            finding["description"] + when
-        )
+        if each.quantity == "losses":
+            when = f" from step {each.step:,} on"
+        elif each.quantity == "probe":
+            when = f" at step {each.step:,}"
+        by_reason.setdefault(each.reason, []).append(each.description + when)
     listed = "; ".join(
-        f"{_first_few(each)} ({reason})" for reason, each in by_reason.items()
+        f"{_first_few(descriptions)} ({reason})"
+        for reason, descriptions in by_reason.items()
     )
     return f"NOT CHECKED: {listed}.{_control_runs(result)}"
 
 
-def _control_runs(result: dict[str, Any]) -> str:
-    """Say at which step control runs exceed the tolerance, if the loss could not be checked."""
-    if all(finding["quantity"] != "losses" for finding in result["not_checked"]):
+def _control_runs(result: Result) -> str:
+    """Say where control runs exceed the tolerance, if the loss could not be checked."""
+    if all(each.quantity != "losses" for each in result.not_checked):
         return ""
-    runs = result["control"]["runs"] if result["control"] else ()
     exceed = [
-        f"{run['name']} from step {run['exceeds_tolerance_at']:,}"
-        for run in runs
-        if run["exceeds_tolerance_at"] is not None
+        f"{run.name} from step {run.exceeds_tolerance_at:,}"
+        for run in (result.control.runs if result.control else ())
+        if run.exceeds_tolerance_at is not None
     ]
-    return (
-        f" Control runs exceed the tolerance too: {' and '.join(exceed)}."
-        if exceed
-        else ""
-    )
+    listed = " and ".join(exceed)
+    return f" Control runs exceed the tolerance too: {listed}." if exceed else ""
 
 
 def _first_few(descriptions: list[str], most: int = 4) -> str:
@@ -219,28 +217,17 @@ def _first_few(descriptions: list[str], most: int = 4) -> str:
     return ", ".join(unique[:most]) + rest
 
 
-def _step_in_question(result: dict[str, Any]) -> int:
+def _step_in_question(result: Result) -> int:
     """Return the step that the command of a result looks into."""
-    steps = [each["step"] for each in result["differences"]]
-    steps += [
-        each["step"] for each in result["not_checked"] if each["quantity"] == "losses"
-    ]
-    return int(max(1, steps[0]))
-
-
-def _entries(result: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield group and entry of each deviation."""
-    for group, deviations in result["deviations"].items():
-        entries = [deviations] if group in ("loss", "losses") else deviations.values()
-        for entry in entries:
-            if entry is not None:
-                yield group, entry
+    steps = [each.step for each in result.differences]
+    steps += [each.step for each in result.not_checked if each.quantity == "losses"]
+    return max(1, steps[0])
 
 
 # --- tables ---------------------------------------------------------------------------
 
 
-def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]]]:
+def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
     """Yield title, columns and rows of each table; each row is a run."""
     yield _results_table(report)
     yield _deviations_table(report)
@@ -249,37 +236,23 @@ def overview(report: dict[str, Any]) -> Iterator[tuple[str, list[str], list[Row]
         yield title, columns, rows
 
 
-def _results_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
-    task = report["workload"]
-    reference = report["reference"]
-    columns = [
-        "backend",
-        "hardware",
-        "version",
-        "dtype",
-        task["metric"] or "test",
-        "final loss",
-    ]
+def _results_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    task = report.workload
+    reference = report.reference
+    metric = task.metric or "test"
+    columns = ["backend", "hardware", "version", "dtype", metric, "final loss"]
     columns += ["ms per step", "25-75 %", "first step, ms", "samples/s", "memory, MB"]
-    rows = [
-        [
-            name,
-            *(
-                r[key]
-                for key in ("hardware", "version", "dtype", "test_metric", "final_loss")
-            ),
-            r["step_ms"],
-            r["step_ms_quartiles"]
-            and "{:.3g} to {:.3g}".format(*r["step_ms_quartiles"]),
-            r["first_step_ms"],
-            r["samples_per_second"] and round(r["samples_per_second"]),
-            _megabytes(r["memory"]),
-        ]
-        for name, r in _named_results(report)
-    ]
-    reference_row = ["reference", None, None, reference["dtype"]]
-    reference_row += [reference["test_metric"], reference["final_loss"], *[None] * 5]
-    title = f"after {task['steps']:,} steps of {task['name']} ({task['epochs']} epochs)"
+    rows: list[Row] = []
+    for name, r in _named_results(report):
+        quartiles = r.step_ms_quartiles
+        speed = r.samples_per_second
+        row: Row = [name, r.hardware, r.version, r.dtype, r.test_metric, r.final_loss]
+        row += [r.step_ms, quartiles and "{:.3g} to {:.3g}".format(*quartiles)]
+        row += [r.first_step_ms, speed and round(speed), _megabytes(r.memory)]
+        rows.append(row)
+    reference_row: Row = ["reference", None, None, reference.dtype]
+    reference_row += [reference.test_metric, reference.final_loss, *[None] * 5]
+    title = f"after {task.steps:,} steps of {task.name} ({task.epochs} epochs)"
     return title, columns, [*rows, reference_row]
 
 
@@ -295,43 +268,36 @@ _COLUMNS = {  # of the table of deviations, and the groups in each
 }
 
 
-def _deviations_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
-    rows = []
+def _deviations_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    rows: list[Row] = []
     for name, r in _named_results(report):
-        cells: list[Any] = [None] * len(_COLUMNS)
-        if r["deviations"] is not None:
-            entries = list(_entries(r))
+        cells: Row = [None] * len(_COLUMNS)
+        if r.deviations is not None:
+            arrays = list(r.deviations.arrays())
             cells = [
-                _worst([entry for group, entry in entries if group in groups])
+                _worst([entry for group, _, entry in arrays if group in groups])
                 for groups in _COLUMNS.values()
             ]
-        rows.append([name, *cells, r["verdict"]])
-    title = (
-        f"largest relative deviation from the {report['reference']['dtype']} reference"
-    )
+        rows.append([name, *cells, r.verdict])
+    title = f"largest relative deviation from the {report.reference.dtype} reference"
     return title, ["backend", *_COLUMNS, "verdict"], rows
 
 
-def _precision_table(report: dict[str, Any]) -> tuple[str, list[str], list[Row]]:
-    columns = [
-        "backend",
-        "precision",
-        "deterministic",
-        "products, eager",
-        "products, compiled",
-    ]
-    rows = []
+def _precision_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    columns = ["backend", "precision", "deterministic"]
+    columns += ["products, eager", "products, compiled"]
+    rows: list[Row] = []
     for name, r in _named_results(report):
-        if r["precision"] is None:
+        if r.precision is None:
             continue
-        measured = r["measured_precision"]
-        formats = [
-            measured and product_formats(measured[how]) for how in ("eager", "compiled")
-        ]
-        rows.append(
-            [name, r["precision"], "yes" if r["deterministic"] else "no", *formats]
-        )
+        measured = r.measured_precision
+        formats = [None, None] if measured is None else _formats(measured)
+        rows.append([name, r.precision, "yes" if r.deterministic else "no", *formats])
     return "precision: requested, and as measured", columns, rows
+
+
+def _formats(measured: MeasuredPrecision) -> list[str]:
+    return [product_formats(measured.eager), product_formats(measured.compiled)]
 
 
 def product_formats(products: dict[str, str]) -> str:
@@ -344,42 +310,42 @@ def product_formats(products: dict[str, str]) -> str:
     return "; ".join(f"{name}: {', '.join(which)}" for name, which in by_format.items())
 
 
-def _megabytes(memory: dict[str, int | None] | None) -> float | None:
-    size = memory and (memory["peak"] or memory["predicted"])
+def _megabytes(memory: Memory | None) -> float | None:
+    size = memory and (memory.peak or memory.predicted)
     return size / 1e6 if size else None
 
 
-def _worst(entries: Sequence[dict[str, Any]]) -> float | str | None:
-    """Return the largest relative deviation of what was checked; words if there is none."""
-    checked = [entry["relative"] for entry in entries if entry["tolerance"] is not None]
-    if None in checked:
+def _worst(entries: Sequence[ArrayDeviation]) -> float | str | None:
+    """Return the largest relative deviation of what was checked, or a word."""
+    checked = [entry.relative for entry in entries if entry.tolerance is not None]
+    finite = [relative for relative in checked if relative is not None]
+    if len(finite) < len(checked):
         return "unknown"
-    if checked:
-        return max(checked)
+    if finite:
+        return max(finite)
     return "not checked" if entries else None
 
 
-def remarks(report: dict[str, Any]) -> Iterator[str]:
-    """Yield remarks: on the starting point and the reference, failures, and what was left out."""
-    start = report["start_sha256"]
+def remarks(report: Report) -> Iterator[str]:
+    """Yield remarks on the start, the reference, failures, and what was left out."""
+    start = report.start_sha256
+    reference = report.reference
     results = _named_results(report)
-    started = [(name, r) for name, r in results if r["start_sha256"]]
-    others = [name for name, r in started if r["start_sha256"] != start]
+    started = [(name, r) for name, r in results if r.start_sha256]
+    others = ", ".join(name for name, r in started if r.start_sha256 != start)
     if others:
-        yield f"starting parameters: SHA-256 {start}, but different on {', '.join(others)}"
+        yield f"starting parameters: SHA-256 {start}, but different on {others}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {start}"
-    if report["reference"]["agrees"] is False:
+    if reference.agrees is False:
         yield (
-            f"THE REFERENCE IS WRONG: {report['reference']['backend']} in "
-            f"{report['reference']['dtype']} differs from the formulas themselves, so "
-            "whole trainings cannot be compared with it; results computed from the "
-            "same inputs are still checked correctly"
+            f"THE REFERENCE IS WRONG: {reference.backend} in {reference.dtype} differs "
+            "from the formulas themselves, so whole trainings cannot be compared with "
+            "it; results computed from the same inputs are still checked correctly"
         )
-    diverges = report["reference"]["diverges"]
-    if diverges:
-        yield f"the training diverges: {diverges}"
-    zero_gradients = report["tolerance"]["zero_gradients"]
+    if reference.diverges:
+        yield f"the training diverges: {reference.diverges}"
+    zero_gradients = report.tolerance.zero_gradients
     if zero_gradients:
         yield (
             f"zero gradients up to rounding: {', '.join(zero_gradients)} (as for a "
@@ -389,23 +355,22 @@ def remarks(report: dict[str, Any]) -> Iterator[str]:
     fast = [
         name
         for name, r in results
-        if r["precision"] == "fast" and _multiplies_in_float32(r)
+        if r.precision == "fast" and _multiplies_in_float32(r)
     ]
     if fast:
         yield f"fast has no effect on {', '.join(fast)}: products are float32 anyway"
     for name, r in results:
-        if r["error"] is not None:
-            yield f"failed: {name}: {r['error']}"
-    for each in report["left_out"]:
-        where = f" on {each['machine']}" if len(report["machines"]) > 1 else ""
-        yield f"left out{where}: {each['reason']}"
+        if r.error is not None:
+            yield f"failed: {name}: {r.error}"
+    for each in report.left_out:
+        where = f" on {each.machine}" if len(report.machines) > 1 else ""
+        yield f"left out{where}: {each.reason}"
 
 
-def _multiplies_in_float32(result: dict[str, Any]) -> bool:
+def _multiplies_in_float32(result: Result) -> bool:
     """Return whether all measured products are in full float32."""
-    return result["measured_precision"] is not None and not reduced_formats(
-        result["measured_precision"]
-    )
+    measured = result.measured_precision
+    return measured is not None and not reduced_formats(to_json(measured))
 
 
 # --- Markdown -------------------------------------------------------------------------
@@ -452,92 +417,79 @@ HOW_TO_READ = (
 )
 
 
-def _markdown(report: dict[str, Any]) -> str:
-    task = report["workload"]
-    reference = report["reference"]
+def _markdown(report: Report) -> str:
+    task = report.workload
+    reference = report.reference
     results = _named_results(report)
+    verdicts = (f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results)
     parts = [
-        f"# The same training on every backend: {task['name']}",
-        f"{task['about']}.",
-        f"    {task['model']}",
-        f"{task['parameters']:,} parameters, {task['loss']}, {task['optimizer']}; "
-        f"{task['training_examples']:,} training examples in batches of "
-        f"{task['batch_size']}, {task['test_examples']:,} test examples; seed "
-        f"{task['seed']}.",
+        f"# The same training on every backend: {task.name}",
+        f"{task.about}.",
+        f"    {task.model}",
+        f"{task.parameters:,} parameters, {task.loss}, {task.optimizer}; "
+        f"{task.training_examples:,} training examples in batches of "
+        f"{task.batch_size}, {task.test_examples:,} test examples; seed {task.seed}.",
         "Every run starts from the same weights, draws the same masks and sees the "
-        f"data in the same order; so does the reference, on {reference['backend']} in "
-        f"{reference['dtype']}.",
-        "\n".join(
-            f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results
-        ),
+        f"data in the same order; so does the reference, on {reference.backend} in "
+        f"{reference.dtype}.",
+        "\n".join(verdicts),
     ]
-    if report["differences"]:
-        listed = "\n".join(f"- {_escape(line)}" for line in report["differences"])
+    if report.differences:
+        listed = "\n".join(f"- {_escape(line)}" for line in report.differences)
         parts += ["## Differences between machines and settings", listed]
     for title, columns, rows in overview(report):
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
     parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
-    tolerance = report["tolerance"]
-    parts += [
-        "## How to read this",
-        *(each.format(**tolerance) for each in HOW_TO_READ),
-    ]
-    parts += [
-        "## Roundings in one step, and their tolerance",
-        markdown_table(*roundings(report)),
-    ]
-    if report["layer_costs"]:
+    tolerance = vars(report.tolerance)
+    parts += ["## How to read this"]
+    parts += [each.format(**tolerance) for each in HOW_TO_READ]
+    parts += ["## Roundings in one step, and their tolerance"]
+    parts += [markdown_table(*roundings(report))]
+    if report.layer_costs:
         title, columns, rows, notes = layer_costs(report)
         parts += [f"## {title}", markdown_table(columns, rows), *notes]
     columns, rows = batch_timings(report)
     if rows:
-        parts += [
-            "## Milliseconds per step, by batch size",
-            markdown_table(columns, rows),
-        ]
+        parts += ["## Milliseconds per step, by batch size"]
+        parts += [markdown_table(columns, rows)]
+    columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
     for name, r in results:
-        if r["deviations"] is not None:
-            columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
-            parts += [
-                f"## Deviations of {name}",
-                markdown_table(columns, _details(r["deviations"])),
-            ]
+        if r.deviations is not None:
+            parts += [f"## Deviations of {name}"]
+            parts += [markdown_table(columns, _details(r.deviations))]
     parts += ["## Environment", markdown_table(*environments(report))]
     return "\n\n".join(parts) + "\n"
 
 
-def roundings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
-    """Return columns and rows: the roundings of each layer, and their tolerance in each dtype."""
-    tolerance = report["tolerance"]
+def roundings(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: the roundings of each layer, and their tolerance."""
+    tolerance = report.tolerance
     columns = ["layer", "", "n, outputs", "n, gradients"]
-    for dtype in tolerance["epsilon"]:
+    for dtype in tolerance.epsilon:
         columns += [f"outputs, {dtype}", f"gradients, {dtype}"]
     rows = []
-    for each in tolerance["layers"]:
-        chains = [each["output_roundings"], each["gradient_roundings"]]
-        row = [each["layer"] or "the model", _short(each["about"]), *chains]
-        for epsilon in tolerance["epsilon"].values():
+    for each in tolerance.layers:
+        chains = [each.output_roundings, each.gradient_roundings]
+        row: Row = [each.layer or "the model", _short(each.about), *chains]
+        for epsilon in tolerance.epsilon.values():
             row += [n and 4.0 * epsilon * n**0.5 for n in chains]
         rows.append(row)
     return columns, rows
 
 
-def layer_costs(report: dict[str, Any]) -> tuple[str, list[str], list[Row], list[str]]:
+def layer_costs(report: Report) -> tuple[str, list[str], list[Row], list[str]]:
     """Return title, columns, rows and notes: memory and operations of each layer."""
-    rows = tuple(LayerRow(**each) for each in report["layer_costs"])
-    costs = Summary(rows, report["workload"]["batch_size"])
-    dtype = next(iter(report["tolerance"]["epsilon"]))
-    return (
-        f"Memory and operations by layer, in {dtype}",
-        *costs.cells(),
-        costs.remarks(),
-    )
+    layers = tuple([LayerRow(**vars(each)) for each in report.layer_costs])
+    costs = Summary(layers, report.workload.batch_size)
+    columns, rows = costs.cells()
+    dtype = next(iter(report.tolerance.epsilon))
+    return f"Memory and operations by layer, in {dtype}", columns, rows, costs.remarks()
 
 
-def batch_timings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+def batch_timings(report: Report) -> tuple[list[str], list[Row]]:
     """Return columns and rows: milliseconds per step, by batch size."""
     times = {
-        name: {batch["size"]: batch["step_ms"] for batch in r["batches"] or ()}
+        name: {batch.size: batch.step_ms for batch in r.batches or ()}
         for name, r in _named_results(report)
     }
     sizes = sorted(set().union(*times.values()))
@@ -548,15 +500,11 @@ def batch_timings(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
     return ["backend", *map(str, sizes)], rows if sizes else []
 
 
-def environments(report: dict[str, Any]) -> tuple[list[str], list[Row]]:
+def environments(report: Report) -> tuple[list[str], list[Row]]:
     """Return columns and rows: a row for each setting, a column for each machine."""
-    machines = {m["label"]: dict(flat(m["environment"])) for m in report["machines"]}
-    settings = list(
-        dict.fromkeys(key for values in machines.values() for key in values)
-    )
-    rows = [
-        [key, *(values.get(key) for values in machines.values())] for key in settings
-    ]
+    machines = {m.label: settings_of(m.environment) for m in report.machines}
+    names = dict.fromkeys(name for settings in machines.values() for name in settings)
+    rows = [[name, *(each.get(name) for each in machines.values())] for name in names]
     return ["setting", *(machines if len(machines) > 1 else ["value"])], rows
 
 
@@ -578,21 +526,14 @@ _DETAILS = {
 }
 
 
-def _details(deviations: dict[str, Any]) -> list[Row]:
+def _details(deviations: Deviations) -> list[Row]:
     """Return a row for each array that was compared."""
     rows = {}
-    for group, words in _DETAILS.items():
-        entries = deviations[group]
-        if group in ("loss", "losses"):
-            entries = {"": entries}
-        for name, entry in entries.items():
-            if entry is not None:
-                cells = [
-                    _or(entry[unit], "unknown")
-                    for unit in ("absolute", "relative", "ulps")
-                ]
-                label = words.format(name or "the model")
-                rows[label] = [label, *cells, _or(entry["tolerance"], "not checked")]
+    for group, name, entry in deviations.arrays():
+        label = _DETAILS[group].format(name or "the model")
+        figures = entry.absolute, entry.relative, entry.ulps
+        cells = [_or(each, "unknown") for each in figures]
+        rows[label] = [label, *cells, _or(entry.tolerance, "not checked")]
     return list(rows.values())
 
 
@@ -600,13 +541,12 @@ def _or(number: float | None, otherwise: str) -> float | str:
     return otherwise if number is None else number
 
 
-def flat(data: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield name and value of each setting in nested dicts."""
-    for name, value in data.items():
-        if isinstance(value, dict):
-            yield from flat(value)
-        else:
-            yield name, value
+def settings_of(environment: Environment) -> dict[str, Any]:
+    """Return all settings by name, with versions and variables among them."""
+    settings = vars(environment) | environment.versions | environment.variables
+    return {
+        name: value for name, value in settings.items() if not isinstance(value, dict)
+    }
 
 
 def _escape(text: str) -> str:

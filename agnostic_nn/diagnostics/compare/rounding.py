@@ -37,22 +37,23 @@ __all__ = ["Chains", "chains", "layer_of"]
 SUMS = {"sum", "mean", "var", "std", "prod", "cumulative_sum", "cumulative_prod"}
 PRODUCTS = {"matmul", "vecdot", "tensordot"}
 EXACT = {  # operations that make no new numbers
-    "abs", "argmax", "argmin", "argsort", "asarray", "astype", "broadcast_arrays", "broadcast_to",
-    "ceil", "clip", "concat", "copysign", "empty", "empty_like", "expand_dims", "eye", "flip",
-    "floor", "full", "full_like", "getitem", "matrix_transpose", "max", "maximum", "min", "minimum",
-    "moveaxis", "negative", "ones", "ones_like", "permute_dims", "positive", "repeat", "reshape",
-    "roll", "round", "sign", "sort", "squeeze", "stack", "take", "take_along_axis", "tile", "tril",
-    "triu", "trunc", "unstack", "where", "zeros", "zeros_like",
+    "abs", "argmax", "argmin", "argsort", "asarray", "astype", "broadcast_arrays",
+    "broadcast_to", "ceil", "clip", "concat", "copysign", "empty", "empty_like",
+    "expand_dims", "eye", "flip", "floor", "full", "full_like", "getitem",
+    "matrix_transpose", "max", "maximum", "min", "minimum", "moveaxis", "negative",
+    "ones", "ones_like", "permute_dims", "positive", "repeat", "reshape", "roll",
+    "round", "sign", "sort", "squeeze", "stack", "take", "take_along_axis", "tile",
+    "tril", "triu", "trunc", "unstack", "where", "zeros", "zeros_like",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Chains:
-    """Consecutive roundings up to each layer's outputs and gradients, and in a whole step.
+    """Consecutive roundings up to each layer's outputs and gradients, and in a step.
 
     outputs, gradients: by the path of the layer, in the order of computation; about: a
-    description of each layer; predictions: roundings
-    up to the predictions of the model.
+    description of each layer; predictions: roundings up to the predictions of the
+    model.
     """
 
     outputs: dict[str, int]
@@ -79,7 +80,7 @@ def chains(
     batch: tuple[Any, ...],
     x: Any = None,
 ) -> Chains:
-    """Return the roundings of step_of(model)(carry, *batch), a step as `make_step` makes it.
+    """Return the roundings of step_of(model)(carry, *batch), as `make_step` makes it.
 
     x: examples to predict, whose roundings are counted too.
 
@@ -122,7 +123,7 @@ def chains(
 
 
 def layer_of(name: str, paths: Any) -> str:
-    """Return the innermost of the layers at `paths` that holds the parameter called `name`."""
+    """Return the innermost of the layers at `paths` that holds the parameter `name`."""
     holding = [path for path in paths if not path or f"{name}.".startswith(f"{path}.")]
     return max(holding, key=len, default="")
 
@@ -156,9 +157,9 @@ def _roundings_of(name: str, args: tuple[Any, ...], result: Any) -> int:
     if not floats or not floats[0].size:
         return 0
     if name in PRODUCTS:
-        return args[0].shape[-1]
+        return int(args[0].shape[-1])
     if name in SUMS:
-        return max(1, args[0].size // floats[0].size)
+        return max(1, int(args[0].size // floats[0].size))
     return 1
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.arrays import Moments, Params, State, namespace
+from ...core.arrays import Moments, Params, RowMask, State, namespace
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
@@ -54,7 +54,7 @@ BUDGET = 2.0  # seconds after which no further batch size is begun
 
 @dataclass(frozen=True)
 class Task:
-    """The training that every backend runs, on the host: data, starting point and duration."""
+    """The training that every backend runs, on the host: data, start and duration."""
 
     workload: Workload
     train: Examples
@@ -68,22 +68,21 @@ class Task:
         return self.epochs * math.ceil(len(self.train) / self.workload.batch_size)
 
     def batches(self, dtype: str) -> Any:
-        """Yield the arguments of each step: x, target, and 1 for each example, 0 for each filler.
+        """Yield the arguments of each step: x, target, and 1 or 0 for each row.
 
-        If a weight of the loss follows a schedule, the
-        number of steps taken before comes last.
+        Rows that only fill up the last batch have 0. If a weight of the loss follows a
+        schedule, the number of steps taken before comes last.
         """
         size = self.workload.batch_size
         number = 0
         for epoch in range(self.epochs):
-            for rows, new in batch_indices(
-                epoch_order(self.seed, epoch, len(self.train)), size
-            ):
+            order = epoch_order(self.seed, epoch, len(self.train))
+            for rows, new in batch_indices(order, size):
                 yield self.batch(rows, new, dtype, number)
                 number += 1
 
     def batch(self, rows: np.ndarray, new: int, dtype: str, number: int = 0) -> Any:
-        """Return the arguments of step `number`, for `rows` of which the first `new` count."""
+        """Return the arguments of a step, for `rows` of which the first `new` count."""
         counts = np.arange(len(rows)) < new
         part = self.train[rows]
         arguments = (*cast((part.x, part.target), dtype), counts.astype(dtype))
@@ -108,9 +107,8 @@ class Run:
 
     start: SHA-256 of the starting parameters, read back from the device; losses: of
     each step, before its update; seconds: of each step; outputs: for the test set, and
-    `metric` is theirs;
-    sizes: seconds of a step by batch size; peak: bytes in use on the device at most, or
-    None if the library does not say.
+    `metric` is theirs; sizes: seconds of a step by batch size; peak: bytes in use on
+    the device at most, or None if the library does not say.
 
     Only the reference has `carries`, the inputs of the steps to probe, and `scales`,
     the scale of the loss at each step.
@@ -190,7 +188,7 @@ def final_results(
     carry: Any,
     predict: Callable[..., Any] | None = None,
 ) -> tuple[Any, ...]:
-    """Return parameters, state, outputs for the test set and their metric, on the host."""
+    """Return parameters, state, outputs for the test set and their metric."""
     params, state, _ = carry
     predict = predict or backend.jit(functions(task.workload)["predict"])
     moved = backend.asarray(cast(task.test.x, dtype))
@@ -204,7 +202,10 @@ def final_results(
 def run_reference(
     task: Task, backend: Backend, dtype: str, title: str, progress: Progress
 ) -> Run:
-    """Run the training that all others are compared with; record the inputs of steps to probe."""
+    """Run the training that all others are compared with.
+
+    The inputs of the steps to probe are recorded.
+    """
     workload = task.workload
     optimizer = _RecordScale(workload.optimizer)
     probed = set(steps_to_probe(task.steps))
@@ -251,18 +252,22 @@ def probe_inputs(task: Task, reference: Run, dtype: str) -> list[ProbeInput]:
 
 @dataclass(frozen=True)
 class _WithLossScale(Layer):
-    """A model whose gradients include how much relative errors of its outputs move the loss.
+    """A model whose gradients include how much errors of its outputs move the loss.
+
+    The errors are relative:
 
     scale = Σ over outputs of |dL/dy| · max |y|
     """
 
     layer: Layer
 
-    def forward(self, params, state, x, *, train=False):
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Any]:
         y, state, cache = self.layer.forward(params, state, x, train=train)
         return y, state, (cache, y)
 
-    def backward_params(self, params, cache, dy):
+    def backward_params(self, params: Params, cache: Any, dy: Any) -> Params:
         inner, y = cache
         scale = 0.0
         for out, slope in zip(leaves(y), leaves(dy), strict=True):
@@ -279,21 +284,22 @@ class _RecordScale:
     optimizer: Any
 
     @property
-    def terms(self):
+    def terms(self) -> int:
         """The number of gradient sums that the optimizer keeps, as in `Accumulate`."""
-        return getattr(self.optimizer, "terms", 1)
+        return int(getattr(self.optimizer, "terms", 1))
 
-    def init(self, params):
+    def init(self, params: Params) -> Moments:
         return self.optimizer.init(params), 0.0
 
-    def update(self, params, grads, moments, divisor=1.0):
+    def update(
+        self, params: Params, grads: Any, moments: Moments, divisor: Any = 1.0
+    ) -> tuple[Params, Moments]:
         update = bind_divisor(self.optimizer, divisor)
         if not isinstance(divisor, tuple):
             after, inner = update(params, grads["grads"], moments[0])
             return after, (inner, grads["scale"])
-        after, inner = update(
-            params, tuple([each["grads"] for each in grads]), moments[0]
-        )
+        trees = tuple([each["grads"] for each in grads])
+        after, inner = update(params, trees, moments[0])
         return after, (inner, sum(each["scale"] for each in grads))
 
 
@@ -301,9 +307,8 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
     if workload.metric is None:
         return None
     metric = workload.metric
-    values = tree_map(
-        lambda leaf: np.asarray(leaf, np.float64), metric(outputs, target)
-    )
+    values = metric(outputs, target)
+    values = tree_map(lambda leaf: np.asarray(leaf, np.float64), values)
     means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
     return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))
 
@@ -348,5 +353,5 @@ def _time_sizes(
 
 
 def sha256(params: Params) -> str:
-    """Return a digest of names, dtypes, shapes and bytes: equal only for identical bits."""
+    """Return a digest of names, dtypes, shapes and bytes."""
     return digest(dict(named_leaves(params)))

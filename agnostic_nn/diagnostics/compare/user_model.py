@@ -96,7 +96,7 @@ def user_workload(
 
 
 def _read(path: Path) -> list[Examples]:
-    """Return the examples in a file: a training and a test set, or a single set to split."""
+    """Return the examples in a file: a training and a test set, or one set to split."""
     arrays = _arrays(path)
     missing = [name for name in REQUIRED if name not in arrays]
     if missing:
@@ -266,7 +266,7 @@ def _create(
 def _metric_if_valid(
     model: Layer, loss: Any, optimizer: Any, parts: list[Examples], batch_size: int
 ) -> Callable[..., Any] | None:
-    """Check on the host that everything fits by taking one step; return a metric for the outputs.
+    """Check that everything fits by taking one step on the host; return a metric.
 
     The metric is the first one of the loss, or the absolute error if outputs and
     targets have the same shape, or None.

@@ -1,4 +1,4 @@
-"""Judging a run: what agrees with the reference, what differs, and what cannot be checked.
+"""Judge a run: what agrees with the reference, what differs, what cannot be checked.
 
 Probes are judged first, because they start from the same numbers on both sides. On the
 host, the effect of rounding on each of their results is measured; a result that
@@ -13,9 +13,9 @@ it is reported as not checked.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
@@ -34,9 +34,17 @@ from .probes import (
     functions,
     inside_predictions,
 )
-from .report import PROBED, TRAINED
 from .rounding import Chains, layer_of
 from .running import Run
+from .schema import (
+    PROBED,
+    TRAINED,
+    ControlRun,
+    ControlRuns,
+    Difference,
+    NotChecked,
+    Status,
+)
 
 __all__ = [
     "AGREES",
@@ -50,10 +58,10 @@ __all__ = [
     "probes_agree",
 ]
 
-AGREES = "agrees"
-DIFFERS = "differs"
-NOT_CHECKED = "not checked"
-FAILED = "failed"
+AGREES: Final = "agrees"
+DIFFERS: Final = "differs"
+NOT_CHECKED: Final = "not checked"
+FAILED: Final = "failed"
 
 # allowed: this many times the measured effect of rounding, which is a small sample
 FACTOR = 4.0
@@ -67,7 +75,7 @@ UNKNOWN = 0.1
 
 @dataclass(frozen=True)
 class Context:
-    """The reference, its probes and the counted roundings, by which runs in one dtype are judged.
+    """The reference, its probes and the roundings that runs in one dtype are judged by.
 
     zero_gradients: parameters whose gradient is zero up to rounding; unprobed: steps
     whose numbers the dtype cannot represent.
@@ -99,13 +107,13 @@ class Judgement:
     """The result of judging a run; deviations are by group and name."""
 
     deviations: dict[str, dict[str, Entry]]
-    differences: list[Entry] = field(default_factory=list)
-    not_checked: list[Entry] = field(default_factory=list)
+    differences: list[Difference] = field(default_factory=list)
+    not_checked: list[NotChecked] = field(default_factory=list)
     loss_deviations: list[float] = field(default_factory=list)
-    control: Entry | None = None
+    control: ControlRuns | None = None
 
     @property
-    def status(self) -> str:
+    def status(self) -> Status:
         """The verdict in a word or two."""
         if self.differences:
             return DIFFERS
@@ -127,11 +135,11 @@ def judge(
     judgement = Judgement({group: {} for group in (*PROBED, *TRAINED)})
     with np.errstate(all="ignore"):
         if not same_start:
-            judgement.differences.append(_finding("start", "", 0, context))
+            judgement.differences.append(_difference("start", "", 0, context))
         for step in context.unprobed:
             reason = f"{context.dtype} cannot hold the reference's numbers at that step"
-            finding = _finding("probe", "", step, context)
-            judgement.not_checked.append(finding | {"reason": reason})
+            finding = _difference("probe", "", step, context)
+            judgement.not_checked.append(_not_checked(finding, reason))
         for reference, results in zip(context.references, run.probes, strict=True):
             _judge_probe(judgement, reference, results, context, backend)
         _judge_training(judgement, run, context, controls)
@@ -147,47 +155,57 @@ def judge(
 
 def _places(chains: Chains) -> dict[str, int]:
     """Return the position of each layer in the order of computation, by its path."""
-    # The model itself comes last, although a layer
-    # inside it may be recomputed in backward.
+    # The model itself comes last, although a layer in it may be recomputed in backward.
     inner = [path for path in chains.outputs if path]
     return {path: place for place, path in enumerate([*inner, ""])}
 
 
-def _order(finding: Entry, chains: Chains, places: dict[str, int]) -> tuple[Any, ...]:
-    """Return the sort key of a difference: its step, then the order of computation in a step."""
-    quantity = finding["quantity"]
+def _order(
+    difference: Difference, chains: Chains, places: dict[str, int]
+) -> tuple[int, int, int]:
+    """Return the sort key of a difference: its step, then the order of computation."""
+    quantity = difference.quantity
     inside = 0
     if quantity == "layers":
-        inside = places.get(finding["layer"], len(places))
+        inside = places.get(difference.layer or "", len(places))
     elif quantity == "gradients":
-        layer = layer_of(finding["name"], chains.gradients)
+        layer = layer_of(difference.name, chains.gradients)
         inside = chains.gradients.get(layer, chains.step)
     quantities = ("start", *PROBED, *TRAINED)
-    return finding["step"], quantities.index(quantity), inside
+    return difference.step, quantities.index(quantity), inside
 
 
 # --- descriptions ---------------------------------------------------------------------
 
 
-def _finding(
-    quantity: str, name: str, step: int, context: Context, entry: Entry | None = None
-) -> Entry:
-    """Return a difference, or something not checked, as an entry of the report."""
+def _difference(
+    quantity: str,
+    name: str,
+    step: int,
+    context: Context,
+    relative: float | None = None,
+    limit: float | None = None,
+) -> Difference:
+    """Return a difference, described in words."""
     layer = _layer_of(quantity, name, context.chains)
     about = context.chains.about.get(layer, "") if layer is not None else ""
-    return {
-        "step": step,
-        "description": _description(quantity, name, layer, about.partition("(")[0]),
-        "quantity": quantity,
-        "name": name,
-        "layer": layer,
-        "relative": entry and entry["relative"],
-        "tolerance": entry and entry["tolerance"],
-    }
+    return Difference(
+        step=step,
+        description=_description(quantity, name, layer, about.partition("(")[0]),
+        quantity=quantity,
+        name=name,
+        layer=layer,
+        relative=relative,
+        tolerance=limit,
+    )
+
+
+def _not_checked(difference: Difference, reason: str) -> NotChecked:
+    return NotChecked(**vars(difference), reason=reason)
 
 
 def _layer_of(quantity: str, name: str, chains: Chains) -> str | None:
-    """Return the path of the layer that a result belongs to, or None if it has no single layer."""
+    """Return the path of the layer of a result; None if it belongs to no single one."""
     if quantity in ("layers", "predictions"):
         return name.partition("[")[0]
     if quantity in ("gradients", "parameters", "states", "trained_state", "updates"):
@@ -230,15 +248,17 @@ def _judge_probe(
     for name in reference.results:
         group, _, short = name.partition(".")
         entry, reason = _probed(name, ours[name], reference, context)
+        figures = entry.relative, entry.tolerance
         if reason is not None:
-            finding = _finding(group, short, step, context, entry)
-            judgement.not_checked.append(finding | {"reason": reason})
-            entry["tolerance"] = None
+            finding = _difference(group, short, step, context, *figures)
+            judgement.not_checked.append(_not_checked(finding, reason))
+            entry = replace(entry, tolerance=None)
         elif is_far(entry):
             place = short
             if group == "predictions":
                 place = _place_of_prediction(backend, reference, context)
-            judgement.differences.append(_finding(group, place, step, context, entry))
+            finding = _difference(group, place, step, context, *figures)
+            judgement.differences.append(finding)
         worst = judgement.deviations[group].get(short)
         if worst is None or _ratio(entry) > _ratio(worst):
             judgement.deviations[group][short] = entry
@@ -256,18 +276,18 @@ def probes_agree(probes: list[Named], context: Context) -> bool:
 
 
 def _ratio(entry: Entry) -> float:
-    """Return the deviation in units of its tolerance; results that are not checked sort last."""
-    if entry["tolerance"] is None:
+    """Return the deviation in units of its tolerance; -1 if it is not checked."""
+    if entry.tolerance is None:
         return -1.0
-    if entry["tolerance"] and math.isfinite(entry["relative"]):
-        return entry["relative"] / entry["tolerance"]
+    if entry.tolerance and math.isfinite(entry.relative):
+        return entry.relative / entry.tolerance
     return math.inf if is_far(entry) else 0.0
 
 
 def _probed(
     name: str, ours: Any, reference: Reference, context: Context
 ) -> tuple[Entry, str | None]:
-    """Return the deviation of a probe's result, and why it cannot be checked, or None."""
+    """Return the deviation of a probe's result, and why it is not checked, or None."""
     expected = reference.results[name]
     dtype = context.dtype
     step = reference.inputs.step
@@ -277,7 +297,7 @@ def _probed(
         return entry, None
     if not largest(expected) <= float(np.finfo(dtype).max):
         return entry, f"{dtype} cannot hold it"
-    if not math.isfinite(entry["absolute"]) and reference.overflows(name, dtype):
+    if not math.isfinite(entry.absolute) and reference.overflows(name, dtype):
         return entry, f"{dtype} overflows while computing it"
     spread = partial(reference.spread, name, dtype)
     measured = _measured(ours, expected, scale, step, context, spread)
@@ -296,7 +316,7 @@ def _measured(
     context: Context,
     spread: Callable[[int], float],
 ) -> Entry | None:
-    """Return the deviation with a tolerance from measured rounding; None if that is unknown.
+    """Return the deviation, with a tolerance from measured rounding; None if unknown.
 
         tolerance = (4 (spread + tiny) + ε max |expected|) / max(scale, max |expected|)
 
@@ -324,7 +344,7 @@ def _measured(
 def _scale_and_limit(
     name: str, reference: Reference, context: Context
 ) -> tuple[float, float]:
-    """Return the scale of a result's deviation, and its tolerance by counting roundings."""
+    """Return the scale of a result's deviation, and its tolerance as counted."""
     group, _, short = name.partition(".")
     chains = context.chains
     results = reference.results
@@ -353,8 +373,8 @@ def _scale_and_limit(
 def _update_limit(short: str, reference: Reference, context: Context) -> float:
     """Return the tolerance of an updated parameter.
 
-    The change is small and is rounded as such; the
-    sum with the parameter is rounded once more.
+    The change is small and is rounded as such; its sum with the parameter is rounded
+    once more.
     """
     limit = context.allowed(context.chains.update)
     after = reference.results[f"updates.{short}"]
@@ -369,39 +389,37 @@ def _update_limit(short: str, reference: Reference, context: Context) -> float:
 def _place_of_prediction(
     backend: Backend, reference: Reference, context: Context
 ) -> str:
-    """Return the path of the first layer whose prediction differs, or "" for the model itself."""
+    """Return the path of the first layer whose prediction differs; "" for the model."""
     params, state, _ = reference.inputs.carry
     trees = params, state, reference.inputs.x
     places = _places(context.chains)
     for depth in (None, 1):
         function = inside_predictions(reference.workload.model, depth)
         try:
-            ours = flat(
-                backend.to_numpy(backend.jit(function)(*backend.asarray(trees)))
-            )
+            outputs = backend.jit(function)(*backend.asarray(trees))
+            ours = flat(backend.to_numpy(outputs))
             expected = exact(function, *trees)
-        except (
-            Exception
-        ):  # outputs inside a compiled loop cannot be returned: look less deep
-            continue
+        except Exception:
+            continue  # outputs in a compiled loop cannot be returned: look less deep
         spread = _spread_of(function, trees, context)
-        paths = {
-            name: name.removeprefix("layers.").partition("[")[0] for name in expected
-        }
-        for name in sorted(
-            expected, key=lambda name: places.get(paths[name], len(places))
-        ):
-            if not _prediction_agrees(
-                name, ours[name], expected[name], spread, context
-            ):
-                return paths[name]
+        in_order = sorted(
+            (
+                (name.removeprefix("layers.").partition("[")[0], name)
+                for name in expected
+            ),
+            key=lambda pair: places.get(pair[0], len(places)),
+        )
+        for path, name in in_order:
+            array = ours[name]
+            if not _prediction_agrees(name, array, expected[name], spread, context):
+                return path
     return ""
 
 
 def _spread_of(
     function: Callable[..., Any], trees: tuple[Any, ...], context: Context
 ) -> dict[str, float]:
-    """Return how far rounding moves each result of a function, by name; empty if unknown."""
+    """Return how far rounding moves each result of a function; empty if unknown."""
     # Smaller errors would be lost in the rounding of float64 itself.
     drawn = max(context.epsilon, 2.0**-40)
     try:
@@ -437,7 +455,7 @@ def _judge_training(
     context: Context,
     controls: Callable[[], dict[str, Drift]],
 ) -> None:
-    """Judge losses, parameters, state and outputs of a whole training; add to `judgement`."""
+    """Judge losses, parameters, state and outputs of a whole training."""
     ours = context.drift(run)
     judgement.loss_deviations = ours.losses
     judgement.deviations |= {
@@ -457,53 +475,49 @@ def _judge_training(
     furthest = _furthest(list(samples.values()), last)
     soon = _with_delay(furthest)
     lost = _first_unknown_step(soon, context)
+    explainable = [SLACK * far for far in soon]
     wrong = [
         t
         for t in far_steps
-        if t < lost and not ours.losses[t - 1] <= SLACK * soon[t - 1]
+        if t < lost and not ours.losses[t - 1] <= explainable[t - 1]
     ]
     first = min(far_steps, default=last)
-    judgement.control = _control(samples, ours.limits, furthest, first, context)
-    cause = _cause(judgement.control, first, context)
-    if wrong:
-        entry = {
-            "relative": ours.losses[wrong[0] - 1],
-            "tolerance": ours.limits[wrong[0] - 1],
-        }
-        judgement.differences.append(_finding("losses", "", wrong[0], context, entry))
-    elif far_steps:
-        entry = {
-            "relative": ours.losses[first - 1],
-            "tolerance": ours.limits[first - 1],
-        }
-        finding = _finding("losses", "", first, context, entry)
-        judgement.not_checked.append(finding | {"reason": cause})
-        entry = judgement.deviations["losses"][""]
-        judgement.deviations["losses"][""] = entry | {"tolerance": None}
+    magnification = furthest[first - 1] / context.epsilon
+    judgement.control = _control(samples, ours.limits, magnification, first)
+    cause = _cause(magnification, first, context)
+    if far_steps:
+        step = wrong[0] if wrong else first
+        far = ours.losses[step - 1]
+        finding = _difference("losses", "", step, context, far, ours.limits[step - 1])
+        if wrong:
+            judgement.differences.append(finding)
+        else:
+            judgement.not_checked.append(_not_checked(finding, cause))
+            entry = judgement.deviations["losses"][""]
+            judgement.deviations["losses"][""] = replace(entry, tolerance=None)
     for group, name in far_results:
         entry = ours.entries[group][name]
-        finding = _finding(group, name, last, context, entry)
-        reached = max(
-            (_reached(sample, group, name, context) for sample in samples.values()),
-            default=0.0,
-        )
-        explained = lost <= last or _size(entry) <= SLACK * reached
+        figures = entry.relative, entry.tolerance
+        finding = _difference(group, name, last, context, *figures)
+        reaches = [_reached(each, group, name, context) for each in samples.values()]
+        reached = max(reaches, default=0.0)
+        explained = lost <= last or _size(entry.relative) <= SLACK * reached
         if wrong or not explained:
             judgement.differences.append(finding)
             continue
         if group == "outputs" and not _outputs_follow(run, name, context):
-            description = f"{finding['description']}, from its own parameters"
-            judgement.differences.append(finding | {"description": description})
+            description = f"{finding.description}, from its own parameters"
+            judgement.differences.append(replace(finding, description=description))
             continue
         # If the loss could not be judged either, the results have the same cause.
         same_cause = far_steps and lost <= last
         reason = cause if same_cause else _reason_at_end(group, name, reached, context)
-        judgement.not_checked.append(finding | {"reason": reason})
-        judgement.deviations[group][name] = entry | {"tolerance": None}
+        judgement.not_checked.append(_not_checked(finding, reason))
+        judgement.deviations[group][name] = replace(entry, tolerance=None)
 
 
 def _outputs_follow(run: Run, name: str, context: Context) -> bool:
-    """Return whether the outputs after training follow from the run's own parameters and state."""
+    """Return whether the final outputs follow from the run's parameters and state."""
     if not context.references:
         return True
     reference = context.references[0]
@@ -513,18 +527,16 @@ def _outputs_follow(run: Run, name: str, context: Context) -> bool:
     path = name.removeprefix("y")
     ours = flat(run.outputs)[path.removeprefix(".")][rows]
     expected = exact(predict, *trees)[f"predictions.{name}"]
-    if (
-        not np.all(np.isfinite(expected))
-        or not largest(expected) < np.finfo(context.dtype).max
-    ):
+    most = np.finfo(context.dtype).max
+    if not np.all(np.isfinite(expected)) or not largest(expected) < most:
         return True  # there is nothing to compare with
     spread = _spread_of(predict, trees, context)
     return _prediction_agrees(f"predictions.{name}", ours, expected, spread, context)
 
 
-def _size(entry: Entry, unit: str = "relative") -> float:
+def _size(deviation: float) -> float:
     """Return a deviation, with infinity in place of NaN."""
-    return math.inf if math.isnan(entry[unit]) else entry[unit]
+    return math.inf if math.isnan(deviation) else deviation
 
 
 def _reached(control: Drift, group: str, name: str, context: Context) -> float:
@@ -536,14 +548,12 @@ def _reached(control: Drift, group: str, name: str, context: Context) -> float:
     """
     entries = control.entries[group]
     entry = entries[name]
-    if group != "parameters" or not entry["absolute"] < math.inf or not entry["scale"]:
-        return _size(entry)
-    others = (
-        _size(e, "absolute")
-        for n, e in entries.items()
-        if n not in context.zero_gradients
-    )
-    return max(_size(entry), max(others, default=0.0) / entry["scale"])
+    reached = _size(entry.relative)
+    if group != "parameters" or not entry.absolute < math.inf or not entry.scale:
+        return reached
+    others = entries.keys() - context.zero_gradients
+    furthest = max((_size(entries[other].absolute) for other in others), default=0.0)
+    return max(reached, furthest / entry.scale)
 
 
 def _furthest(samples: list[Drift], steps: int) -> list[float]:
@@ -552,11 +562,12 @@ def _furthest(samples: list[Drift], steps: int) -> list[float]:
     for sample in samples:
         losses = np.asarray(sample.losses)
         furthest = np.maximum(furthest, np.where(np.isnan(losses), np.inf, losses))
-    return np.maximum.accumulate(furthest).tolist()
+    up_to_each: list[float] = np.maximum.accumulate(furthest).tolist()
+    return up_to_each
 
 
 def _with_delay(furthest: list[float]) -> list[float]:
-    """Return the same values up to a few steps later: no two runs diverge at the same step."""
+    """Return the values of a few steps later: no two runs diverge at the same step."""
     last = len(furthest) - 1
     return [furthest[min(last, t + 2 + t // 20)] for t in range(len(furthest))]
 
@@ -565,44 +576,29 @@ def _first_unknown_step(furthest: list[float], context: Context) -> int:
     """Return the first step from which the loss cannot be checked at all."""
     # The square of a larger loss would overflow.
     end = math.sqrt(float(np.finfo(context.dtype).max))
-    for t, (far, loss) in enumerate(
-        zip(furthest, context.reference.losses, strict=True), 1
-    ):
+    pairs = zip(furthest, context.reference.losses, strict=True)
+    for t, (far, loss) in enumerate(pairs, 1):
         if not far < UNKNOWN or not abs(loss) <= end:
             return t
     return len(furthest) + 1
 
 
 def _control(
-    samples: dict[str, Drift],
-    limits: list[float],
-    furthest: list[float],
-    step: int,
-    context: Context,
-) -> Entry:
-    """Return what control runs show, as an entry of the report."""
-
-    def exceeds_at(losses: list[float]) -> int | None:
-        return next(
-            (t for t, d in enumerate(losses, 1) if not d <= limits[t - 1]), None
-        )
-
-    return {
-        "step": step,
-        "magnification": furthest[step - 1] / context.epsilon,
-        "runs": [
-            {"name": name, "exceeds_tolerance_at": exceeds_at(sample.losses)}
-            for name, sample in samples.items()
-        ],
-    }
+    samples: dict[str, Drift], limits: list[float], magnification: float, step: int
+) -> ControlRuns:
+    """Return what control runs show."""
+    runs = []
+    for name, sample in samples.items():
+        pairs = zip(sample.losses, limits, strict=True)
+        far_steps = (t for t, (far, limit) in enumerate(pairs, 1) if not far <= limit)
+        runs.append(ControlRun(name=name, exceeds_tolerance_at=next(far_steps, None)))
+    return ControlRuns(step=step, magnification=magnification, runs=tuple(runs))
 
 
-def _cause(control: Entry, step: int, context: Context) -> str:
+def _cause(magnification: float, step: int, context: Context) -> str:
     """Say why the loss cannot be checked from `step` on."""
-    magnification = control["magnification"]
-    times = (
-        f"by {magnification:.2g}" if math.isfinite(magnification) else "without bound"
-    )
+    is_finite = math.isfinite(magnification)
+    times = f"by {magnification:.2g}" if is_finite else "without bound"
     cause = f"this training magnifies rounding {times} by step {step}"
     diverges = divergence(context.reference.losses, context.reference.scales)
     return f"{cause}, and it diverges: {diverges}" if diverges else cause
@@ -627,9 +623,6 @@ def _reason_at_end(group: str, name: str, reached: float, context: Context) -> s
             "its gradient is zero up to rounding, and the optimizer turns that "
             "rounding into full-size steps, which differ between backends"
         )
-    size = (
-        f"a relative deviation of {reached:.2g}"
-        if math.isfinite(reached)
-        else "any deviation"
-    )
+    is_finite = math.isfinite(reached)
+    size = f"a relative deviation of {reached:.2g}" if is_finite else "any deviation"
     return f"in a control run, rounding alone causes {size}"

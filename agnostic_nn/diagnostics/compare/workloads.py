@@ -43,7 +43,7 @@ __all__ = ["WORKLOADS", "CannotCompare", "Workload", "find", "split"]
 
 
 class CannotCompare(ValueError):
-    """A comparison that is not possible here; the message says why, and what is possible."""
+    """A comparison that is not possible here; the message says why, and what is."""
 
 
 @dataclass(frozen=True)
@@ -152,26 +152,22 @@ def _datasets() -> Any:
 
 
 def _text() -> tuple[Examples, Examples]:
-    """Return windows of the library's docstrings, a text that every installation has."""
+    """Return windows of the library's docstrings, which every installation has."""
     public = [
         getattr(m, name)
         for m in (layers, blocks, losses, optimizers)
         for name in m.__all__
     ]
     text = "\n\n".join(cleandoc(thing.__doc__ or "") for thing in public)
-    characters = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(
-        np.int32
-    )
-    count = (len(characters) - 1) // _WINDOW
-    x, target = (
-        characters[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1)
-    )
+    codes = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
+    count = (len(codes) - 1) // _WINDOW
+    x, target = (codes[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
     train, test = split(count)
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
 def split(count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the rows to train on and to test on: a fixed random fifth is for testing."""
+    """Return the rows to train on and to test on, a fixed random fifth."""
     shuffled = random.permutation(random.key(0, xp=namespace(np.zeros(()))), count)
     tested = round(count / 5)
     return shuffled[tested:], shuffled[:tested]
@@ -206,7 +202,10 @@ def _transformer(width: int, depth: int) -> Layer:
 
 
 _WINDOW = 64
-_DIGITS = "1,797 handwritten digits of 8x8 pixels, scaled to [0, 1]; a random fifth is the test set"
+_DIGITS = (
+    "1,797 handwritten digits of 8x8 pixels, scaled to [0, 1]; a random fifth is the "
+    "test set"
+)
 _ALL = (
     Workload(
         "digits-mlp",
