@@ -42,7 +42,7 @@ TRAININGS = (
         "test_example_images",
         "test_examples",
     ),
-    *("test_compare_merge", "test_compare_own", "test_roundings"),
+    *("test_compare_merge", "test_compare_own", "test_report_schema", "test_roundings"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
     *(
         "test_benchmarks",
