@@ -20,8 +20,8 @@ from agnostic_nn.diagnostics.profile import WARM_UP
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
-# seconds; a step that should be compiled and is not takes a few ms
-NAP, LONG = 0.02, 0.05
+PAUSE = 0.02  # seconds; a step of these small models takes a few ms
+LONG = 0.05
 DENSE = "Dense(width=4, bias=True)"
 
 
@@ -44,7 +44,7 @@ def uncompiled(backend, **changed):
     return replace(backend, adapter=SimpleNamespace(**names))
 
 
-def test_every_layer_and_part_is_there_and_they_sum_up(backend):
+def test_every_layer_and_part_has_a_time_and_the_times_add_up(backend):
     model = nn.Sequential(
         nn.Dense(4), nn.Residual(nn.Dense(4), nn.BatchNorm()), nn.Flatten(), nn.Dense(3)
     )
@@ -89,7 +89,7 @@ def test_a_loop_that_is_compiled_is_timed_as_a_whole(backend):
     assert rows == [("", "Sequential"), *inside, ("1", "Dense(width=3, bias=True)")]
 
 
-def test_layers_that_a_block_makes_as_it_goes_stand_in_their_places():
+def test_layers_made_during_forward_are_listed_in_the_order_of_calls():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2), 4)
     model = nn.Sequential(nn.Reshape((2, 2)), block, nn.Flatten(), nn.Dense(3))
     paths = [row.path for row in profiled(model, "numpy").rows]
@@ -99,10 +99,10 @@ def test_layers_that_a_block_makes_as_it_goes_stand_in_their_places():
 
 
 @dataclass(frozen=True)
-class Napping(nn.Layer):
-    """y = x, in its own time."""
+class Slow(nn.Layer):
+    """y = x, after a pause."""
 
-    forwards: float = NAP
+    forwards: float = PAUSE
     backwards: float = 0.0
 
     def forward(self, params, state, x, *, train=False):
@@ -114,13 +114,13 @@ class Napping(nn.Layer):
         return dy, {}
 
 
-def napping_loss(y, target):
+def slow_loss(y, target):
     sleep(LONG)
     return nn.mean_squared_error(y, target)
 
 
 @dataclass(frozen=True)
-class NappingSGD(nn.SGD):
+class SlowSGD(nn.SGD):
     def update(self, params, grads, moments):
         sleep(LONG)
         return super().update(params, grads, moments)
@@ -129,46 +129,48 @@ class NappingSGD(nn.SGD):
 @pytest.mark.parametrize(
     ("layer", "slow"),
     [
-        (Napping(), ["forward"]),
-        (Napping(0.0, NAP), ["backward"]),
-        (nn.Residual(Napping()), ["forward"]),
-        (nn.Recompute(Napping()), ["forward", "backward"]),
+        (Slow(), ["forward"]),
+        (Slow(0.0, PAUSE), ["backward"]),
+        (nn.Residual(Slow()), ["forward"]),
+        (nn.Recompute(Slow()), ["forward", "backward"]),
     ],
     ids=repr,
 )
-def test_the_layer_that_naps_is_the_slowest_where_it_naps(eager, layer, slow):
+def test_a_slow_layer_has_the_largest_share(eager, layer, slow):
     model = nn.Sequential(nn.Dense(3), nn.Tanh(), layer)
     result = profiled(model, eager)
     slowest = max(result.rows, key=lambda row: row.share)
-    assert slowest.layer.startswith("Napping")
+    assert slowest.layer.startswith("Slow")
     both = {"forward": slowest.forward, "backward": slowest.backward}
-    assert [part for part, seconds in both.items() if seconds >= NAP] == slow
+    assert [part for part, seconds in both.items() if seconds >= PAUSE] == slow
     assert slowest.share == pytest.approx(sum(both.values()) / result.total)
-    assert result.step >= NAP
+    assert result.step >= PAUSE
 
 
 @pytest.mark.parametrize(
     ("part", "given"),
-    [("loss", {"loss": napping_loss}), ("update", {"optimizer": NappingSGD(1e-2)})],
+    [("loss", {"loss": slow_loss}), ("update", {"optimizer": SlowSGD(1e-2)})],
 )
-def test_a_nap_of_the_loss_or_the_optimizer_is_theirs(eager, part, given):
+def test_a_slow_loss_or_optimizer_is_the_slowest_part(eager, part, given):
     result = profiled(nn.Dense(3), eager, steps=1, **given)
     assert max(result.parts, key=result.parts.get) == part
     assert result.parts[part] >= LONG
 
 
 def test_the_first_steps_which_may_compile_do_not_count(eager):
-    steps, met = 3, []
+    steps = 3
+    calls = []
 
     def slow_at_first(y, target):
-        met.append(y)
-        sleep(LONG * (len(met) % (WARM_UP + steps) in range(1, WARM_UP + 1)))
+        calls.append(y)
+        if len(calls) % (WARM_UP + steps) in range(1, WARM_UP + 1):
+            sleep(LONG)
         return nn.mean_squared_error(y, target)
 
     # a loss that counts its calls and reads the count is not pure
     direct = replace(eager, replay=False)
     result = profiled(nn.Dense(3), direct, loss=slow_at_first, steps=steps)
-    assert len(met) == 3 * (WARM_UP + steps)
+    assert len(calls) == 3 * (WARM_UP + steps)
     assert result.parts["loss"] < LONG / 2
 
 
@@ -182,14 +184,14 @@ def test_the_dx_of_the_first_layer_is_not_computed(backend):
 
 
 def test_each_part_is_timed_until_its_values_are_available(backend):
-    late = uncompiled(backend, synchronize=lambda array: sleep(NAP))
+    late = uncompiled(backend, synchronize=lambda array: sleep(PAUSE))
     result = profiled(nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(3)), late, steps=1)
     times = [time for row in result.rows[1:] for time in (row.forward, row.backward)]
     times += [result.parts["loss"], result.parts["update"], result.step]
     (matmul,) = [row for row in result.operations if row.name == "matmul"]
     times.append(matmul.seconds / matmul.calls)
     assert len(times) == 10
-    assert all(time >= NAP for time in times)
+    assert all(time >= PAUSE for time in times)
 
 
 def test_operations_are_counted_one_by_one(eager):
@@ -207,7 +209,7 @@ def test_operations_are_counted_one_by_one(eager):
     assert "ops.sum_rows" in str(result)
 
 
-def test_all_that_is_timed_is_the_same_training(eager):
+def test_all_three_trainings_are_the_same(eager):
     losses = []
 
     def recorded(y, target):
@@ -231,7 +233,7 @@ def test_all_that_is_timed_is_the_same_training(eager):
     np.testing.assert_allclose(whole, taken, rtol=1e-4)
 
 
-def test_every_layer_computes_the_same_while_it_is_watched(backend):
+def test_every_layer_computes_the_same_when_it_is_observed(backend):
     if backend.compiles:
         pytest.skip("a compiler fuses operations, so that none can be timed alone")
     clock, cases = profile._Stopwatch(backend), layer_cases()
@@ -251,7 +253,7 @@ def test_every_layer_computes_the_same_while_it_is_watched(backend):
     assert {"clip", "where", "ops.scatter_add", "random.words"} <= clock.calls.keys()
 
 
-def test_a_model_that_takes_several_inputs_is_looked_into(backend):
+def test_a_model_of_several_inputs_has_rows_for_its_layers(backend):
     model = nn.Graph(
         seen=(nn.MultiHeadAttention(2), {"x": "x", "mask": "mask"}),
         y=(nn.Dense(3), "seen"),
@@ -263,7 +265,7 @@ def test_a_model_that_takes_several_inputs_is_looked_into(backend):
     assert [row.path for row in result.rows] == ["", "seen", "y"]
 
 
-def test_what_reaches_past_the_standard_has_no_operations_but_all_else(eager):
+def test_a_layer_that_cannot_be_observed_is_timed_without_operations(eager):
     class Past(nn.Tanh):
         """A custom layer that uses a method of its array that the Standard lacks."""
 
@@ -294,7 +296,7 @@ def infinite(y, target):
         ({"backend": "nonesuch"}, nn.BackendUnavailable, "no backend is called"),
     ],
 )
-def test_what_cannot_be_timed_is_refused(backend, given, error, message):
+def test_invalid_arguments_are_refused(backend, given, error, message):
     options = {
         "loss": nn.mean_squared_error,
         "x": X,
@@ -308,7 +310,7 @@ def test_what_cannot_be_timed_is_refused(backend, given, error, message):
 # --- the command ----------------------------------------------------------------------
 
 
-def test_the_command_prints_a_table_and_writes_what_it_says(backend, tmp_path, capsys):
+def test_the_command_prints_and_writes_its_results(backend, tmp_path, capsys):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
     file = tmp_path / "profile.json"
     arguments = [

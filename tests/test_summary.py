@@ -275,7 +275,7 @@ def test_recompute_frees_the_predicted_bytes(model, rows):
         assert again.flops_backward - result.flops_backward >= rows[0][1]
 
 
-def test_a_transformer_block_is_looked_into():
+def test_a_transformer_block_has_rows_for_its_layers():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 8, dropout=0.1)
     model = nn.Sequential(nn.Embedding(9, 4), nn.Repeat(block, 3), nn.Dense(9))
     result = summary_of(model, (5,))
@@ -299,7 +299,7 @@ def test_a_transformer_block_is_looked_into():
     assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in str(result)
 
 
-def test_a_transformer_block_with_its_layers_in_place_is_the_same():
+def test_a_transformer_block_mapped_to_its_own_layers_is_the_same():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2), 8)
     seen = []
     same = block.map_layers(lambda name, layer: seen.append(name) or layer)
@@ -324,11 +324,11 @@ OUTLINES = [
 
 
 @pytest.mark.parametrize(("layer", "text"), OUTLINES, ids=[row[1] for row in OUTLINES])
-def test_what_is_default_is_left_out(layer, text):
+def test_outlines_leave_out_defaults(layer, text):
     assert outline(layer) == text
 
 
-def test_the_sums_are_those_of_the_whole_model():
+def test_totals_are_those_of_the_whole_model():
     summary = summary_of(ROWS[8][0], (4,))
     assert (summary.parameters, summary.frozen, summary.bytes_kept) == (20, 28, 520)
     text = str(summary)
@@ -377,11 +377,11 @@ class Widths(nn.Sequential):
         super().__init__(*(nn.Dense(width) for width in widths))
 
 
-def test_a_block_with_another_constructor_is_looked_into():
+def test_a_block_with_another_constructor_has_rows_for_its_layers():
     assert [row.path for row in summary_of(Widths(4, 3), (4,)).rows] == ["0", "1"]
 
 
-def test_nothing_is_computed_however_large_it_would_be():
+def test_a_huge_model_is_summarized_without_computing():
     model = nn.Sequential(nn.Dense(10**6), nn.ReLU(), nn.Dense(1))
 
     def large(*shape):
@@ -397,7 +397,7 @@ def test_nothing_is_computed_however_large_it_would_be():
     assert result.rows[0].flops_forward == 2 * 10**18 + 10**12
 
 
-def test_the_memory_of_training_stands_below_the_table(backend):
+def test_the_memory_of_training_is_printed_below_the_table(backend):
     arguments = DENSE, nn.mean_squared_error, nn.Adam()
     trainer = nn.Trainer(*arguments, backend=backend, shape=(4,))
     summary = trainer.summary(10)
@@ -407,7 +407,7 @@ def test_the_memory_of_training_stands_below_the_table(backend):
     assert trainer.summary(1000).bytes_of_training > 10 * summary.bytes_of_training
 
 
-def test_a_layer_that_asks_for_a_value_is_named():
+def test_an_error_names_the_layer():
     class Summed(nn.Layer):
         def forward(self, params, state, x, *, train=False):
             return x / x.sum(), state, ()

@@ -521,20 +521,20 @@ def _shortcuts(case: _Case) -> Iterator[Row]:
     return _rows("shortcuts", case, {"params": expected["params"]}, {"params": grads})
 
 
-def _filled_batch(case: _Case, fillers: int = 2) -> Iterable[Row]:
+def _filled_batch(case: _Case) -> Iterable[Row]:
     if case.mode == "predict":
         return []
     count = len(leaves(case.x)[0])
 
     def fill(leaf: np.ndarray, filler: np.ndarray) -> np.ndarray:
-        return np.concatenate([leaf, np.repeat(filler, fillers, axis=0)])
+        return np.concatenate([leaf, np.repeat(filler, 2, axis=0)])
 
     def fill_with_zeros(leaf: np.ndarray) -> np.ndarray:
         return fill(leaf, 0.0 * leaf[-1:])
 
     x = tree_map(lambda leaf: fill(leaf, leaf[-1:]), case.x)
     dy = tree_map(fill_with_zeros, case.dy)
-    counts = np.repeat([1.0, 0.0], [count, fillers])
+    counts = np.repeat([1.0, 0.0], [count, 2])
     results = replace(case, x=x, dy=dy, counts=counts).run()
     results["y"] = tree_map(lambda leaf: leaf[:count], results["y"])
     expected = case.run()
