@@ -97,7 +97,7 @@ class _Scaled(Layer):
 class LayerNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over the last axis.
 
-        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+        x̂ = (x - μ) / √(v + ε), with their mean μ and variance v
 
     x: (..., width) -> y: (..., width). Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4.
 
@@ -184,7 +184,7 @@ class _PerExample(_Scaled):
 class InstanceNorm(_PerExample):
     """y = x̂ · scale + bias, with x̂ normalized over all positions, channel by channel.
 
-        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+        x̂ = (x - μ) / √(v + ε), with their mean μ and variance v
 
     x: (batch, *space, width) -> y of the same shape. Ulyanov, Vedaldi & Lempitsky,
     arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient
@@ -207,7 +207,7 @@ class InstanceNorm(_PerExample):
 class GroupNorm(_PerExample):
     """y = x̂ · scale + bias, with x̂ normalized over positions and groups of channels.
 
-        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+        x̂ = (x - μ) / √(v + ε), with their mean μ and variance v
 
     x: (batch, ..., width) -> y of the same shape. Wu & He, arXiv:1803.08494, eq. 7.
 
@@ -284,7 +284,7 @@ class RMSNorm(_Scaled):
 class BatchNorm(_Scaled):
     """y = x̂ · scale + bias, with x̂ normalized over all axes but the last.
 
-        x̂ = (x - μ) / √(v + ε), with the mean μ and the variance v of these numbers
+        x̂ = (x - μ) / √(v + ε), with their mean μ and variance v
 
     x: (batch, ..., width) -> y of the same shape. Ioffe & Szegedy, arXiv:1502.03167,
     algorithm 1.
