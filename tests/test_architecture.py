@@ -64,12 +64,15 @@ LEVELS = (
     {
         *("diagnostics.compare.schema", "diagnostics.cost.native"),
         "diagnostics.gradcheck",
-        *("training.steps", "training.validation"),
+        "training.steps",
     },
     {
         *("diagnostics.cost", "diagnostics.loading"),
-        *("training.callback_memory", "training.feed", "training.mean_loss"),
+        *("training.callback_memory", "training.mean_loss", "training.run"),
     },
+    {"training.advance", "training.validation"},
+    {"training.feed"},
+    {"training.epochs", "training.evaluation"},
     {"diagnostics.summary", "training.abstract_init"},
     {"training.checkpoint_fields"},
     {"diagnostics.bisect.stages", "training.trainer"},

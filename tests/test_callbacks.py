@@ -29,7 +29,7 @@ def make_trainer(backend, optimizer=None):
 def carry_of(trainer):
     return [
         trainer.backend.to_numpy(leaf).copy()
-        for leaf in leaves(trainer._current_carry())
+        for leaf in leaves(trainer._current.carry())
     ]
 
 
@@ -505,7 +505,7 @@ def test_an_interrupted_run_is_continued(tmp_path, how):
     keep = [lambda trainer, row: result.append(carry_of(trainer)), stopping]
     if how == "steps":
         watching(trainer, [1.0, 2.0, 3.0, 0.0], *keep, steps=10)
-        assert trainer._run.open.batches_done == 1
+        assert trainer._current.run.open.batches_done == 1
     else:
         with pytest.raises(OSError, match="full"):
             watching(trainer, [1.0, 2.0, 3.0], *keep, failing_at(3))

@@ -305,7 +305,7 @@ def trained(backend, **options):
 
 def assert_same_bits(actual, expected):
     actual, expected = (
-        leaves(trainer.backend.to_numpy(trainer._run.carry))
+        leaves(trainer.backend.to_numpy(trainer._current.run.carry))
         for trainer in (actual, expected)
     )
     for a, b in zip(actual, expected, strict=True):
@@ -339,8 +339,8 @@ def test_a_training_resumed_on_another_backend_continues_with_the_same_data_and_
         while resumed.epoch < 3:
             resumed.fit(x, labels, batch_size=8, verbose=0)
         for (name, a), (_, b) in zip(
-            nn.trees.named_leaves(whole.backend.to_numpy(whole._run.carry)),
-            nn.trees.named_leaves(resumed._run.carry),
+            nn.trees.named_leaves(whole.backend.to_numpy(whole._current.run.carry)),
+            nn.trees.named_leaves(resumed._current.run.carry),
             strict=True,
         ):
             # 15 steps of Adam, each of which moves a weight by at most about the rate,

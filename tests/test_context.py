@@ -307,6 +307,8 @@ def test_a_metric_may_read_the_context(backend):
     )  # fmt: skip
     trainer.build((2,))
     assert trainer.evaluate(x, target, batch_size=5)["shifted"] == pytest.approx(3.0)
+    (row,) = trainer.fit(x, target, validation=(x, target), verbose=0).epochs
+    assert row["validation_shifted"] == pytest.approx(3.0)
     losses = nn.Losses(a=distance)
     assert takes_keyword(losses, "context")
     assert takes_keyword(nn.Weighted(distance, 2.0), "context")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.training import batches, inputs
+from agnostic_nn.training import batches, feed, inputs
 
 # --- trees and files ------------------------------------------------------------------
 
@@ -23,7 +23,7 @@ def test_examples_are_indexed_leaf_by_leaf():
 
 
 def test_a_short_batch_is_filled_up_with_its_last_example():
-    part = batches.padded(batches.Examples(np.arange(3), np.arange(3)), 5)
+    part = feed.padded(batches.Examples(np.arange(3), np.arange(3)), 5)
     np.testing.assert_array_equal(part.x, [0, 1, 2, 2, 2])
 
 
@@ -70,12 +70,8 @@ def test_numbers_of_a_file_are_converted_in_batches_only(tmp_path):
     np.save(tmp_path / "a.npy", np.arange(6, dtype=">i8"))
     np.save(tmp_path / "b.npy", np.arange(6, dtype=">f4"))
     a, b = (np.load(tmp_path / name, mmap_mode="r") for name in ("a.npy", "b.npy"))
-    assert inputs.converted(
-        "x", {"a": a, "b": b}, {"a": True, "b": True}, "float32"
-    ) == {
-        "a": a,
-        "b": b,
-    }
+    assert inputs.converted("a", a, True, "float32") is a
+    assert inputs.converted("b", b, True, "float32") is b
     part = batches.Examples(a, b)[np.array([5, 0])]
     assert (part.x.dtype, part.target.dtype) == (np.dtype("int32"), np.dtype("=f4"))
     np.testing.assert_array_equal(part.x, [5, 0])
@@ -256,3 +252,42 @@ def test_weights_of_classes_make_them_count_alike():
 def test_labels_that_cannot_be_weighed_are_refused(target, kind, said):
     with pytest.raises(kind, match=said):
         nn.class_weights(target)
+
+
+def test_each_array_of_the_data_is_visited_once(backend, tmp_path, monkeypatch):
+    """An array is fetched and converted once, and a file is read once."""
+    np.save(tmp_path / "b.npy", np.zeros((30, 2), "float32"))
+    np.save(tmp_path / "labels.npy", np.arange(30) % 3)
+    b, labels = (
+        np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("b", "labels")
+    )
+    monkeypatch.setattr(inputs, "CHUNK_BYTES", 240)
+    visits = []
+
+    def counted(name):
+        function = getattr(inputs, name)
+
+        def call(path, *args):
+            visits.append((name, path))
+            return function(path, *args)
+
+        monkeypatch.setattr(inputs, name, call)
+
+    def chunks(data, function=inputs.chunks):
+        for start, chunk in function(data):
+            visits.append(("read", start))
+            yield start, chunk
+
+    counted("fetch_array")
+    counted("converted")
+    monkeypatch.setattr(inputs, "chunks", chunks)
+    x = np.zeros((30, 2), "float32"), b
+    model = nn.Sequential(nn.Concatenate(), nn.Dense(3))
+    loss = nn.softmax_cross_entropy
+    trainer = nn.Trainer(model, loss, nn.SGD(0.1), backend=backend)
+    trainer.examples(x, labels)
+    paths = "x.0", "x.1", "target"
+    arrays = [(name, path) for path in paths for name in ("fetch_array", "converted")]
+    of_x = ("read", 0), ("read", 15)
+    of_labels = ("read", 0)
+    assert visits == [*arrays[:4], *of_x, *arrays[4:], of_labels]

@@ -24,8 +24,8 @@ from agnostic_nn.core.arrays import float_bits, namespace
 from agnostic_nn.core.atomic import StateLost
 from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.ops.precision import is_narrow
+from agnostic_nn.training import advance as advance_module
 from agnostic_nn.training import batches
-from agnostic_nn.training import trainer as trainer_module
 from agnostic_nn.training.interrupts import DeferredInterrupts
 from agnostic_nn_backends.replay import kernels
 from agnostic_nn_backends.replay import program as replay
@@ -50,7 +50,7 @@ def make(backend, optimizer=None, role="interrupted"):
     if not backend.compiles:
         return new(backend, optimizer)
     trainer = compiled(backend, role)
-    trainer._run = type(trainer._settled())()
+    trainer._current.run = type(trainer._current.settled())()
     trainer.build((12,))
     return trainer
 
@@ -182,9 +182,9 @@ def test_an_exception_anywhere_in_fit_leaves_a_whole_number_of_steps(
         with pytest.raises(Shot), at(number, shoot):
             fit(trainer, epochs=9)
         reference.expect(trainer)
-        run = trainer._settled()
+        run = trainer._current.settled()
         assert (run.epoch + 1) * BATCHES + run.open.batches_done == run.steps
-    while trainer._settled().open.batches_done:
+    while trainer._current.settled().open.batches_done:
         fit(trainer)
     reference.expect(trainer)
 
@@ -387,7 +387,7 @@ def test_a_commit_that_cannot_be_completed_is_an_error_until_the_state_is_replac
         with suppress(MemoryError, StateLost):
             advance(trainer, 3)
         program.env[name] = function
-        if trainer._settled().lost:
+        if trainer._current.settled().lost:
             lost += 1
             text = r"the parameters are lost: .*MemoryError: planted.* Trainer\.load"
             for use in (advance, bits, lambda trainer: trainer.predict(X)):
@@ -564,7 +564,7 @@ def test_a_change_by_a_signal_handler_during_a_step_is_kept(
     """The interrupted step still writes to its memory, but its result is discarded."""
     trainer = advance(make(backend), 4)
     trainer.keep("four")
-    call = trainer_module.into
+    call = advance_module.into
 
     def restore():
         trainer.restore("four")
@@ -579,7 +579,7 @@ def test_a_change_by_a_signal_handler_during_a_step_is_kept(
             call(*args)
 
         with monkeypatch.context() as patch:
-            patch.setattr(trainer_module, "into", interrupted)
+            patch.setattr(advance_module, "into", interrupted)
             advance(trainer)
         assert trainer.steps == 4
         reference.expect(trainer)
@@ -607,7 +607,7 @@ def test_an_epoch_is_counted_and_ended_by_one_change(backend, monkeypatch):
         "agnostic_nn.training.feed._MAX_MULTIPLICATIONS", 0
     )  # one call per step
     trainer = make(backend)
-    change, changes = trainer._change, []
+    change, changes = trainer._current.change, []
 
     def checked(**parts):
         run = change(**parts)
@@ -615,7 +615,7 @@ def test_an_epoch_is_counted_and_ended_by_one_change(backend, monkeypatch):
         changes.append(parts)
         return run
 
-    monkeypatch.setattr(trainer, "_change", checked)
+    monkeypatch.setattr(trainer._current, "change", checked)
     fit(trainer, epochs=2)
     assert [parts["epoch"] for parts in changes if "epoch" in parts] == [1, 2]
 

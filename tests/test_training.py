@@ -40,7 +40,7 @@ def make(backend, model=None, loss=nn.softmax_cross_entropy, optimizer=None, **o
 def host(trainer):
     return [
         trainer.backend.to_numpy(leaf).copy()
-        for leaf in leaves(trainer._current_carry())
+        for leaf in leaves(trainer._current.carry())
     ]
 
 

@@ -22,10 +22,11 @@ from .callbacks import (
     TensorBoardLog,
 )
 from .checkpoint import CheckpointError
+from .epochs import NonFiniteLoss
 from .history import History
 from .splits import class_weights, stratified_split
 from .steps import make_step
-from .trainer import NonFiniteLoss, Trainer
+from .trainer import Trainer
 
 __all__ = [
     "CSVLog",

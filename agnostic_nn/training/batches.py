@@ -1,4 +1,4 @@
-"""Batches: checked examples, divided into batches of one size, and batches that a user supplies."""
+"""Batches: checked examples in batches of one size, and batches that a user supplies."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ from ..core import random
 from ..core.arrays import namespace
 from ..core.errors import described
 from ..core.trees import leaves, tree_map
-from .inputs import is_mapped, type_and_length
+from .inputs import type_and_length
 
 __all__ = [
     "EpochProgress",
@@ -25,7 +25,6 @@ __all__ = [
     "StreamedBatches",
     "batch_indices",
     "epoch_order",
-    "padded",
     "prefetched",
 ]
 
@@ -47,7 +46,7 @@ class EpochProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """Checked examples on the host: x, their targets, and their weights, if they have any.
+    """Checked examples on the host: x, their targets, and their weights, or None.
 
     `examples[rows]` selects examples. It reads those of a mapped file into memory, and
     converts their integers to int32.
@@ -64,7 +63,7 @@ class Examples:
     def __getitem__(self, rows: Any) -> "Examples":
         def select(leaf: np.ndarray) -> np.ndarray:
             part: np.ndarray = leaf[rows]
-            if not is_mapped(leaf):
+            if not isinstance(leaf, np.memmap):
                 return part
             dtype = (
                 np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
@@ -76,18 +75,15 @@ class Examples:
             tree_map(select, self.x), tree_map(select, self.target), weights
         )
 
-
-def padded(examples: Examples, count: int) -> Examples:
-    """Return `examples` padded to `count` by repeating the last one.
-
-    Padding rows do not count in the loss, but layers
-    compute with them, so they hold real data.
-    """
-    return examples[np.minimum(np.arange(count), len(examples) - 1)]
+    def in_memory(self) -> "Examples":
+        """Return the same examples, those of a mapped file read into memory."""
+        arrays = leaves((self.x, self.target))
+        is_mapped = any(isinstance(leaf, np.memmap) for leaf in arrays)
+        return self[:] if is_mapped else self
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
-    """Return the random order of `count` examples in an epoch, the same on every machine."""
+    """Return the random order of `count` examples, the same on every machine."""
     root = random.key(seed, xp=namespace(np.zeros(())))
     order: np.ndarray = random.permutation(random.fold(root, epoch), count)
     return order
@@ -96,11 +92,11 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 def batch_indices(
     indices: np.ndarray, batch_size: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield `indices` in batches from batch `first` on, each with its number of new indices.
+    """Yield `indices` in batches from batch `first` on, each with its number of new ones.
 
     All batches have the same length, so that a step is compiled once. The last one is
-    padded by repeating its last index: layers compute
-    with padding rows, so they hold real data.
+    padded by repeating its last index: layers compute with padding rows, so they hold
+    real data.
     """
     for start in range(first * batch_size, len(indices), batch_size):
         rows = indices[start : start + batch_size]
@@ -112,7 +108,7 @@ def batch_indices(
 
 @dataclass(frozen=True)
 class StoredBatches:
-    """Divides examples into batches: each example once an epoch, in batches of one size."""
+    """Divides examples into batches of one size: each example once in an epoch."""
 
     examples: Examples
     batch_size: int
@@ -129,14 +125,23 @@ class StoredBatches:
         """Batch size, number of examples and whether shuffled; see `EpochProgress`."""
         return self.batch_size, len(self.examples), self.shuffle
 
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of the x of one example."""
+        return sum(leaf[:1].nbytes for leaf in leaves(self.examples.x))
+
     def __str__(self) -> str:
-        count = len(self.examples)
-        return f"{count} examples in batches of {self.batch_size} and shuffle={self.shuffle}"
+        size, count, shuffle = self.layout
+        return f"{count} examples in batches of {size} and shuffle={shuffle}"
+
+    def expect_continues(self, open_epoch: EpochProgress, number: int) -> None:
+        """Raise ValueError if the open epoch `number` was begun with other data."""
+        _expect_layout(self, open_epoch, number)
 
     def epoch(
         self, number: int, first: int, limit: int | None = None
     ) -> Iterator[Examples]:
-        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
+        """Yield at most `limit` batches of epoch `number`, from batch `first` on.
 
         The last batch may be shorter than the others.
         """
@@ -146,10 +151,10 @@ class StoredBatches:
     def groups(
         self, number: int, first: int, limit: int | None, together: int
     ) -> Iterator[tuple[list[int], Examples]]:
-        """Yield the same batches in groups of `together`: their sizes, and the rows of all.
+        """Yield the same batches in groups of `together`: their sizes, and all their rows.
 
-        Short batches are padded as in `batch_indices`,
-        and the last group with its last batch.
+        Short batches are padded as in `batch_indices`, and the last group with its last
+        batch.
         """
         batches = self._rows(number, first, limit)
         while group := list(islice(batches, together)):
@@ -174,8 +179,8 @@ class StreamedBatches:
     source: an iterable, which is iterated again in each epoch; a function from the
     number of the epoch to an iterable; or an iterator, which can only continue where it
     stopped. steps: batches in an epoch, by default all of them. check: turns a batch
-    into `Examples`. is_over: whether the last call
-    of `epoch` reached the end of the epoch.
+    into `Examples`. is_over: whether the last call of `epoch` reached the end of the
+    epoch.
     """
 
     source: Any
@@ -193,10 +198,14 @@ class StreamedBatches:
     def __str__(self) -> str:
         return "user-supplied batches"
 
+    def expect_continues(self, open_epoch: EpochProgress, number: int) -> None:
+        """Raise ValueError if the open epoch `number` was begun with other data."""
+        _expect_layout(self, open_epoch, number)
+
     def epoch(
         self, number: int, first: int, limit: int | None = None
     ) -> Iterator[Examples]:
-        """Yield the batches of epoch `number`, from batch `first` on, at most `limit` of them.
+        """Yield at most `limit` batches of epoch `number`, from batch `first` on.
 
         After `limit` batches, the end of the epoch is detected by drawing one more
         batch. An iterator would lose that batch, so its length hint is used instead.
@@ -264,9 +273,22 @@ class StreamedBatches:
         return self.check(*batch)
 
 
+def _expect_layout(
+    source: StoredBatches | StreamedBatches, open_epoch: EpochProgress, number: int
+) -> None:
+    done, *layout = open_epoch
+    if done and tuple(layout) != source.layout:
+        size, count, shuffled = layout
+        begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
+        raise ValueError(
+            f"epoch {number} was begun with {begun if size else 'other batches'}, got "
+            f"{source}"
+        )
+
+
 @contextmanager
 def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
-    """Yield an iterable over `items`, up to `count` of which a thread computes in advance.
+    """Yield an iterable over `items`; a thread computes up to `count` in advance.
 
     The order does not change, and an exception is raised where its item would have
     come. When the context ends, for whatever reason, the thread ends too: at once, or
@@ -275,8 +297,7 @@ def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
     if not count:
         yield items
         return
-    # SimpleQueue is written in C: an exception
-    # in the middle of a call leaves it intact.
+    # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
     results: SimpleQueue[Any] = SimpleQueue()
     # an entry for each item that may be put into `results`
     slots: SimpleQueue[Any] = SimpleQueue()

@@ -1,5 +1,6 @@
-"""Context: arrays that a step reads but does not train, and that may change between steps."""
+"""Context: arrays that a step reads but does not train, which may change between steps."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -15,15 +16,19 @@ _Layout = dict[str, tuple[str, Shape]]  # dtype and shape of each leaf, by name
 
 
 class Context:
-    """The context of a trainer: a tree of arrays, or a function that returns one for each step.
+    """The context of a trainer: a tree of arrays, or a function that returns one.
 
-    A tree is copied when it is set. The result of a function is read before anybody can
-    change it, so its arrays of the backend are not copied.
+    A function is called for each step. A tree is copied when it is set. The result of a
+    function is read before anybody can change it, so its arrays of the backend are not
+    copied.
+
+    counts_steps: whether the loss also takes the number of the step.
     """
 
-    def __init__(self, backend: Backend, dtype: str) -> None:
+    def __init__(self, backend: Backend, dtype: str, counts_steps: bool) -> None:
         self._backend = backend
         self._dtype = dtype
+        self._counts_steps = counts_steps
         self._function: Any = None
         self._tree: Any = None
         self._layout: _Layout | None = None
@@ -64,6 +69,20 @@ class Context:
         return (
             self._placed(self._function(), copy=False) if self.is_called else self._tree
         )
+
+    def last_arguments(
+        self, steps: Callable[[], int], count: int | None = None
+    ) -> tuple[Any, ...]:
+        """Return the last arguments of the next step: its number, and the context.
+
+        The number is `steps()`. count: return the numbers of the next `count` steps
+        instead. The tuple is empty if the loss takes neither.
+        """
+        context = self.now()
+        if not self._counts_steps:
+            return () if context is None else (None, context)
+        numbers = steps() + (0 if count is None else np.arange(count))
+        return self._backend.asarray(np.asarray(numbers, self._dtype)), context
 
     def _placed(self, tree: Any, copy: bool) -> Any:
         placed = self._on_backend("context", tree, copy)

@@ -1,9 +1,9 @@
 """BatchFeeder: pads batches, moves them to the device, and chooses the step to call."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,15 +11,20 @@ from ..core.arrays import Array, Params, Shape, size
 from ..core.trees import leaves, shape_map, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
-from .batches import Examples, StoredBatches, StreamedBatches, padded
+from .batches import Examples
 from .validation import InputValidator
 
-__all__ = ["Augment", "BatchFeeder", "multiplications_per_row", "to_device"]
+__all__ = [
+    "Augment",
+    "BatchFeeder",
+    "Call",
+    "multiplications_per_row",
+    "padded",
+    "to_device",
+]
 
 # (x, target, generator) -> changed (x, target)
 Augment = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
-# number of batches, step function and its arguments except the carry
-_Call = tuple[Any, ...]
 
 # Limits of the steps that are taken by one call: the number of multiplications, which
 # amount to some milliseconds, and the bytes of x.
@@ -27,117 +32,110 @@ _MAX_MULTIPLICATIONS = 2**27
 _MAX_BYTES = 2**22
 
 
-@dataclass(frozen=True)
-class BatchFeeder:
-    """Yields, for each call of a step, the step function and its arguments except the carry.
+class Call(NamedTuple):
+    """A call of a step that is to be made.
 
-    step takes one batch, and steps takes several, see `make_loop`. augment: the user's
-    function, or None; its generator is fixed by `seed`. check(x, target, weights):
-    turns the result of augment into examples. rows_for: from the length of a
-    user-supplied batch to that which it is padded to. multiplications(): about how many
-    a step takes for each row. together: whether `steps` may be used.
+    batches: how many it takes. is_loop: whether it is a call of the loop over
+    several batches, see `make_loop`. args: the arguments except the carry.
     """
 
-    source: StoredBatches | StreamedBatches
+    batches: int
+    is_loop: bool
+    args: tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class BatchFeeder:
+    """Turns batches of examples into the arguments of the steps.
+
+    batch_size, count: the number of examples in each batch and of all of them, or 0 for
+    batches that a user supplies. rows_for: from the length of such a batch to that
+    which it is padded to. augment: the user's function, or None; its generator is fixed
+    by `seed`. check(x, target, weights): turns its result into examples.
+    multiplications(): about how many a step takes for each row. together: whether one
+    call may take several steps.
+    """
+
     validator: InputValidator
-    step: Callable[..., Any]
-    steps: Callable[..., Any]
+    batch_size: int
+    count: int
+    rows_for: Callable[[int], int]
     augment: Augment | None
     check: Callable[..., Examples]
-    rows_for: Callable[[int], int]
     multiplications: Callable[[], int]
     seed: int
     together: bool
 
-    def epoch(self, number: int, first: int, limit: int | None) -> Iterator[_Call]:
-        """Yield (number of batches, step function, *arguments) for each call.
+    def steps_per_call(self, count: int, example_bytes: int) -> int:
+        """Return how many of `count` steps to take by one call.
 
-        These are the batches of epoch `number` from
-        batch `first` on, at most `limit` of them.
+        It divides them into calls of nearly equal length. On a backend that compiles
+        loops, such a call has the overhead of one step.
         """
-        source = self.source
-        can_loop = self.together and self.validator.backend.compiles
-        if isinstance(source, StoredBatches) and self.augment is None and can_loop:
-            together = self._steps_per_call(source, limit)
-            if together > 1:
-                return self._in_groups(source, number, first, limit, together)
-        return self._one_by_one(number, first, limit)
-
-    def _one_by_one(self, epoch: int, first: int, limit: int | None) -> Iterator[_Call]:
-        source = self.source
-        validator = self.validator
-        for number, examples in enumerate(source.epoch(epoch, first, limit), first):
-            if self.augment is not None:
-                generator = np.random.default_rng((self.seed, epoch, number))
-                examples = self._augmented(self.augment, examples, generator)
-            if isinstance(source, StoredBatches):
-                rows = source.batch_size
-                needs_counts = validator.has_short_batch(len(source.examples), rows)
-            else:
-                rows = self.rows_for(len(examples))
-                # Any batch may be short, so all of them have counts where the loss
-                # allows it: the step is then compiled once.
-                needs_counts = validator.takes_weights or len(examples) < rows
-                if needs_counts:
-                    sizes = f"of {len(examples)} examples where others had {rows},"
-                    validator.expect_weights(f"a short batch, {sizes}")
-            yield 1, self.step, *to_device(validator, examples, rows, needs_counts)
-
-    def _in_groups(
-        self,
-        source: StoredBatches,
-        epoch: int,
-        first: int,
-        limit: int | None,
-        together: int,
-    ) -> Iterator[_Call]:
-        """Yield the arguments of `steps`, which takes `together` batches by one call.
-
-        On a backend that compiles loops, such a call has the overhead of one step. The
-        size of a group depends only on the sizes of the data, so results are
-        reproducible to the last bit.
-        """
-        backend = self.validator.backend
-        shape = (together, source.batch_size)
-        needs_counts = self.validator.has_short_batch(
-            len(source.examples), source.batch_size
-        )
-        for sizes, examples in source.groups(epoch, first, limit, together):
-            # () stands for None: see `make_loop`
-            x, target, weights = tree_map(
-                lambda leaf: (
-                    () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:])
-                ),
-                (examples.x, examples.target, examples.weights),
-            )
-            new = len(sizes)
-            due = np.arange(together) < new
-            counts: Any = ()
-            if needs_counts:
-                sizes += sizes[-1:] * (together - new)
-                counts = np.arange(source.batch_size) < np.asarray(sizes)[:, None]
-                counts = counts.astype(self.validator.dtype)
-            if needs_counts and not isinstance(weights, tuple):
-                weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
-            batches = backend.asarray((x, target, counts, weights))
-            yield new, self.steps, backend.asarray(due), batches
-
-    def _steps_per_call(self, source: StoredBatches, limit: int | None) -> int:
-        """Return how many steps to take by one call.
-
-        It divides the epoch, or the `limit` steps
-        of it, into calls of nearly equal length.
-        """
-        count = source.count if limit is None else min(limit, source.count)
-        nbytes: int = sum(leaf[:1].nbytes for leaf in leaves((source.examples.x,)))
+        if not self.batch_size or self.augment is not None:
+            return 1
+        if not (self.together and self.validator.backend.compiles):
+            return 1
         # per row, either may be 0 if an axis has length 0
-        by_work = _MAX_MULTIPLICATIONS // max(
-            1, self.multiplications() * source.batch_size
-        )
-        by_memory = _MAX_BYTES // max(1, nbytes * source.batch_size)
+        row_work = max(1, self.multiplications() * self.batch_size)
+        row_bytes = max(1, example_bytes * self.batch_size)
+        by_work = _MAX_MULTIPLICATIONS // row_work
+        by_memory = _MAX_BYTES // row_bytes
         most = max(1, min(count, by_work, by_memory))
         calls = math.ceil(count / most)
         return math.ceil(count / calls)
+
+    def one(self, epoch: int, number: int, examples: Examples) -> Call:
+        """Return the call that takes batch `number` of an epoch."""
+        if self.augment is not None:
+            generator = np.random.default_rng((self.seed, epoch, number))
+            examples = self._augmented(self.augment, examples, generator)
+        validator = self.validator
+        if self.batch_size:
+            rows = self.batch_size
+            needs_counts = self._has_short_batch(rows)
+        else:
+            rows = self.rows_for(len(examples))
+            # Any batch may be short, so all of them have counts where the loss allows
+            # it: the step is then compiled once.
+            needs_counts = validator.takes_weights or len(examples) < rows
+            if needs_counts:
+                sizes = f"of {len(examples)} examples where others had {rows},"
+                validator.expect_weights(f"a short batch, {sizes}")
+        args = to_device(validator, examples, rows, needs_counts)
+        return Call(1, False, tuple(args))
+
+    def group(self, sizes: list[int], examples: Examples, together: int) -> Call:
+        """Return the call that takes a group of `together` batches: see `groups`.
+
+        The size of a group depends only on the sizes of the data, so results are
+        reproducible to the last bit.
+        """
+        backend = self.validator.backend
+        rows = self.batch_size
+        shape = (together, rows)
+
+        def divided(leaf: np.ndarray | None) -> Any:
+            # () stands for None: see `make_loop`
+            return () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:])
+
+        x = tree_map(divided, examples.x)
+        target = tree_map(divided, examples.target)
+        weights = divided(examples.weights)
+        count = len(sizes)
+        due = np.arange(together) < count
+        counts: Any = ()
+        if self._has_short_batch(rows):
+            padded_sizes = sizes + sizes[-1:] * (together - count)
+            is_example = np.arange(rows) < np.asarray(padded_sizes)[:, None]
+            counts = is_example.astype(self.validator.dtype)
+            if examples.weights is not None:
+                weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
+        batches = backend.asarray((x, target, counts, weights))
+        return Call(count, True, (backend.asarray(due), batches))
+
+    def _has_short_batch(self, rows: int) -> bool:
+        return self.validator.has_short_batch(self.count, rows)
 
     def _augmented(
         self, augment: Augment, examples: Examples, generator: np.random.Generator
@@ -160,7 +158,10 @@ class BatchFeeder:
 
 
 def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
-    """Estimate the multiplications of a step per example: 3 per parameter and position of x."""
+    """Estimate the multiplications of a step for one example.
+
+    They are 3 for each parameter and each position of x.
+    """
 
     def positions(leaf: np.ndarray, kind: str) -> int:
         return math.prod(leaf.shape if kind == "integral" else leaf.shape[:-1])
@@ -171,6 +172,15 @@ def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:
         tree_map(positions, example, kinds(model.input_kinds, example))
     )
     return 3 * parameters * max(counts)
+
+
+def padded(examples: Examples, count: int) -> Examples:
+    """Return `examples` padded to `count` by repeating the last one.
+
+    Padding rows do not count in the loss, but layers compute with them, so they hold
+    real data.
+    """
+    return examples[np.minimum(np.arange(count), len(examples) - 1)]
 
 
 def to_device(

@@ -1,4 +1,4 @@
-"""Inputs: a user's arrays, checked and converted on the host.
+"""Inputs: a user's arrays, checked and converted on the host in one visit to each.
 
 Checks run on the host because compiled functions cannot look at values, and array
 libraries treat invalid values differently (JAX clamps an index, CuPy wraps it around).
@@ -7,9 +7,9 @@ mapped into memory (`np.load(path, mmap_mode="r")`) is checked chunk by chunk an
 loaded as a whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from operator import index
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,11 @@ from ..core.arrays import device, first_true, namespace
 from ..core.backend import Backend
 from ..core.errors import expect
 from ..core.trees import leaves, named_leaves, shape_map, tree_map
+from ..layers.base import kinds
 
 __all__ = [
+    "Admitted",
+    "admit",
     "as_integer",
     "as_shape",
     "chunks",
@@ -26,32 +29,176 @@ __all__ = [
     "expect_lengths",
     "expect_shapes",
     "fetch",
-    "is_mapped",
+    "fetch_array",
     "type_and_length",
 ]
 
 CHUNK_BYTES = 2**24  # bytes of a mapped file that are checked at a time
 
 
-def is_mapped(data: Any) -> bool:
-    """Return whether an array, or any array in a tree, is mapped from a file."""
-    if isinstance(data, dict | tuple):
-        return any(map(is_mapped, leaves(data)))
+class Admitted(NamedTuple):
+    """A user's data on the host, in the dtypes that a model computes in.
+
+    problem: the first error in a value or a dtype, or None. It is not raised at once:
+    an error in a shape comes first, and some are found only when a model is built.
+    """
+
+    data: Any
+    problem: Exception | None
+
+    @property
+    def shape(self) -> Any:
+        """The shape of one example, nested like the data."""
+        return tree_map(lambda array: array.shape[1:], self.data)
+
+
+def admit(
+    name: str,
+    data: Any,
+    backend: Backend,
+    dtype: str,
+    check: Callable[[Any], None] | None,
+    *,
+    count: int | None = None,
+    shape: Any = None,
+    input_kinds: Any = "",
+) -> Admitted:
+    """Visit each array of `data` once: fetch it to the host, check and convert it.
+
+    check: raises for an invalid value; it gets the arrays before they are converted.
+    count: the expected number of examples; None for an x, whose arrays only have to
+    agree. shape: the expected shape of one example, nested like the data, if known.
+    input_kinds: that of a layer, if the data are its x. Numbers without a dtype are
+    converted to the dtype of the model where it takes real numbers.
+
+    Raises
+    ------
+    TypeError
+        See `fetch`.
+    ValueError
+        If the data are nested otherwise, or have other lengths or shapes.
+    """
+    nesting = _nesting(data)
+    problem: Exception | None = None
+    try:
+        leaf_kinds = kinds(input_kinds, nesting)
+    except (KeyError, ValueError) as error:  # x is nested otherwise than the model's
+        leaf_kinds = nesting
+        problem = error
+    results: list[np.ndarray] = []  # the converted arrays
+    problems: list[Exception] = []  # why arrays cannot be converted
+
+    def visit(path: str, value: Any, kind: Any) -> np.ndarray:
+        array, has_dtype = fetch_array(path, value, backend)
+        if not has_dtype and kind == "real floating":
+            array = array.astype(dtype)
+        try:
+            results.append(converted(path, array, has_dtype, dtype))
+        except (TypeError, ValueError) as error:
+            problems.append(error)
+        return array
+
+    arrays = _map_named(visit, name, data, leaf_kinds)
+    if count is None:
+        expect_lengths(name, arrays)
+    else:
+        _expect_count(name, arrays, count)
+    if shape is not None:
+        expect_shapes(name, arrays, shape)
+    if problem is None:
+        try:
+            if any(leaves(nesting)):
+                problems += _check_chunks(name, arrays, check)
+            elif check is not None:
+                check(arrays)
+        except Exception as error:
+            problem = error
+    if problem is None and problems:
+        problem = problems[0]
+    if problem is not None:
+        return Admitted(arrays, problem)
+    in_order = iter(results)
+    return Admitted(tree_map(lambda _: next(in_order), arrays), None)
+
+
+def _nesting(data: Any) -> Any:
+    """Return a tree nested like `data`, with True for each array mapped from a file."""
+    if isinstance(data, dict):
+        return {key: _nesting(branch) for key, branch in data.items()}
+    if isinstance(data, tuple) and not _is_numbers(data):
+        return tuple([_nesting(branch) for branch in data])
     return isinstance(data, np.memmap)
+
+
+def _map_named(
+    function: Callable[[str, Any, Any], Any], name: str, data: Any, tree: Any
+) -> Any:
+    """Return a tree of function(path, leaf of data, leaf of tree), nested like `tree`."""
+    if isinstance(tree, dict):
+        return {
+            key: _map_named(function, f"{name}.{key}", data[key], branch)
+            for key, branch in tree.items()
+        }
+    if isinstance(tree, tuple):
+        return tuple(
+            [
+                _map_named(function, f"{name}.{i}", data[i], branch)
+                for i, branch in enumerate(tree)
+            ]
+        )
+    return function(name, data, tree)
+
+
+def _check_chunks(
+    name: str, arrays: Any, check: Callable[[Any], None] | None
+) -> list[Exception]:
+    """Check data of a mapped file in chunks, each of which is read once.
+
+    Errors of `check` are raised. Returns the first one about an integer that does not
+    fit into int32, if any. An error names the first example of its chunk.
+    """
+    problems: list[Exception] = []
+    for start, chunk in chunks(arrays):
+        try:
+            if check is not None:
+                check(chunk)
+        except (TypeError, ValueError) as error:
+            if not start:
+                raise
+            raise _counted_from(start, error) from error
+        if not problems:
+            try:
+                _map_named(_expect_int32_in_file, name, chunk, arrays)
+            except ValueError as error:
+                problems.append(_counted_from(start, error) if start else error)
+    return problems
+
+
+def _counted_from(start: int, error: Exception) -> Exception:
+    """Return an error that also names the first example of its chunk."""
+    result = type(error)(f"{error}, counted from example {start}")
+    for note in getattr(error, "__notes__", ()):
+        result.add_note(note)
+    return result
+
+
+def _expect_int32_in_file(path: str, chunk: np.ndarray, array: np.ndarray) -> None:
+    if isinstance(array, np.memmap) and chunk.dtype.kind in "iu":
+        _expect_int32(path, chunk)
 
 
 def fetch(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
     """Return `data` as NumPy arrays, and for each whether the user chose its dtype.
 
     Accepts NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and
-    tuples of those; a tuple of numbers is one array.
-    Both results have the nesting of the data.
+    tuples of those; a tuple of numbers is one array. Both results have the nesting of
+    the data.
 
     Raises
     ------
     TypeError
-        If data is an array of another library, does
-        not hold numbers, or is on another device.
+        If data is an array of another library, does not hold numbers, or is on another
+        device.
     """
     if isinstance(data, dict):
         arrays = {}
@@ -62,7 +209,7 @@ def fetch(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
     if isinstance(data, tuple) and not _is_numbers(data):
         pairs = [fetch(f"{name}.{i}", branch, backend) for i, branch in enumerate(data)]
         return tuple([pair[0] for pair in pairs]), tuple([pair[1] for pair in pairs])
-    return _fetch_leaf(name, data, backend)
+    return fetch_array(name, data, backend)
 
 
 def _is_numbers(data: Any) -> bool:
@@ -71,7 +218,8 @@ def _is_numbers(data: Any) -> bool:
     return isinstance(data, int | float | np.generic)
 
 
-def _fetch_leaf(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
+def fetch_array(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
+    """Return one array on the host, and whether the user chose its dtype; see `fetch`."""
     has_dtype = True
     if isinstance(data, np.ndarray | np.generic):
         if hasattr(data, "mask"):
@@ -121,56 +269,53 @@ def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
         ) from error
 
 
-def converted(name: str, data: Any, has_dtype: Any, dtype: str) -> Any:
-    """Return `data` in the dtype that the model computes in, and integers in int32.
+def converted(name: str, array: np.ndarray, has_dtype: bool, dtype: str) -> np.ndarray:
+    """Return `array` in the dtype that the model computes in, and integers in int32.
 
     All backends have int32. Floating-point numbers are only converted if the user did
-    not choose their dtype. Booleans are not converted, and neither is a mapped file.
+    not choose their dtype. Booleans are not converted, and neither is a mapped file,
+    whose values are not read here.
 
     Raises
     ------
     TypeError
-        If data is of another floating-point dtype.
+        If the array is of another floating-point dtype.
     ValueError
         If an integer is out of range.
     """
-    if isinstance(data, dict):
-        return {
-            k: converted(f"{name}.{k}", leaf, has_dtype[k], dtype)
-            for k, leaf in data.items()
-        }
-    if isinstance(data, tuple):
-        pairs = zip(data, has_dtype, strict=True)
-        return tuple(
-            converted(f"{name}.{i}", *pair, dtype) for i, pair in enumerate(pairs)
+    kind = array.dtype.kind
+    # The name is slow to get. That of a dtype in another byte order is the same.
+    is_other = kind == "f" and array.dtype != np.dtype(dtype)
+    if is_other and has_dtype and array.dtype.name != dtype:
+        actual = array.dtype.name
+        is_choice = actual in ("float32", "float64")
+        choose = f", or Trainer(dtype={actual!r})" if is_choice else ""
+        raise TypeError(
+            f"{name} is {actual}, but the model computes in {dtype}: pass "
+            f"{name}.astype({dtype!r}){choose}"
         )
-    if data.dtype.kind == "f":
-        if data.dtype.name != dtype and has_dtype:
-            actual = data.dtype.name
-            choose = (
-                f", or Trainer(dtype={actual!r})"
-                if actual in ("float32", "float64")
-                else ""
-            )
-            raise TypeError(
-                f"{name} is {actual}, but the model computes in {dtype}: pass "
-                f"{name}.astype({dtype!r}){choose}"
-            )
-        return data if is_mapped(data) else data.astype(dtype, copy=False)
-    if data.dtype.kind == "b" or is_mapped(data):
-        return data
-    if not np.can_cast(data.dtype, np.int32):
-        bounds = np.iinfo(np.int32)
-        bad = first_true((data < bounds.min) | (data > bounds.max))
-        if bad is not None:
-            raise ValueError(
-                f"{name}{list(bad)} is {data[bad]}, which does not fit into int32"
-            )
-    return data.astype(np.int32, copy=False)
+    if kind == "b" or isinstance(array, np.memmap):
+        return array
+    if kind == "f":
+        return array.astype(dtype, copy=False)
+    _expect_int32(name, array)
+    return array.astype(np.int32, copy=False)
+
+
+def _expect_int32(name: str, array: np.ndarray) -> None:
+    """Raise ValueError if an integer does not fit into int32."""
+    if np.can_cast(array.dtype, np.int32):
+        return
+    bounds = np.iinfo(np.int32)
+    bad = first_true((array < bounds.min) | (array > bounds.max))
+    if bad is not None:
+        raise ValueError(
+            f"{name}{list(bad)} is {array[bad]}, which does not fit into int32"
+        )
 
 
 def chunks(data: Any) -> Iterator[tuple[int, Any]]:
-    """Yield data mapped from a file in chunks that fit into memory, each with its first index."""
+    """Yield mapped data in chunks that fit into memory, each with its first index."""
     arrays = leaves(data)
     count = len(arrays[0])
     step = max(1, CHUNK_BYTES * count // max(1, sum(leaf.nbytes for leaf in arrays)))
@@ -212,15 +357,23 @@ def as_integer(name: str, value: Any, least: int = 1) -> int:
 
 
 def type_and_length(thing: Any) -> str:
-    """Return the type of `thing`, and the length of a tuple or list, for an error message."""
+    """Describe the type of `thing`, and the length of a tuple or list."""
     kind = type(thing).__qualname__
     return (
         f"a {kind} of {len(thing)}" if isinstance(thing, tuple | list) else f"a {kind}"
     )
 
 
+def _expect_count(name: str, data: Any, count: int) -> None:
+    """Raise ValueError unless all leaves of data hold `count` examples."""
+    for path, leaf in named_leaves(data, name):
+        if leaf.shape[:1] != (count,):
+            label = "targets" if path == "target" else path
+            raise ValueError(f"{count} examples, but {label} of shape {leaf.shape}")
+
+
 def expect_shapes(name: str, data: Any, shapes: Any) -> None:
-    """Raise ValueError unless data hold examples of `shapes`, a tree with the same nesting."""
+    """Raise ValueError unless data hold examples of `shapes`, a tree nested alike."""
     if tree_map(lambda leaf: leaf.shape[1:], data) == shapes:
         return
     arrays = dict(named_leaves(data, name))

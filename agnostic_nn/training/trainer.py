@@ -1,22 +1,18 @@
-"""The Trainer: fits a model to data, evaluates it, predicts with it, saves it and loads it."""
+"""The Trainer: fits a model to data, evaluates it, predicts with it and saves it."""
 
 import copy
 import math
 import os
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from html import escape
-from threading import RLock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from ..core import random
 from ..core.arrays import Array, Metric, Moments, Params, Shape, State, namespace
-from ..core.atomic import StateLost, into, settle
 from ..core.backend import Backend
 from ..core.backend import backend as choose
 from ..core.errors import (
@@ -33,18 +29,11 @@ from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, 
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
-from ..metrics import combine_means, finish_of
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
-from .batches import (
-    EpochProgress,
-    Examples,
-    StoredBatches,
-    StreamedBatches,
-    padded,
-    prefetched,
-)
+from .advance import advance, after_one_step
+from .batches import Examples, StoredBatches, StreamedBatches
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
 from .checkpoint_fields import (
@@ -55,12 +44,14 @@ from .checkpoint_fields import (
 )
 from .config import describe
 from .context import Context
-from .feed import Augment, BatchFeeder, multiplications_per_row, to_device
+from .epochs import EpochLoop
+from .evaluation import Evaluator
+from .feed import Augment, BatchFeeder, multiplications_per_row, padded
 from .history import History
-from .inputs import as_integer, as_shape, fetch, is_mapped, type_and_length
+from .inputs import as_integer, as_shape, fetch, type_and_length
 from .interrupts import DeferredInterrupts
-from .mean_loss import MeanLoss
-from .progress import Progress, progress
+from .progress import progress
+from .run import CurrentRun, Run
 from .steps import (
     Carry,
     evaluate_batch,
@@ -71,66 +62,7 @@ from .steps import (
 )
 from .validation import InputValidator
 
-__all__ = ["NonFiniteLoss", "Trainer"]
-
-_NO_OPEN_EPOCH = EpochProgress()
-
-
-class _Run(NamedTuple):
-    """The carry of the training step, and the counters that belong to it.
-
-    A trainer replaces its run as a whole, by one assignment. So at every moment it
-    holds the arrays after a whole number of steps, and counters that agree with them.
-    """
-
-    carry: Carry | None = None
-    shape: Shape | None = None
-    out_shape: Shape | None = None
-    steps: int = 0
-    epoch: int = 0
-    open: EpochProgress = _NO_OPEN_EPOCH
-    is_shared: bool = False  # whether the caller may hold the arrays of `carry`
-    lost: str = ""  # why `carry` is None although there were weights
-
-
-class _Attempt(NamedTuple):
-    """A call of a step that has begun: the run before it, and the list that its result is put in.
-
-    after(before, result) returns the new run and the value to return. It is pure, so it
-    can be called again if an exception interrupts the first call.
-    """
-
-    before: _Run
-    outcome: list[Any]
-    after: Callable[[_Run, Any], tuple[_Run, Any]]
-
-    def ended(self) -> tuple[_Run, Any]:
-        """Return the run that the step left behind, and the value to return."""
-        try:
-            is_done = settle(self.outcome)
-        except StateLost as error:
-            return self.before._replace(carry=None, lost=str(error)), None
-        return (
-            self.after(self.before, self.outcome[1]) if is_done else (self.before, None)
-        )
-
-
-@dataclass(frozen=True)
-class _FitOptions:
-    """The arguments that one call of `fit` passes on to each of its epochs."""
-
-    feeder: BatchFeeder
-    prefetch: int
-    last_step: float  # the value of `Trainer.steps` at which to stop, or infinity
-    held_out: Examples | None
-    batch_size: int
-    interrupts: DeferredInterrupts
-    bars: Progress
-
-
-class NonFiniteLoss(FloatingPointError):
-    """The loss or a gradient of a step was NaN or infinite; the step was not taken."""
-
+__all__ = ["Trainer"]
 
 # attributes that the compiled steps close over
 _COMPILED = {
@@ -235,12 +167,10 @@ class Trainer:
         )
         self._has_custom_metrics = metrics is not None
         self._validator = InputValidator(model, loss, self.backend, dtype)
-        self._context = Context(self.backend, dtype)
-        self._loss_takes_step = takes_keyword(loss, "step")
+        self._context = Context(self.backend, dtype, takes_keyword(loss, "step"))
         self.context = context
         self.notes: dict[str, Any] = {}
-        self._run: _Run | _Attempt = _Run()
-        self._lock = RLock()  # held by every thread that reads or replaces `_run`
+        self._current = CurrentRun(model, optimizer, self.backend, self.seed, dtype)
         self._longest_batch = 0  # user-supplied batches are padded to this length
         self._kept: dict[str, Carry] = {}
         self._memory: RunMemory | None = None  # of the current or an interrupted `fit`
@@ -251,6 +181,7 @@ class Trainer:
         self._evaluate_batch = jit(
             partial(evaluate_batch, model, loss, dict(self.metrics))
         )
+        self._evaluator = Evaluator(self._validator, self.metrics, self._evaluate_batch)
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
         if shape is not None:
@@ -267,99 +198,63 @@ class Trainer:
 
     def build(self, shape: Shape) -> None:
         """Draw initial weights for examples of `shape`, replacing those there are."""
-        shape = as_shape(shape)
-        carry, out_shape = self._draw(shape)
-        carry = self.backend.asarray(carry)
-        self._change(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
+        self._current.build(as_shape(shape))
         self._forget_interrupted_run()
-
-    def _draw(self, shape: Shape) -> tuple[Carry, Shape]:
-        """Return the carry before the first step, on the host, and the shape of one y."""
-        xp = namespace(np.zeros(()))
-        key = random.key(self.seed, xp=xp)
-        params, state, out_shape = self.model.init(key, shape, getattr(xp, self.dtype))
-        return (params, state, self.optimizer.init(params)), out_shape
-
-    def _set_carry(self, carry: Carry) -> None:
-        """Move a carry from the host to the backend and continue from it."""
-        self._change(carry=self.backend.asarray(carry), is_shared=False)
-
-    def _settled(self) -> _Run:
-        """Return the run after the last completed step."""
-        with self._lock:
-            run = self._run
-            if isinstance(run, _Run):
-                return run
-            ended, _ = run.ended()
-            if ended is not run.before:
-                self._run = ended
-            return ended
-
-    def _change(self, **changes: Any) -> _Run:
-        """Replace fields of the run and return the new one."""
-        with self._lock:
-            run = self._settled()
-            if self._run is not run and run.carry is not None:
-                # A signal handler called this during a step. That step may still write
-                # to the memory that was donated to it, and its result will be dropped.
-                changes = {"carry": _copy(run.carry)} | changes
-            self._run = run = run._replace(**changes)
-            return run
 
     @property
     def shape(self) -> Shape | None:
         """The shape of one example, or None before weights are drawn."""
-        return self._settled().shape
+        return self._current.settled().shape
 
     @property
     def out_shape(self) -> Shape | None:
         """The shape of one output, or None before weights are drawn."""
-        return self._settled().out_shape
+        return self._current.settled().out_shape
 
     @property
     def steps(self) -> int:
-        """Steps so far, including those that `step` skipped for a non-finite loss or gradient."""
-        return self._settled().steps
+        """Steps so far, including those that `step` skipped because of `keep_finite`."""
+        return self._current.settled().steps
 
     @steps.setter
     def steps(self, steps: int) -> None:
-        self._change(steps=steps)
+        self._current.change(steps=steps)
 
     @property
     def epoch(self) -> int:
         """Completed epochs."""
-        return self._settled().epoch
+        return self._current.settled().epoch
 
     @epoch.setter
     def epoch(self, epoch: int) -> None:
-        self._change(epoch=epoch)
+        self._current.change(epoch=epoch)
 
     @property
     def params(self) -> Params:
-        """The current parameters, on the backend; later steps do not change these arrays."""
-        return self._share_carry()[0]
+        """The current parameters on the backend; later steps do not change these arrays."""
+        return self._current.shared_carry()[0]
 
     @property
     def state(self) -> State:
         """The state that layers carry from step to step, on the backend."""
-        return self._share_carry()[1]
+        return self._current.shared_carry()[1]
 
     @property
     def moments(self) -> Moments:
         """The state of the optimizer, on the backend."""
-        return self._share_carry()[2]
+        return self._current.shared_carry()[2]
 
     @moments.setter
     def moments(self, moments: Moments) -> None:
-        params, state, old = self._share_carry()
+        params, state, old = self._current.shared_carry()
         new_leaves = dict(named_leaves(moments, "moments"))
         _expect_same_leaves(new_leaves, dict(named_leaves(old, "moments")))
         expect_nested("moments", moments, old)
-        self._change(carry=(params, state, moments), is_shared=True)
+        self._current.change(carry=(params, state, moments), is_shared=True)
 
     @property
     def context(self) -> Any:
-        """The tree of arrays that steps read, on the backend, or the function that returns it.
+        """The arrays that steps read, on the backend, or the function that returns them.
 
         Assign to it between steps: `target.context = online.params`. A tree is copied.
         A new tree must have the nesting, shapes and dtypes of the old one, so that
@@ -391,7 +286,7 @@ class Trainer:
         ValueError
             If a leaf is missing, unknown, or of another shape or dtype.
         """
-        old_params, old_state = self.backend.to_numpy(self._current_carry()[:2])
+        old_params, old_state = self.backend.to_numpy(self._current.carry()[:2])
         old = {"params": old_params, "state": old_state}
         new = {"params": params, "state": old_state if state is None else state}
         new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
@@ -400,11 +295,11 @@ class Trainer:
         for name, tree in new.items():
             expect_nested(name, tree, old[name])
         moments = self.optimizer.init(new["params"])
-        self._set_carry((new["params"], new["state"], moments))
+        self._current.set_carry((new["params"], new["state"], moments))
         self._forget_interrupted_run()
 
     def keep(self, name: str | Callback) -> None:
-        """Keep a copy of the current parameters, state and moments on the host, as `name`.
+        """Keep a copy of the parameters, state and moments on the host, as `name`.
 
         Copies are saved and loaded with the trainer. A callback can pass itself as the
         name; its copy is dropped when its run of `fit` is over: see `Callback`.
@@ -415,12 +310,12 @@ class Trainer:
             If `name` is a callback and no `fit` is running.
         """
         copies, key = self._copies_and_key(name)
-        copies[key] = self._host_copy()
+        copies[key] = self._current.host_copy()
 
     def restore(self, name: str | Callback) -> None:
-        """Restore the parameters, state and moments kept as `name`; the copy stays available.
+        """Restore the parameters, state and moments that were kept as `name`.
 
-        The counts of steps and epochs do not change.
+        The copy stays available. The counts of steps and epochs do not change.
 
         Raises
         ------
@@ -432,7 +327,7 @@ class Trainer:
         copies, key = self._copies_and_key(name)
         if key not in copies:
             raise KeyError(f"nothing was kept as {key!r}, only {sorted(copies)}")
-        self._set_carry(copies[key])
+        self._current.set_carry(copies[key])
 
     def _copies_and_key(self, name: str | Callback) -> tuple[dict[str, Carry], str]:
         """Return the dict that holds the copy called `name`, and its key there."""
@@ -443,7 +338,7 @@ class Trainer:
         return memory.best, memory.key(name)
 
     def memory(self, callback: Callback) -> dict[str, Any]:
-        """Return the dict in which `callback` stores JSON data during this run of `fit`.
+        """Return the dict in which `callback` stores JSON data during a run of `fit`.
 
         It is empty when a run begins, saved with the trainer, and dropped when the run
         is over: see `Callback`.
@@ -479,123 +374,37 @@ class Trainer:
             memory.pause()
             if is_inner:
                 self._memory = before
-        if not is_inner and not self._settled().open.batches_done:
+        if not is_inner and not self._current.settled().open.batches_done:
             self._memory = None
 
-    def _host_copy(self) -> Carry:
-        """Return a copy of the carry on the host.
-
-        A view would keep its memory from being donated to the next step.
-        """
-        with self._lock:
-            carry: Carry = tree_map(
-                np.array, self.backend.to_numpy(self._current_carry())
-            )
-            return carry
-
-    def _share_carry(self) -> Carry:
-        """Return the carry to the caller; the next step copies it before donating its buffers."""
-        with self._lock:
-            carry = self._current_carry()
-            run = self._settled()
-            if self._run is not run:  # called by a signal handler during a step
-                return _copy(carry)
-            self._run = run._replace(is_shared=True)
-            return carry
-
-    def _current_carry(self) -> Carry:
-        """Return the carry.
-
-        Raises
-        ------
-        StateLost
-            If an exception destroyed it during a step.
-        RuntimeError
-            If no weights have been drawn yet.
-        """
-        run = self._settled()
-        if run.carry is None and run.lost:
-            raise StateLost(
-                f"the parameters are lost: {run.lost}. Load a checkpoint with "
-                "Trainer.load, or call `restore` to return to weights that were kept"
-            )
-        if run.carry is None:
-            raise RuntimeError(
-                "no weights yet: give Trainer a shape, or fit it to data first"
-            )
-        return run.carry
-
-    def _as_of(self) -> tuple[Any, ...]:
-        """Return objects that are replaced whenever something changes; see `core.guards`."""
-        run = self._settled()
+    def _version(self) -> tuple[Any, ...]:
+        """Return objects, one of which every change replaces; see `core.guards`."""
+        run = self._current.settled()
         return run.steps, run.epoch, run.carry, self._context.given
 
     # --- learning
     # -----------------------------------------------------------------------
 
     def step(self, x: Any, target: Any, weights: Any = None) -> Array:
-        """Train on one batch; returns its loss before the step, a 0-d array of the backend.
+        """Train on one batch; return its loss before the step, a 0-d array of the backend.
 
-        With `keep_finite`, a step whose loss or gradients
-        are not finite changes nothing.
+        With `keep_finite`, a step whose loss or gradients are not finite changes
+        nothing.
         """
-        examples = self.examples(x, target, weights)
-        if is_mapped((examples.x, examples.target)):
-            examples = examples[:]
+        examples = self.examples(x, target, weights).in_memory()
         batch = self.backend.asarray((examples.x, examples.target))
         # the remaining parameters of a step: counts, weights, due, t, context
-        optional = (
-            () if weights is None else (None, self.backend.asarray(examples.weights))
-        )
-        step_context = self._step_context()
-        if step_context:
-            optional = (*(optional or (None, None)), None, *step_context)
-        return self._advance(self._step, _after_one_step, *batch, *optional)
+        optional: tuple[Any, ...] = ()
+        if weights is not None:
+            optional = (None, self.backend.asarray(examples.weights))
+        last_arguments = self._last_arguments()
+        if last_arguments:
+            optional = (*(optional or (None, None)), None, *last_arguments)
+        return advance(self._current, self._step, after_one_step, *batch, *optional)
 
-    def _step_context(self, count: int | None = None) -> tuple[Any, ...]:
-        """Return the last arguments of a step: the number of the step, and the context.
-
-        count: return the numbers of the next `count` steps instead. The tuple is empty
-        if the loss takes neither.
-        """
-        context = self._context.now()
-        if context is None and not self._loss_takes_step:
-            return ()
-        t = None
-        if self._loss_takes_step:
-            t = np.asarray(
-                self.steps + (0 if count is None else np.arange(count)), self.dtype
-            )
-            t = self.backend.asarray(t)
-        return t, context
-
-    def _advance(
-        self,
-        step: Callable[..., Any],
-        after: Callable[[_Run, Any], tuple[_Run, Any]],
-        *args: Any,
-    ) -> Any:
-        """Take steps by one call of `step`, and return the second result of `after`.
-
-        after: see `_Attempt`. If an exception comes at any moment, either nothing is
-        changed or the steps are taken and counted.
-        """
-        with self._lock:
-            carry = self._current_carry()
-            run = self._settled()
-            if run.is_shared or self._run is not run:
-                carry = _copy(carry)
-            attempt = self._run = _Attempt(run, [], after)
-            try:
-                into(step, attempt.outcome, carry, *args)
-                ended, answer = attempt.ended()
-                if self._run is attempt:
-                    self._run = ended
-            except BaseException:
-                if self._run is attempt:
-                    self._run, _ = attempt.ended()
-                raise
-        return answer
+    def _last_arguments(self, count: int | None = None) -> tuple[Any, ...]:
+        """Return the last arguments of the next step, or of `count` steps in a loop."""
+        return self._context.last_arguments(lambda: self.steps, count)
 
     def fit(
         self,
@@ -615,7 +424,7 @@ class Trainer:
         callbacks: Sequence[Callback | CallbackFunction] = (),
         verbose: int = 1,
     ) -> History:
-        """Train for `epochs` epochs, in batches; returns the results of each epoch.
+        """Train for `epochs` epochs, in batches; return the results of each epoch.
 
         Each example is used exactly once in an epoch. A short last batch is padded to
         the common length with rows that do not count. If an earlier call left an epoch
@@ -695,42 +504,53 @@ class Trainer:
             raise ValueError("expected x and target or batches, got both")
         else:
             source = self._streamed(batches, steps_per_epoch)
-        held_out = (
-            None if validation is None else self._held_out(validation, batch_size)
-        )
+        held_out = None
+        evaluate = None
+        if validation is not None:
+            held_out = self._held_out(validation, batch_size)
+            evaluate = partial(self._evaluate, held_out, batch_size)
         callback_list = as_callbacks(callbacks)
-        self._expect_open_epoch_of(source)
+        source.expect_continues(self._current.settled().open, self.epoch + 1)
         if held_out is not None and self._has_custom_metrics:
-            self._try_metrics(held_out, batch_size)
-        metrics = (
-            []
-            if held_out is None
-            else [f"validation_{m}" for m in ("loss", *self.metrics)]
-        )
-        expect_fields(
-            self, callback_list, ("epoch", "steps", "loss", *metrics, "seconds")
-        )
-
-        feeder = self._feeder(source, augment)
+            self._evaluator.try_batch(
+                *self._prediction_weights(False),
+                held_out,
+                batch_size,
+                self._last_arguments(),
+            )
+        expect_fields(self, callback_list, self._row_fields(held_out is not None))
+        feeder = self._feeder(source.layout, augment)
         last_step = math.inf if steps is None else self.steps + steps
         with (
             self._remembering(callback_list) as bound_callbacks,
             DeferredInterrupts() as interrupts,
             progress(bool(verbose)) as bars,
         ):
-            options = _FitOptions(
-                feeder, prefetch, last_step, held_out, batch_size, interrupts, bars
+            loop = EpochLoop(
+                trainer=self,
+                current=self._current,
+                source=source,
+                feeder=feeder,
+                step=self._step,
+                loop=self._steps,
+                last_arguments=self._last_arguments,
+                to_numpy=self.backend.adapter.to_numpy,
+                keep_finite=self.keep_finite,
+                prefetch=prefetch,
+                last_step=last_step,
+                evaluate=evaluate,
+                interrupts=interrupts,
+                bars=bars,
             )
-            return self._fit_epochs(epochs, options, bound_callbacks)
+            return loop.run(epochs, bound_callbacks)
 
     def _stored(
         self, x: Any, target: Any, weights: Any, batch_size: int, shuffle: bool
     ) -> StoredBatches:
         """Return the source of batches of the examples that a user passes."""
         examples = self.examples(x, target, weights)
-        return StoredBatches(
-            examples, min(batch_size, len(examples)), shuffle, self.seed
-        )
+        batch_size = min(batch_size, len(examples))
+        return StoredBatches(examples, batch_size, shuffle, self.seed)
 
     def _streamed(self, batches: Any, steps_per_epoch: int | None) -> StreamedBatches:
         """Return the source of batches that a user supplies."""
@@ -749,169 +569,41 @@ class Trainer:
                 f"expected validation (x, target), got {type_and_length(validation)}"
             )
         held_out = self.examples(*validation)
-        # raises now, not after an epoch, if the loss
-        # takes no weights and a batch would be short
+        # raises now, not after an epoch, if the loss takes no weights and a batch would
+        # be short
         self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
         return held_out
 
-    def _expect_open_epoch_of(self, source: StoredBatches | StreamedBatches) -> None:
-        """Raise ValueError if there is an open epoch that was begun with other data."""
-        done, *layout = self._settled().open
-        if done and tuple(layout) != source.layout:
-            size, count, shuffled = layout
-            begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
-            raise ValueError(
-                f"epoch {self.epoch + 1} was begun with "
-                f"{begun if size else 'other batches'}, got {source}"
-            )
+    def _row_fields(self, has_validation: bool) -> tuple[str, ...]:
+        """Return the names of the results of an epoch."""
+        names = ("loss", *self.metrics) if has_validation else ()
+        validation = [f"validation_{name}" for name in names]
+        return ("epoch", "steps", "loss", *validation, "seconds")
 
     def _feeder(
-        self, source: StoredBatches | StreamedBatches, augment: Augment | None
+        self, layout: tuple[int, int, bool], augment: Augment | None
     ) -> BatchFeeder:
-        """Return the feeder that turns batches of `source` into arguments of the steps."""
+        """Return the feeder for batches of a layout, see `EpochProgress`."""
+        batch_size, count, _ = layout
         return BatchFeeder(
-            source,
             self._validator,
-            self._step,
-            self._steps,
+            batch_size=batch_size,
+            count=count,
+            rows_for=self._rows_for,
             augment=augment,
             check=self.examples,
-            rows_for=self._rows_for,
             multiplications=lambda: multiplications_per_row(
-                self.model, self._current_carry()[0], self.shape or ()
+                self.model, self._current.carry()[0], self.shape or ()
             ),
             seed=self.seed,
             # A context function is called before each step, and a loss may read this
-            # trainer's counters or parameters: both
-            # need to be up to date at every step.
+            # trainer's counters or parameters: both need to be up to date at every
+            # step.
             together=not (self._context.is_called or reads(self._steps, self)),
         )
 
-    def _fit_epochs(
-        self, epochs: int, options: _FitOptions, callbacks: list[BoundCallback]
-    ) -> History:
-        """Run at most `epochs` epochs and return their rows."""
-        history = History()
-        with ExitStack() as ends:
-            for callback in callbacks:
-                callback.begin(self)
-                ends.push(partial(self._end_callback, callback, options.interrupts))
-            for number in range(1, epochs + 1):
-                started = time.perf_counter()
-                steps_before = self.steps
-                title = f"epoch {number}/{epochs}"
-                count = options.feeder.source.count
-                options.bars.begin(title, count, self._settled().open.batches_done)
-                loss = self._fit_epoch(options)
-                if self.steps == steps_before and not options.interrupts.requested:
-                    # the open epoch had no batches left and
-                    # is now closed: begin the next one
-                    loss = self._fit_epoch(options)
-                if options.interrupts.requested:
-                    break
-                is_complete = not self._settled().open.batches_done
-                row = self._row(loss, steps_before, is_complete, options)
-                row["seconds"] = time.perf_counter() - started
-                stops = [
-                    callback.epoch(self, row) for callback in callbacks if is_complete
-                ]
-                options.bars.finish(row)
-                history.epochs.append(row)
-                if self.steps >= options.last_step or any(
-                    stop is True for stop in stops
-                ):
-                    break
-        return history
-
-    def _row(
-        self, loss: float, steps_before: int, is_complete: bool, options: _FitOptions
-    ) -> dict[str, Any]:
-        """Return the results of the epoch that has just run, with those on the validation data."""
-        epoch = self.epoch if is_complete else self.epoch + 1
-        row: dict[str, Any] = {
-            "epoch": epoch,
-            "steps": self.steps - steps_before,
-            "loss": loss,
-        }
-        if options.held_out is not None:
-            results = self._evaluate(options.held_out, options.batch_size)
-            row |= {f"validation_{name}": value for name, value in results.items()}
-        return row
-
-    def _end_callback(
-        self,
-        callback: BoundCallback,
-        interrupts: DeferredInterrupts,
-        kind: type[BaseException] | None,
-        *_: Any,
-    ) -> None:
-        is_complete = not interrupts.requested and not self._settled().open.batches_done
-        callback.end(self, kind is None and is_complete)
-
-    def _fit_epoch(self, options: _FitOptions) -> float:
-        """Finish the open epoch or begin the next; return the mean loss over its batches."""
-        mean = MeanLoss(self.backend.adapter.to_numpy)
-        source = options.feeder.source
-        first = self._settled().open.batches_done
-        done = first
-        is_limited = options.last_step != math.inf
-        limit = int(options.last_step) - self.steps if is_limited else None
-        batches = options.feeder.epoch(self.epoch, first, limit)
-        with prefetched(batches, options.prefetch) as prepared:
-            for count, steps, *batch in prepared:
-                if steps is self._steps:
-                    batch += self._step_context(batch[0].shape[0])
-                else:
-                    step_context = self._step_context()
-                    batch += (None, *step_context) if step_context else ()
-                after = partial(self._after_steps, count, source.layout)
-                taken, values, terms = self._advance(steps, after, *batch)
-                done += taken
-                if taken < count:
-                    raise NonFiniteLoss(
-                        f"step {self.steps + 1} (epoch {self.epoch + 1}, batch "
-                        f"{done + 1}) had a loss of {values[taken]}, or a gradient "
-                        "that is not finite; the parameters are those before it. A "
-                        "lower rate or ClipByGlobalNorm may help; also check that "
-                        "batch."
-                    )
-                mean.add(values[:count], terms)
-                options.bars.advance(done, mean.value)
-                if options.interrupts.requested:
-                    break
-        if isinstance(source, StreamedBatches) and source.count is None:
-            is_complete = source.is_over and not options.interrupts.requested
-        else:
-            is_complete = done >= (source.count or 0)
-        if is_complete:
-            self._change(epoch=self.epoch + 1, open=_NO_OPEN_EPOCH)
-        return mean.value if mean.batches else math.nan
-
-    def _after_steps(
-        self, count: int, layout: tuple[int, int, bool], run: _Run, result: Any
-    ) -> tuple[_Run, Any]:
-        """Return the run after `count` steps of one call, and (steps taken, their losses, terms).
-
-        layout: that of the batches, see `EpochProgress`.
-        """
-        carry, values, finites, terms = result
-        values = self._to_list(values)
-        finites = self._to_list(finites)
-        if self.keep_finite and not all(finites[:count]):
-            count = finites.index(False)
-        open_epoch = EpochProgress(run.open.batches_done + count, *layout)
-        after = _Run(
-            carry, run.shape, run.out_shape, run.steps + count, run.epoch, open_epoch
-        )
-        return after, (count, values, terms)
-
-    def _to_list(self, numbers: Any) -> list[Any]:
-        """Return the numbers of an array of the backend as a flat list of Python numbers."""
-        values: list[Any] = self.backend.adapter.to_numpy(numbers).reshape(-1).tolist()
-        return values
-
     def _rows_for(self, count: int) -> int:
-        """Return the length that a user-supplied batch of `count` examples is padded to."""
+        """Return the length that a user's batch of `count` examples is padded to."""
         self._longest_batch = max(self._longest_batch, count)
         return self._longest_batch
 
@@ -939,52 +631,22 @@ class Trainer:
         them.
         averaged: use the mean of the parameters that `Average` maintains.
         """
-        self._current_carry()  # raises before weights are drawn
+        self._current.carry()  # raises before weights are drawn
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
 
-    def _try_metrics(self, held_out: Examples, batch_size: int) -> None:
-        """Evaluate one batch, so that a failing metric raises before training."""
-        size = min(batch_size, len(held_out))
-        needs_counts = self._validator.has_short_batch(len(held_out), size)
-        batch = to_device(self._validator, held_out[:size], size, needs_counts)
-        self._evaluate_batch(*self._prediction_weights(False), *batch)
-
     def _evaluate(
         self, examples: Examples, batch_size: int, averaged: bool = False
     ) -> dict[str, float]:
-        count = len(examples)
-        batch_size = min(batch_size, count)
         params, state = self._prediction_weights(averaged)
-        needs_counts = self._validator.has_short_batch(count, batch_size)
-        loss = MeanLoss(self.backend.adapter.to_numpy)
-        shares = []  # of all examples, in each batch
-        batch_means = []  # the means of all metrics, by batch
-        step_context = self._step_context()
-        for part in StoredBatches(examples, batch_size, False, 0).epoch(0, 0):
-            batch = to_device(self._validator, part, batch_size, needs_counts)
-            value, terms, means = self._evaluate_batch(
-                params, state, *batch, *step_context
-            )
-            loss.add([float(self.backend.to_numpy(value))], terms)
-            means = self.backend.to_numpy(tuple(means))
-            shares.append(len(part) / count)
-            batch_means.append(
-                tree_map(lambda mean: np.asarray(mean, np.float64), means)
-            )
-        results = {"loss": loss.value}
-        for i, (name, metric) in enumerate(self.metrics.items()):
-            weighted = [
-                (share, means[i])
-                for share, means in zip(shares, batch_means, strict=True)
-            ]
-            results[name] = finish_of(metric)(combine_means(metric, weighted))
-        return results
+        return self._evaluator.results(
+            params, state, examples, batch_size, self._last_arguments()
+        )
 
     def _prediction_weights(self, averaged: bool) -> tuple[Params, State]:
         """Return the parameters to predict with, and the state."""
-        params, state, moments = self._current_carry()
+        params, state, moments = self._current.carry()
         if not averaged:
             return params, state
         own_moments = Average.own_moments(moments)
@@ -1006,7 +668,7 @@ class Trainer:
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         params, state = self._prediction_weights(averaged)
-        examples = Examples(self._checked_input(x), ())
+        examples = Examples(self._validator.input(x, self._current), ())
         batch_size = max(1, min(batch_size, len(examples)))
         outputs = []
         for start in range(0, max(1, len(examples)), batch_size):
@@ -1022,19 +684,19 @@ class Trainer:
         return y if is_on_backend else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:
-        """Return a table of the layers: shapes, parameters, FLOPs, and bytes cached for `backward`.
+        """Return a table of the layers, and the predicted peak memory of a training step.
 
-        Below it stands the predicted peak memory of a training step.
+        It lists their shapes, parameters, FLOPs, and bytes cached for `backward`.
         """
         batch_size = as_integer("batch_size", batch_size)
-        params, state, _ = self._current_carry()
+        params, state, _ = self._current.carry()
         shape = self.shape or ()
         table = summarize(self.model, params, state, shape, self.dtype, batch_size)
         step = make_step(
             self.model, self.loss, self.optimizer, keep_finite=self.keep_finite
         )
         batch = self.model, shape, self.dtype, batch_size
-        peak = bytes_of_training(step, self._current_carry(), *batch)
+        peak = bytes_of_training(step, self._current.carry(), *batch)
         return replace(table, bytes_of_training=peak)
 
     def __str__(self) -> str:
@@ -1051,37 +713,32 @@ class Trainer:
             f"after {self.steps} steps and {self.epoch} epochs"
         )
 
-    def _checked_input(self, x: Any) -> Any:
-        """Return x on the host, checked against the model; draw weights first if there are none."""
-        arrays, has_dtype = self._validator.fetch_x(x)
-        if self.shape is None:
-            self.build(tree_map(lambda leaf: leaf.shape[1:], arrays))
-        return self._validator.check_x(arrays, has_dtype, self.shape)
-
     def examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
-        """Return data as `fit` uses them: on the host, checked, in the dtype of the model.
+        """Return data as `fit` uses them: checked, on the host, in the model's dtype.
 
         Raises
         ------
         TypeError, ValueError
             If they do not fit the model: what was expected and what came.
         """
-        before = self._settled()
+        before = self._current.settled()
+        if before.shape is None:
+            self._forget_interrupted_run()
         try:
-            return self._validator.examples(
-                self._checked_input(x), target, weights, self.out_shape
-            )
+            return self._validator.examples(x, target, weights, self._current)
         except BaseException:
             # Weights drawn for a rejected x may have the wrong shape: drop them again.
             if before.shape is None:
-                self._run = before
+                self._current.run = before
             raise
 
     # --- other backends, and files
     # ------------------------------------------------------
 
     def to(self, backend: Backend | str) -> "Trainer":
-        """Return a trainer on another backend that continues from here; this one does not change.
+        """Return a trainer on another backend that continues from here.
+
+        This one does not change.
 
         A backend given by name takes precision, `deterministic` and `replay` from this
         trainer's backend, not from the environment; a `Backend` has its own settings.
@@ -1113,14 +770,14 @@ class Trainer:
             if self._context.is_called
             else self.backend.to_numpy(context),
         )
-        run = self._settled()
-        moved._run = run._replace(carry=None, is_shared=False)
+        run = self._current.settled()
+        moved._current.run = run._replace(carry=None, is_shared=False)
         moved.notes = copy.deepcopy(self.notes)
         moved._kept = dict(self._kept)
         moved._longest_batch = self._longest_batch
         moved._memory = None if self._memory is None else self._memory.copy()
         if run.carry is not None:
-            moved._set_carry(self._host_copy())
+            moved._current.set_carry(self._current.host_copy())
         return moved
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -1130,9 +787,9 @@ class Trainer:
         data. An existing file is replaced only once the new one is complete.
         """
         path = expect_path("path", path)
-        with self._lock:  # so that no other thread takes a step meanwhile
-            self._current_carry()  # raises before weights are drawn
-            run = self._settled()
+        with self._current.lock:  # so that no other thread takes a step meanwhile
+            self._current.carry()  # raises before weights are drawn
+            run = self._current.settled()
             params, state, moments = self.backend.to_numpy(run.carry)
             tree = {"params": params, "state": state, "moments": moments}
             kept = sorted(self._kept)
@@ -1214,8 +871,11 @@ class Trainer:
         saved: CheckpointFields,
         is_custom: bool,
     ) -> None:
-        """Continue from a checkpoint; is_custom: whether the caller passed model or optimizer."""
-        draw = self._draw if is_custom else None
+        """Continue from a checkpoint.
+
+        is_custom: whether the user passed the model or the optimizer.
+        """
+        draw = self._current.draw if is_custom else None
         carry, out_shape = abstract_carry_of(
             file, saved, self.model, self.optimizer, draw
         )
@@ -1227,7 +887,7 @@ class Trainer:
         expect_same_arrays(file, like)
 
         def on_backend(name: str, array: np.ndarray) -> Any:
-            """Move an array to the backend, unless it belongs to a copy that stays on the host."""
+            """Move an array to the backend, except those that were kept on the host."""
             return (
                 array
                 if name.startswith(("kept ", "best "))
@@ -1236,7 +896,7 @@ class Trainer:
 
         tree = tree_from_leaves(file.arrays(on_backend), like)
         carry = tree["params"], tree["state"], tree["moments"]
-        self._run = _Run(
+        self._current.run = Run(
             carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open
         )
         self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
@@ -1245,20 +905,6 @@ class Trainer:
         if saved.fit is not None:
             best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
             self._memory = RunMemory(saved.fit, best)
-
-
-def _copy(carry: Carry) -> Carry:
-    copied: Carry = tree_map(
-        lambda leaf: namespace(leaf).asarray(leaf, copy=True), carry
-    )
-    return copied
-
-
-def _after_one_step(run: _Run, result: Any) -> tuple[_Run, Any]:
-    """Return the run after one step, and its loss."""
-    carry, value, *_ = result
-    after = _Run(carry, run.shape, run.out_shape, run.steps + 1, run.epoch, run.open)
-    return after, value
 
 
 def _expect_same_leaves(new: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Validation: checks of a user's data against a model and a loss, before anything is computed."""
+"""Validation: a user's data, checked against a model and a loss before a step."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,21 +9,22 @@ from typing import Any
 import numpy as np
 
 from ..core.backend import Backend
-from ..core.trees import leaves, named_leaves, tree_map
+from ..core.trees import leaves, named_leaves
 from ..layers import Layer
-from ..layers.base import kinds
 from ..losses.base import Loss, check_of, describe_loss, takes_keyword
 from .batches import Examples
-from .inputs import chunks, converted, expect_lengths, expect_shapes, fetch, is_mapped
+from .inputs import admit, converted, fetch
+from .run import CurrentRun
 
 __all__ = ["InputValidator"]
 
 
 @dataclass(frozen=True)
 class InputValidator:
-    """Checks data against a model and a loss, and converts them to the dtype of the model.
+    """Checks data against a model and a loss; converts them to the dtype of the model.
 
-    Errors say what was expected and what came, in the user's own numbers.
+    Errors say what was expected and what came, in the user's own numbers. Those in a
+    shape come before those in a value, and those in a dtype last.
     """
 
     model: Layer
@@ -31,52 +32,72 @@ class InputValidator:
     backend: Backend
     dtype: str
 
-    def fetch_x(self, x: Any) -> tuple[Any, Any]:
-        """Return x on the host, and for each leaf whether the user chose its dtype.
-
-        All leaves have the same length.
-        """
-        arrays, has_dtype = fetch("x", x, self.backend)
-        expect_lengths("x", arrays)
-        return arrays, has_dtype
-
-    def check_x(self, x: Any, has_dtype: Any, shape: Any) -> Any:
-        """Return the result of `fetch_x` as input of a model whose examples have `shape`."""
-        expect_shapes("x", x, shape)
-        if has_dtype is not True:
-            x = tree_map(self._real, x, has_dtype, kinds(self.model.input_kinds, x))
-        _check_in_chunks(self.model.check, x)
-        return self._converted("x", x, has_dtype)
-
-    def examples(self, x: Any, target: Any, weights: Any, out_shape: Any) -> Examples:
-        """Return examples of x, a result of `check_x`, for a model with outputs of `out_shape`."""
+    def examples(
+        self, x: Any, target: Any, weights: Any, current: CurrentRun
+    ) -> Examples:
+        """Return checked examples; draw the weights of the model if there are none."""
+        x = self.input(x, current)
         count = len(leaves(x)[0])
         if count == 0:
             shapes = " and ".join(
                 f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x")
             )
             raise ValueError(f"expected at least one example, got {shapes}")
-        target, has_dtype = fetch("target", target, self.backend)
-        self._expect_count("target", target, count)
-        check = self._target_check
-        if check is not None:
-            try:
-                _check_in_chunks(lambda chunk: check(chunk, out_shape), target)
-            except (TypeError, ValueError) as error:
-                error.add_note(f"for the loss {describe_loss(self.loss)}")
-                raise
-        target = self._converted("target", target, has_dtype)
+        target = self._checked_target(target, count, current.settled().out_shape)
         if weights is not None:
             weights = self._checked_weights(weights, count)
         return Examples(x, target, weights)
 
-    def _expect_count(self, name: str, data: Any, count: int) -> None:
-        if all(leaf.shape[:1] == (count,) for leaf in leaves(data)):
-            return
-        for path, leaf in named_leaves(data, name):
-            if leaf.shape[:1] != (count,):
-                label = "targets" if path == "target" else path
-                raise ValueError(f"{count} examples, but {label} of shape {leaf.shape}")
+    def input(self, x: Any, current: CurrentRun) -> Any:
+        """Return x, checked; draw the weights of the model if there are none."""
+        shape = current.settled().shape
+        admitted = admit(
+            "x",
+            x,
+            self.backend,
+            self.dtype,
+            self.model.check,
+            shape=shape,
+            input_kinds=self.model.input_kinds,
+        )
+        if shape is None:
+            current.build(admitted.shape)
+        if admitted.problem is not None:
+            raise admitted.problem
+        return admitted.data
+
+    def _checked_target(self, target: Any, count: int, out_shape: Any) -> Any:
+        """Return the targets of `count` examples; out_shape: that of the model."""
+        admitted = admit(
+            "target",
+            target,
+            self.backend,
+            self.dtype,
+            self._target_check(out_shape),
+            count=count,
+        )
+        if admitted.problem is not None:
+            raise admitted.problem
+        return admitted.data
+
+    def _target_check(self, out_shape: Any) -> Callable[[Any], None] | None:
+        """Return the check of the loss, whose errors name the loss, or None."""
+        check = self._check_of_loss
+        if check is None:
+            return None
+
+        def check_target(target: Any) -> None:
+            try:
+                check(target, out_shape)
+            except (TypeError, ValueError) as error:
+                error.add_note(f"for the loss {describe_loss(self.loss)}")
+                raise
+
+        return check_target
+
+    @cached_property
+    def _check_of_loss(self) -> Callable[..., None] | None:
+        return check_of(self.loss)
 
     def _checked_weights(self, weights: Any, count: int) -> np.ndarray:
         self.expect_weights("weighting examples")
@@ -125,33 +146,3 @@ class InputValidator:
                 ", or choose a batch_size that divides the examples",
             )
         return count % rows > 0
-
-    @cached_property
-    def _target_check(self) -> Callable[..., None] | None:
-        return check_of(self.loss)
-
-    def _real(self, leaf: np.ndarray, has_dtype: bool, kind: str) -> np.ndarray:
-        """Convert numbers without a chosen dtype to that of the model, if it takes real numbers."""
-        return leaf if has_dtype or kind != "real floating" else leaf.astype(self.dtype)
-
-    def _converted(self, name: str, data: Any, has_dtype: Any) -> Any:
-        # `converted` does not read a mapped file: check it in chunks
-        if is_mapped(data):
-            _check_in_chunks(
-                lambda chunk: converted(name, chunk, has_dtype, self.dtype), data
-            )
-        return converted(name, data, has_dtype, self.dtype)
-
-
-def _check_in_chunks(check: Callable[[Any], Any], data: Any) -> None:
-    """Check data, those of a mapped file in chunks; an error names the start of its chunk."""
-    if not is_mapped(data):
-        check(data)
-        return
-    for start, chunk in chunks(data):
-        try:
-            check(chunk)
-        except (TypeError, ValueError) as error:
-            if not start:
-                raise
-            raise type(error)(f"{error}, counted from example {start}") from error

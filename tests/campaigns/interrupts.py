@@ -22,6 +22,7 @@ import sys
 import threading
 import time
 import traceback
+from unittest.mock import patch
 
 CONFIGURATIONS = {
     "numpy": {"AGNOSTIC_NN_BACKEND": "numpy"},
@@ -81,7 +82,7 @@ class Campaign:
         import numpy as np
 
         import agnostic_nn as nn
-        from agnostic_nn.training import feed
+        from agnostic_nn.training import epochs, feed
 
         if os.environ.get("OMP_NUM_THREADS") != "1":
             from agnostic_nn_backends.replay import kernels
@@ -90,6 +91,8 @@ class Campaign:
             kernels.MIN_ELEMENTS_PER_THREAD = 1000
         # some calls an epoch where a call takes several steps
         feed._MAX_MULTIPLICATIONS = 0 if apart else 2**20
+        self.epochs = epochs
+        self.take_steps = epochs.advance
         self.way, self.random = way, random.Random(seed)
         generator = np.random.default_rng(seed)
         self.x = generator.standard_normal((BATCH * BATCHES, 40), dtype=np.float32)
@@ -129,18 +132,12 @@ class Campaign:
                 whole.step(*self.batches[whole.steps % BATCHES])
                 self.states[whole.steps] = digest(whole)
                 continue
-            advance = getattr(whole, "_advance", None)
-            if advance is None:  # as it was before steps were atomic: with --apart
-                whole.fit(self.x, self.labels, batch_size=BATCH, steps=1, verbose=0)
-                self.states[whole.steps] = digest(whole)
-                continue
-            whole._advance = self._recorded
-            whole.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
-            del whole._advance
+            with patch.object(self.epochs, "advance", self._recorded):
+                whole.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
         return self.states[steps]
 
     def _recorded(self, *args):
-        answer = type(self.whole)._advance(self.whole, *args)
+        answer = self.take_steps(*args)
         self.states[self.whole.steps] = digest(self.whole)
         return answer
 
@@ -250,8 +247,7 @@ class Campaign:
             if digest(trainer) != self.expected(steps):
                 self.found["torn"] += 1
             if self.way == "fit":
-                state = getattr(trainer, "_settled", lambda: trainer)()
-                done = getattr(state, "open", getattr(state, "_open", None))[0]
+                done = trainer._current.settled().open.batches_done
                 self.found["uncounted"] += trainer.epoch * BATCHES + done != steps
             return
         except Exception as error:

@@ -401,7 +401,7 @@ class Watch(Snapshot):
     def _library_object(self, obj: Any, path: str) -> None:
         """Search the fields of an object of this library, such as a layer."""
         kind = type(obj)
-        if hasattr(kind, "_as_of"):
+        if hasattr(kind, "_version"):
             # an object that changes, such as a Trainer: whether user code reads what
             # changes is known only when all names have been collected
             self._holders.append(_Holder(obj, path, False))
@@ -425,10 +425,10 @@ class Watch(Snapshot):
 
     def _changing(self, obj: Any, path: str) -> None:
         """Record the state of an object of this library that changes, such as a Trainer."""
-        state = obj._as_of()
+        state = obj._version()
         name = self._name(obj)
         self.changing.append(obj)
-        test = f"all(map(is_, {name}._as_of(), {self._name(state)}))"
+        test = f"all(map(is_, {name}._version(), {self._name(state)}))"
         self._test(test, f"the state of {path}, a {type(obj).__name__}", "state", state)
 
     def _object(self, obj: Any, path: str) -> None:
@@ -462,7 +462,7 @@ class Watch(Snapshot):
             inspect = self._module if holder.is_user_code else self._foreign_module
         elif isinstance(obj, type):
             inspect = self._class_attribute
-        elif hasattr(type(obj), "_as_of"):
+        elif hasattr(type(obj), "_version"):
             is_new = not any(obj is other for other in self.changing)
             if is_new and (type(obj).CHANGES | {"*"}) & self._attributes:
                 self._changing(obj, holder.path)

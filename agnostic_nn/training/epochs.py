@@ -1,0 +1,218 @@
+"""The loop of `fit`: takes the steps of each epoch, and reports them to callbacks."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from .advance import advance
+from .batches import EpochProgress, StoredBatches, StreamedBatches, prefetched
+from .callback_memory import BoundCallback
+from .feed import BatchFeeder, Call
+from .history import History
+from .interrupts import DeferredInterrupts
+from .mean_loss import MeanLoss
+from .progress import Progress
+from .run import NO_OPEN_EPOCH, CurrentRun, Run
+
+__all__ = ["EpochLoop", "NonFiniteLoss"]
+
+
+class NonFiniteLoss(FloatingPointError):
+    """The loss or a gradient of a step was NaN or infinite; the step was not taken."""
+
+
+@dataclass(frozen=True)
+class EpochLoop:
+    """The epochs of one call of `fit`.
+
+    trainer: passed to callbacks. step takes one batch, and loop takes several, see
+    `make_loop`. last_arguments: returns their last arguments, see
+    `Context`. to_numpy:
+    converts an array of the backend. prefetch: how many batches a thread prepares.
+    last_step: the count of steps at which to stop, or infinity. evaluate: returns the
+    results on the validation data; None without such data.
+    """
+
+    trainer: Any
+    current: CurrentRun
+    source: StoredBatches | StreamedBatches
+    feeder: BatchFeeder
+    step: Callable[..., Any]
+    loop: Callable[..., Any]
+    last_arguments: Callable[..., tuple[Any, ...]]
+    to_numpy: Callable[[Any], np.ndarray]
+    keep_finite: bool
+    prefetch: int
+    last_step: float
+    evaluate: Callable[[], dict[str, float]] | None
+    interrupts: DeferredInterrupts
+    bars: Progress
+
+    def run(self, epochs: int, callbacks: list[BoundCallback]) -> History:
+        """Run at most `epochs` epochs and return their rows."""
+        history = History()
+        with ExitStack() as ends:
+            for callback in callbacks:
+                callback.begin(self.trainer)
+                ends.push(partial(self._end_callback, callback))
+            for number in range(1, epochs + 1):
+                started = time.perf_counter()
+                steps_before = self.current.settled().steps
+                self._begin_bar(f"epoch {number}/{epochs}")
+                loss = self._epoch()
+                if self.interrupts.requested:
+                    break
+                is_complete = self._is_complete()
+                row = self._row(loss, steps_before, is_complete)
+                row["seconds"] = time.perf_counter() - started
+                stops = [
+                    callback.epoch(self.trainer, row)
+                    for callback in callbacks
+                    if is_complete
+                ]
+                self.bars.finish(row)
+                history.epochs.append(row)
+                is_last = self.current.settled().steps >= self.last_step
+                if is_last or any(stop is True for stop in stops):
+                    break
+        return history
+
+    def _begin_bar(self, title: str) -> None:
+        done = self.current.settled().open.batches_done
+        self.bars.begin(title, self.source.count, done)
+
+    def _is_complete(self) -> bool:
+        """Return whether there is no open epoch."""
+        return not self.current.settled().open.batches_done
+
+    def _row(self, loss: float, steps_before: int, is_complete: bool) -> dict[str, Any]:
+        """Return the results of the epoch that has just run, with the validation's."""
+        run = self.current.settled()
+        row: dict[str, Any] = {
+            "epoch": run.epoch if is_complete else run.epoch + 1,
+            "steps": run.steps - steps_before,
+            "loss": loss,
+        }
+        if self.evaluate is not None:
+            for name, value in self.evaluate().items():
+                row[f"validation_{name}"] = value
+        return row
+
+    def _end_callback(
+        self, callback: BoundCallback, kind: type[BaseException] | None, *_: Any
+    ) -> None:
+        is_complete = self._is_complete() and not self.interrupts.requested
+        callback.end(self.trainer, kind is None and is_complete)
+
+    def _epoch(self) -> float:
+        """Finish the open epoch or begin the next; return the mean loss of its batches."""
+        steps_before = self.current.settled().steps
+        loss = self._batches()
+        is_unchanged = self.current.settled().steps == steps_before
+        if is_unchanged and not self.interrupts.requested:
+            # The open epoch had no batches left, and is now closed: begin the next.
+            loss = self._batches()
+        return loss
+
+    def _batches(self) -> float:
+        """Take the batches that are left of an epoch; return their mean loss."""
+        run = self.current.settled()
+        mean = MeanLoss(self.to_numpy)
+        layout = self.source.layout
+        done = run.open.batches_done
+        calls = self._calls(run.epoch, done, self._steps_left())
+        with prefetched(calls, self.prefetch) as prepared:
+            for call in prepared:
+                taken, values, terms = self._take(call, layout)
+                done += taken
+                if taken < call.batches:
+                    raise self._non_finite(done, values[taken])
+                mean.add(values[: call.batches], terms)
+                self.bars.advance(done, mean.value)
+                if self.interrupts.requested:
+                    break
+        if self._has_ended(done):
+            epoch = self.current.settled().epoch + 1
+            self.current.change(epoch=epoch, open=NO_OPEN_EPOCH)
+        return mean.value if mean.batches else math.nan
+
+    def _steps_left(self) -> int | None:
+        """Return how many steps this `fit` may still take, or None if all."""
+        if self.last_step == math.inf:
+            return None
+        return int(self.last_step) - self.current.settled().steps
+
+    def _calls(self, epoch: int, first: int, limit: int | None) -> Iterator[Call]:
+        """Yield the calls for at most `limit` batches of an epoch, from `first` on."""
+        source = self.source
+        together = 1
+        if isinstance(source, StoredBatches):
+            count = source.count if limit is None else min(limit, source.count)
+            together = self.feeder.steps_per_call(count, source.example_bytes)
+        if together > 1 and isinstance(source, StoredBatches):
+            for sizes, examples in source.groups(epoch, first, limit, together):
+                yield self.feeder.group(sizes, examples, together)
+        else:
+            for number, examples in enumerate(source.epoch(epoch, first, limit), first):
+                yield self.feeder.one(epoch, number, examples)
+
+    def _take(
+        self, call: Call, layout: tuple[int, int, bool]
+    ) -> tuple[int, list[float], Any]:
+        """Make a call of a step; return the number of steps taken, and their results."""
+        step = self.loop if call.is_loop else self.step
+        args = call.args
+        if call.is_loop:
+            args += self.last_arguments(args[0].shape[0])
+        elif last := self.last_arguments():
+            args += (None, *last)
+        after = partial(self._after_steps, call.batches, layout)
+        result: tuple[int, list[float], Any]
+        result = advance(self.current, step, after, *args)
+        return result
+
+    def _after_steps(
+        self, count: int, layout: tuple[int, int, bool], run: Run, result: Any
+    ) -> tuple[Run, Any]:
+        """Return the run after `count` steps of one call, and what they returned.
+
+        That are the number of steps taken, their losses, and their terms.
+        layout: that of the batches, see `EpochProgress`.
+        """
+        carry, values, finites, terms = result
+        values = self._to_list(values)
+        finites = self._to_list(finites)
+        if self.keep_finite and not all(finites[:count]):
+            count = finites.index(False)
+        open_epoch = EpochProgress(run.open.batches_done + count, *layout)
+        steps = run.steps + count
+        after = Run(carry, run.shape, run.out_shape, steps, run.epoch, open_epoch)
+        return after, (count, values, terms)
+
+    def _to_list(self, numbers: Any) -> list[Any]:
+        """Return the numbers of an array as a flat list of Python numbers."""
+        values: list[Any] = self.to_numpy(numbers).reshape(-1).tolist()
+        return values
+
+    def _non_finite(self, done: int, value: float) -> NonFiniteLoss:
+        """Return the error about the batch after `done` batches of the epoch."""
+        run = self.current.settled()
+        return NonFiniteLoss(
+            f"step {run.steps + 1} (epoch {run.epoch + 1}, batch {done + 1}) had a "
+            f"loss of {value}, or a gradient that is not finite; the parameters are "
+            "those before it. A lower rate or ClipByGlobalNorm may help; also check "
+            "that batch."
+        )
+
+    def _has_ended(self, done: int) -> bool:
+        """Return whether the epoch is complete after `done` batches."""
+        source = self.source
+        if isinstance(source, StreamedBatches) and source.count is None:
+            return source.is_over and not self.interrupts.requested
+        return done >= (source.count or 0)
