@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import command, count, is_writable, names, refuse, seed
+from .arguments import add_model, command, count, is_writable, names, refuse, seed
 
 if TYPE_CHECKING:
     from ..compare import Report
@@ -45,37 +45,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "and Dropout), digits-cnn, mnist-cnn, breast-cancer, characters (a "
         f"transformer) or parity-gru (default: {WORKLOAD})",
     )
-    add_argument(
-        "--model",
-        metavar="MODULE:OBJECT",
-        help="train your own model instead: a layer, or a function that returns one; "
-        "modules in the current folder can be imported",
-    )
-    add_argument(
-        "--data",
-        type=Path,
-        metavar="FILE",
-        help="data for --model: an npz file with x and target, and optionally x_test "
-        "and target_test; without these a random fifth is held out",
-    )
-    add_argument(
-        "--loss",
-        metavar="NAME",
-        help="loss for --model, such as huber or 'huber(delta=0.5)' (default: "
-        "softmax_cross_entropy for integer targets, else mean_squared_error)",
-    )
-    add_argument(
-        "--optimizer",
-        metavar="NAME",
-        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: "
-        "Adam)",
-    )
-    add_argument(
-        "--batch-size",
-        type=count,
-        metavar="N",
-        help="examples per step for --model (default: 32)",
-    )
+    add_model(add_argument)
     add_argument(
         "--dtypes",
         type=names,
