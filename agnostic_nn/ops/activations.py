@@ -60,9 +60,8 @@ def gelu(x: Array) -> Array:
         product = (1.0 / _SCALE) * (a * numerator)
         # the largest term is added last, so the rounding of the others hardly matters
         total = product + (constant + (rest + growth * (product + (constant + rest))))
-        part = (
-            a / total * bell * numerator
-        )  # in this order nothing underflows too early
+        # in this order nothing underflows too early
+        part = a / total * bell * numerator
     else:
         part = a * _normal_tail(a)
     return xp.maximum(x, 0.0) - part
