@@ -17,8 +17,8 @@ class Freeze(Wrapper):
     is empty, and state is {"params": f's params, "state": f's state}. There are no
     gradients, no moments and no weight decay for them. f is in prediction mode in
     training too: a frozen BatchNorm uses its running statistics, a frozen Dropout does
-    nothing, and the state does not change. To freeze a trained layer and to release it
-    again:
+    nothing, and the state does not change. To freeze a trained layer and to
+    release it again:
 
         params, state = Freeze.freeze(params, state)
         params, state = Freeze.release(params, state)

@@ -31,8 +31,8 @@ class TransformerBlock(Block):
     attention
         The self-attention, such as MultiHeadAttention(4, causal=True).
     hidden
-        The width of the feed-forward network Dense(hidden), `activation`, Dense(width
-        of x); `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves
+        The width inside the feed-forward network, which is Dense(hidden), `activation`
+        and Dense of the width of x; `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves
         `hidden` inside (Shazeer, arXiv:2002.05202).
     cross
         Attention to a second sequence, called source, or None.

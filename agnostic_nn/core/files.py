@@ -217,8 +217,8 @@ def _create(folder: Path, stem: str, mode: int) -> tuple[int, Path]:
 def _lock(number: int, wait: bool = True) -> bool:
     """Lock an open file, and return whether that succeeded.
 
-    It fails if another process holds the lock, or the file system does not support
-    locks.
+    It fails if another process holds the lock, or the file system does
+    not support locks.
     """
     if _locks is None:
         return True

@@ -55,8 +55,8 @@ def probe(backend: Any) -> dict[str, dict[str, str]]:
 def reduced_formats(probed: dict[str, dict[str, str]]) -> str:
     """Describe what is less than float32 in a result of `probe`, or return "".
 
-    An example is "bfloat16 (compiled: matmul)". "all" stands for all operations of a
-    mode.
+    An example is "bfloat16 (compiled: matmul)". "all" stands for all operations
+    of a mode.
     """
     formats: dict[str, dict[str, list[str]]] = {}
     for mode, names in probed.items():

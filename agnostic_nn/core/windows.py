@@ -1,8 +1,7 @@
 """Sizes of sliding windows: effective window, padding and output length. Integers only.
 
 A window of k elements with dilation d covers r = d (k - 1) + 1 elements of an axis (its
-effective size). An axis of n elements, with `low` zeros before it and `high` after it,
-has
+effective size). An axis of n elements, with `low` zeros before and `high` after it, has
 
     out = ⌊(n + low + high - r) / s⌋ + 1
 

@@ -68,8 +68,8 @@ class MultiHeadAttention(Layer):
                      Ainslie et al., arXiv:2305.13245)
         causal       position t attends to keys up to t only, in addition to the mask
         rotary       rotate Q and K by angles of their positions (Su et al.,
-                     arXiv:2104.09864, eq. 34); `base` sets the frequencies, see
-                     `layers.positions`
+                     arXiv:2104.09864, eq. 34); `base` sets the frequencies,
+                     see `layers.positions`
         dropout      probability with which elements of P = softmax(…) are dropped in
                      training; the state then is a random key
         bias         whether the projections add a bias
@@ -392,8 +392,8 @@ def nest_like_x(
 ) -> Any:
     """Return dx alone, or in a dict with the gradients of the inputs that were passed.
 
-    others: the gradients of all inputs but "x"; present: the second value of
-    `inputs_by_name`.
+    others: the gradients of all inputs but "x"; present: the second value
+    of `inputs_by_name`.
     """
     if not present:
         return dx

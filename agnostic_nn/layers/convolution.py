@@ -275,8 +275,8 @@ class Conv1D(_Convolution):
         dilation   d, the distance between the elements of a window (dilation_rate)
         padding    zeros around x. "valid" adds none. "same" adds as few as give
                    ⌈time / s⌉ windows, half of them on each side and an odd one after.
-                   An integer applies to both sides; ((before, after),) sets them
-                   separately
+                   An integer applies to both sides; ((before, after),) sets
+                   them separately
         groups     number of parts that the channels are split into, each part of y
                    depending on one part of x. It divides the channels of x and `width`.
                    Equal to the channels, it makes the convolution depthwise
@@ -316,8 +316,8 @@ class Conv3D(_Convolution):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over three axes.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
-    and parameters are those of `Conv2D`, with three axes. The gradient is that of
-    `Conv1D`.
+    and parameters are those of `Conv2D`, with three axes. The gradient is that
+    of `Conv1D`.
     """
 
     rank = 3

@@ -69,8 +69,8 @@ class Embedding(Layer):
     ) -> tuple[Array, State, Cache]:
         """Map integers x (...) to y (..., width).
 
-        Indices are not checked here, as `jit` hides values; `check` does so on the
-        host.
+        Indices are not checked here, as `jit` hides values; `check` does so
+        on the host.
 
         Raises
         ------

@@ -308,8 +308,8 @@ class BatchNorm(_Scaled):
 
     Gradient
     --------
-    With g = dy · scale, s = √(v + ε) and sums over the N numbers of each channel, in
-    training
+    With g = dy · scale, s = √(v + ε) and sums over the N numbers of each
+    channel, in training
 
         dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s    dscale = Σ dy x̂    dbias = Σ dy
 

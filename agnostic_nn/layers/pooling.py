@@ -498,8 +498,8 @@ class AdaptiveAveragePool(_Adaptive):
     """y = the mean of each bin, channel by channel.
 
     x: (batch, *space, channels) -> y: (batch, *size, channels). `size` and the bins are
-    those of `AdaptiveMaxPool`. The gradient is that of `AveragePool2D`, with bins as
-    windows.
+    those of `AdaptiveMaxPool`. The gradient is that of `AveragePool2D`, with
+    bins as windows.
     """
 
     size: int | tuple[int, ...]

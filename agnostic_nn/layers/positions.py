@@ -10,8 +10,8 @@ in how they use the position:
 
     SinusoidalPositions    add sines and cosines of the angles to x
     rotate                 rotate pairs of a query or a key by the angles, so that the
-                           product of both depends on the distance of their positions
-                           only
+                           product of both depends on the distance of
+                           their positions only
     PositionEmbedding      add a learned vector for each position
 
 Rotating the pair (u, v) by the angle a is the linear map
@@ -137,8 +137,8 @@ class PositionEmbedding(_Added):
 
     Gradient
     --------
-    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch for t < time, 0 for later
-    positions.
+    dx = dy, and dW[t, :] = Σ dy[:, t, :] over the batch for t < time, 0 for
+    later positions.
     """
 
     length: int

@@ -78,8 +78,8 @@ class _Recurrent(Layer):
 
     A cell has three functions: `step` computes f, `slopes` the factors in its
     derivatives, and `step_backward` multiplies by them. An LSTM without a mask is
-    passed to the library as a whole, which may have a native implementation
-    (`ops.lstm`).
+    passed to the library as a whole, which may have a native
+    implementation (`ops.lstm`).
 
     At a masked step sₜ = sₜ₋₁ and yₜ = 0, so dzₜ = 0 and dsₜ₋₁ = dsₜ: the state passes
     padding unchanged, wherever the padding is in the sequence. The reverse direction is
@@ -352,8 +352,8 @@ class _Recurrent(Layer):
         else:
             dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
         xp = namespace(dy)
-        # The gradient of the outputs of a layer, as a tuple of one array (time,
-        # batch, all directions), or of none: this is the form that `scan` and
+        # The gradient of the outputs of a layer, as a tuple of one array
+        # (time, batch, all directions), or of none: the form that `scan` and
         # `lstm_backward` take.
         dys: tuple[Array, ...] = ()
         if self.sequence:
@@ -570,8 +570,8 @@ class GRU(_Recurrent):
     weight (fan_in, 3 · width), recurrent (width, 3 · width), bias (3 · width,), and for
     "after" recurrent_bias (width,), b_n above. PyTorch's second bias is added to the
     first except for its last third, which is b_n. Biases start like the sum of
-    PyTorch's two, each uniform on ±1/√width. Weights do not start like PyTorch's
-    (docs/recurrent-start.md).
+    PyTorch's two, each uniform on ±1/√width. Weights do not start like
+    PyTorch's (docs/recurrent-start.md).
 
     Gradient
     --------

@@ -9,8 +9,8 @@ a term:
 The mean of a factor m is 1, so the mean of y is x. In prediction y = x.
 
 State: a random key, replaced at every training step. As randomness is part of the
-state, it can be reproduced and saved, works under `jit`, and is the same on every
-backend.
+state, it can be reproduced and saved, works under `jit`, and is the same
+on every backend.
 """
 
 import math

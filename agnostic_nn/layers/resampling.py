@@ -107,8 +107,7 @@ def _interpolation(n: int, f: int, like: Array) -> Array:
     fine = xp.arange(n * f, device=device(like))
     k = xp.astype(fine // f, like.dtype)
     offset = (2.0 * xp.astype(fine % f, like.dtype) + (1.0 - f)) / (2.0 * f)
-    # where sᵢ is outside [0, n - 1] it is clipped to the integer k, which is 0 or n -
-    # 1 there
+    # where sᵢ is outside [0, n - 1] it is clipped to the integer k, there 0 or n - 1
     is_outside = xp.logical_or(k + offset < 0.0, k + offset > n - 1.0)
     offset = xp.where(is_outside, 0.0, offset)
     j = xp.arange(n, dtype=like.dtype, device=device(like))

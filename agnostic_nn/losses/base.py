@@ -50,8 +50,8 @@ Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 class Term(NamedTuple):
     """One term of a loss: its value, its divisor, and the output that it depends on.
 
-    divisor: None for a sum. path: keys into nested dicts of outputs; () for all
-    outputs.
+    divisor: None for a sum. path: keys into nested dicts of outputs; ()
+    for all outputs.
     """
 
     value: Array
@@ -106,8 +106,8 @@ def batch_loss(
 ) -> BatchLoss:
     """Compute a loss and the divisor of its mean.
 
-    step, context: passed on as keyword arguments to a loss that takes them (see
-    `takes_keyword`).
+    step, context: passed on as keyword arguments to a loss that takes them
+    (see `takes_keyword`).
 
     Losses of this library return their divisor, also if `partial` has set options. A
     custom loss returns only a mean, which is assumed to be over examples: the divisor
@@ -241,8 +241,8 @@ def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F]
 
     check
         check(target, shape) validates a target on the host, for outputs of `shape`
-        without the batch axis. Options of the loss that the check needs are its keyword
-        arguments.
+        without the batch axis. Options of the loss that the check needs are its
+        keyword arguments.
     metrics
         The metrics to report by default, by name: functions (y, target). Options of the
         loss that a metric needs are its keyword arguments.

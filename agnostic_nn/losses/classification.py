@@ -76,8 +76,8 @@ def _class_coefficients(
 ) -> tuple[Array, Array | None, Array | None]:
     """Return a = w p, the count of each example in a mean, and which are not ignored.
 
-    The second is None if each example counts 1, and the third is None if none are
-    ignored.
+    The second is None if each example counts 1, and the third is None if
+    none are ignored.
     """
     xp = namespace(y, target)
     expect_number("label_smoothing", label_smoothing, 0.0, 1.0)
@@ -312,8 +312,8 @@ def binary_cross_entropy(
 ) -> tuple[Array, Any]:
     """Mean of -w t log σ(z) - (1 - t) log σ(-z), with logits z and targets t.
 
-    The mean is over all elements. PyTorch: `binary_cross_entropy_with_logits`. Keras:
-    `BinaryCrossentropy(from_logits=True)`.
+    The mean is over all elements. PyTorch: `binary_cross_entropy_with_logits`.
+    Keras: `BinaryCrossentropy(from_logits=True)`.
 
     logits, target: the same shape, which may be any, and the same real dtype. Targets
     are in [0, 1], which is not checked here. positive_weight: w, one number, or a tuple

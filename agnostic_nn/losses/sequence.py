@@ -128,8 +128,8 @@ def ctc(
 
     Gradient
     --------
-    ∂L/∂y_t(k) = q_t(k) - Σ_{s: l_s = k} γ_t(s), derived in
-    `agnostic_nn.losses.sequence`.
+    ∂L/∂y_t(k) = q_t(k) - Σ_{s: l_s = k} γ_t(s), derived
+    in `agnostic_nn.losses.sequence`.
 
     Raises
     ------
@@ -210,8 +210,8 @@ def _places(
     """Return three arrays (batch, places), the first with the class l_s of each place.
 
     The second array is log 1 for places that can be reached by skipping a blank, and
-    log 0 for others. The third is log 1 for places where paths end, and log 0 for
-    others.
+    log 0 for others. The third is log 1 for places where paths end, and log 0
+    elsewhere.
     """
     labels = tree["labels"]
     batch, length = labels.shape

@@ -1,7 +1,7 @@
 """Losses of the angles and distances between vectors along the last axis.
 
-All derivatives follow from that of the norm. Since ‖v‖² = Σ vᵢ², 2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ,
-so
+All derivatives follow from that of the norm. Since ‖v‖² = Σ vᵢ²,
+2 ‖v‖ ∂‖v‖/∂vᵢ = 2 vᵢ, so
 
     ∂‖v‖/∂v = v / ‖v‖ = v̂
 
@@ -169,8 +169,8 @@ def triplet_margin(
     Raises
     ------
     ValueError
-        If the margin is not finite, or the vectors differ in shape or dtype, or are
-        empty.
+        If the margin is not finite, or the vectors differ in shape or dtype,
+        or are empty.
     """
     expect_number("margin", margin)
     anchor, positive, negative = split_outputs(y, _TRIPLET)

@@ -72,8 +72,8 @@ def gelu_slope(x: Array) -> Array:
 
     In float32 f'(-a) = Φ(-a) - a φ(a) = φ(a) (a₀ - a) G(a), where G falls from 1.67
     to 1. G is 1 plus a quotient of polynomials, fitted to a relative error of 8.2e-9
-    for a ≤ 14.7. For larger a, f'(-a) is 0. a₀ = r + e, where r is _GELU_ROOT and e is
-    _GELU_ROOT_ERROR.
+    for a ≤ 14.7. For larger a, f'(-a) is 0. a₀ = r + e, where r is _GELU_ROOT and e
+    is _GELU_ROOT_ERROR.
     """
     xp = namespace(x)
     a = _bounded_abs(x, _TAIL_LIMIT_SINGLE, _TAIL_LIMIT)
@@ -128,8 +128,8 @@ def _normal_tail(a: Array) -> Array:
 def _bell(a: Array) -> tuple[Array, Array]:
     """Return exp(s - h²/2) and z in float32, where φ(a) = exp(s - h²/2 - z) c.
 
-    h is a, rounded so that its square and the exponent are exact. z is below 0.03. s is
-    _BELL_SHIFT.
+    h is a, rounded so that its square and the exponent are exact. z is below 0.03. s
+    is _BELL_SHIFT.
     """
     h = _round_to(a, 256.0)
     z = 0.5 * (a - h) * (a + h) + _BELL_SHIFT_ERROR

@@ -15,8 +15,8 @@ three functions take
     weight              (*window, fan_in, width)
     y                   (batch, *out, width)
 
-where width is a multiple of groups. `agnostic_nn.core.windows` has the formula for
-`out`.
+where width is a multiple of groups. `agnostic_nn.core.windows` has the
+formula for `out`.
 """
 
 import math

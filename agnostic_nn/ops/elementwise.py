@@ -56,8 +56,8 @@ def erfc(x: Array) -> Array:
 def sigmoid(x: Array) -> Array:
     """1 / (1 + exp(-x)), elementwise, without overflow, as only exp(-|x|) is computed.
 
-    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which is accurate in the
-    tail.
+    For x < 0 the equal form exp(x) / (1 + exp(x)) is used, which is accurate
+    in the tail.
     """
     xp = namespace(x)
     decay = xp.exp(-xp.abs(x))

@@ -128,8 +128,8 @@ class Adamax(_Moments):
         u ← max(β₂ u, |g| + ε)              (u starts at 0)
         θ ← θ - rate · m̂ / u
 
-    m̂ is that of `Adam`. Kingma & Ba, arXiv:1412.6980, Algorithm 2, with ε added as in
-    PyTorch.
+    m̂ is that of `Adam`. Kingma & Ba, arXiv:1412.6980, Algorithm 2, with ε added
+    as in PyTorch.
     """
 
     rate: Rate = 2e-3

@@ -178,8 +178,8 @@ class Accumulate:
     ValueError
         If `terms` is above 1 and there is another `Accumulate` inside. In a training
         step, if the ratio of the divisors of several losses may change from batch to
-        batch, and `terms` is not the number of losses or there is a wrapper around this
-        optimizer.
+        batch, and `terms` is not the number of losses or there is a wrapper around
+        this optimizer.
     """
 
     optimizer: Optimizer

@@ -42,8 +42,8 @@ class Parts:
         Parts((("0", Fixed()), ("bias", SGD(0.1))), rest=AdamW(1e-3))
 
     freezes layer 0, updates all other biases by SGD, and everything else by AdamW. A
-    leaf belongs to the first part whose pattern matches its path, or to `rest` if none
-    does.
+    leaf belongs to the first part whose pattern matches its path, or to `rest`
+    if none does.
 
     Moments are those of each part, in order, as a tuple `parts`, and those of `rest` as
     `rest`. They are nested like the parameters, with () for each leaf of another part.
