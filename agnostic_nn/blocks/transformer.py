@@ -32,8 +32,8 @@ class TransformerBlock(Block):
         The self-attention, such as MultiHeadAttention(4, causal=True).
     hidden
         The width inside the feed-forward network, which is Dense(hidden), `activation`
-        and Dense of the width of x; `dim_feedforward` in PyTorch. A gated activation such as SwiGLU halves
-        `hidden` inside (Shazeer, arXiv:2002.05202).
+        and Dense of the width of x; `dim_feedforward` in PyTorch. A gated activation
+        such as SwiGLU halves `hidden` inside (Shazeer, arXiv:2002.05202).
     cross
         Attention to a second sequence, called source, or None.
     norm

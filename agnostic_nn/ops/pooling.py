@@ -90,7 +90,7 @@ def unslide(
 ) -> Array:
     """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i.
 
-    This is the adjoint of `slide`. Lay out x in rows of length `stride`, so that element
+    This is the adjoint of `slide`. Lay out x in rows of length `stride`, so element
     q stride + r is in column r of row q. Then each w[k] is added to one column, some
     rows down, and the columns stacked side by side are x.
     """
