@@ -229,7 +229,8 @@ def test_every_optimizer_is_in_the_lists_above():
     listed = {
         name for name in nn.optimizers.__all__ if name not in ("Optimizer", "Rule")
     }
-    assert listed == {name for optimizer in ALL for name in inside(optimizer)}
+    tested = {name for optimizer in ALL for name in inside(optimizer)}
+    assert listed == tested, "a row of OPTIMIZERS in tests/cases/optimizers.py"
 
 
 @pytest.mark.parametrize(

@@ -51,11 +51,8 @@ class Example:
     @property
     def name(self) -> str:
         """The name of the class of the layer, or of the loss."""
-        return (
-            self.layer.name
-            if isinstance(self.layer, LossOf)
-            else type(self.layer).__name__
-        )
+        layer = self.layer
+        return layer.name if isinstance(layer, LossOf) else type(layer).__name__
 
 
 @dataclass(frozen=True, repr=False)

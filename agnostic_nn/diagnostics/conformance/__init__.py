@@ -2,8 +2,8 @@
 
 The library may be any that follows the Array API Standard: one with an adapter, or any
 namespace without one. Each trial runs there and on NumPy, in float32 and, if the
-library has it, in float64. The verdict follows from
-the largest difference from NumPy's float64:
+library has it, in float64. The verdict follows from the largest difference from NumPy's
+float64:
 
 exact
     The same numbers as NumPy's in the same dtype.

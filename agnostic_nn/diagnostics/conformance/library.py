@@ -25,8 +25,8 @@ def library(name: str, *, bare: bool = False) -> Backend:
     """Return the library called `name` as a backend.
 
     name: a backend, optionally with a device; or a module that is an adapter or an
-    Array API namespace; or a namespace given as
-    module:object. bare: do not use the adapter.
+    Array API namespace; or a namespace given as module:object. bare: do not use the
+    adapter.
 
     Raises
     ------

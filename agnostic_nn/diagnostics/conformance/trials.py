@@ -272,15 +272,17 @@ def _arguments(example: Example) -> dict[str, Any]:
     draw = example.draw or partial(draw_for, layer)
     params, state, out = layer.init(random.key(0, xp=host), example.shape, host.float32)
     x = draw(generator, batched(example.shape, 4))
-    dy = shape_map(
-        lambda shape: np.asarray(generator.standard_normal(shape)), batched(out, 4)
-    )
-    params = tree_map(
-        lambda leaf: leaf + generator.uniform(-0.25, 0.25, leaf.shape), params
-    )
-    return _cast(
-        {"params": params, "state": state, "x": _narrow(x), "dy": dy}, "float32"
-    )
+
+    def normal(shape):
+        return np.asarray(generator.standard_normal(shape))
+
+    def moved(leaf):
+        return leaf + generator.uniform(-0.25, 0.25, leaf.shape)
+
+    dy = shape_map(normal, batched(out, 4))
+    params = tree_map(moved, params)
+    arguments = {"params": params, "state": state, "x": _narrow(x), "dy": dy}
+    return _cast(arguments, "float32")
 
 
 def _narrow(tree: Any) -> Any:
@@ -357,39 +359,34 @@ def _tasks() -> dict[str, _Task]:
     images = generator.standard_normal((40, 6, 6, 2))
     words = generator.integers(0, 7, (40, 5))
     sgd = optimizers.SGD(0.05, momentum=0.9)
+    loss = losses.softmax_cross_entropy
+    dense = blocks.Sequential(
+        layers.Dense(8),
+        layers.BatchNorm(),
+        layers.GELU(),
+        layers.Dropout(0.2),
+        layers.Dense(3),
+    )
+    convolutional = blocks.Sequential(
+        layers.Conv2D(4, 3),
+        layers.ReLU(),
+        layers.MaxPool2D(),
+        layers.Flatten(),
+        layers.Dense(3),
+    )
+    sequential = blocks.Sequential(
+        layers.Embedding(7, 4),
+        blocks.Residual(layers.MultiHeadAttention(2, causal=True)),
+        layers.LSTM(4),
+        layers.Flatten(),
+        layers.Dense(3),
+    )
     return {
         "Dense, BatchNorm, Dropout": _Task(
-            blocks.Sequential(
-                *(
-                    layers.Dense(8),
-                    layers.BatchNorm(),
-                    layers.GELU(),
-                    layers.Dropout(0.2),
-                ),
-                layers.Dense(3),
-            ),
-            *(losses.softmax_cross_entropy, sgd, images[:, 0, 0, :], labels),
+            dense, loss, sgd, images[:, 0, 0, :], labels
         ),
-        "Conv2D, MaxPool2D": _Task(
-            blocks.Sequential(
-                *(
-                    layers.Conv2D(4, 3),
-                    layers.ReLU(),
-                    layers.MaxPool2D(),
-                    layers.Flatten(),
-                ),
-                layers.Dense(3),
-            ),
-            *(losses.softmax_cross_entropy, sgd, images, labels),
-        ),
-        "Embedding, attention, LSTM": _Task(
-            blocks.Sequential(
-                layers.Embedding(7, 4),
-                blocks.Residual(layers.MultiHeadAttention(2, causal=True)),
-                *(layers.LSTM(4), layers.Flatten(), layers.Dense(3)),
-            ),
-            *(losses.softmax_cross_entropy, sgd, words, labels),
-        ),
+        "Conv2D, MaxPool2D": _Task(convolutional, loss, sgd, images, labels),
+        "Embedding, attention, LSTM": _Task(sequential, loss, sgd, words, labels),
     }
 
 
@@ -410,13 +407,12 @@ def _training_tolerance(task: _Task, steps: int, epsilon: float) -> float:
     """Return the tolerance after `steps` steps.
 
     The number of roundings in a row is bounded by the lengths of all sums: forward over
-    the rows of each weight, backward over its columns,
-    and for the gradient over a batch of 16.
+    the rows of each weight, backward over its columns, and for the gradient over a
+    batch of 16.
     """
     params = task.trainer(backend("numpy"), "float64").params
-    return tolerance(
-        epsilon, steps * (16 + sum(sum(leaf.shape) for leaf in leaves(params)))
-    )
+    lengths = sum(sum(leaf.shape) for leaf in leaves(params))
+    return tolerance(epsilon, steps * (16 + lengths))
 
 
 def _checkpoints() -> Iterator[Trial]:

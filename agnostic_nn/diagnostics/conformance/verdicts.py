@@ -81,8 +81,8 @@ def _worst_error(result: Any, reference: Any) -> tuple[float, str]:
 def _errors(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Return the error of each element of a, relative to the largest of b, at least 1.
 
-    Other dtypes than real numbers have to be equal,
-    and NaN has to be at the same places.
+    Other dtypes than real numbers have to be equal, and NaN has to be at the same
+    places.
     """
     same = (a == b) | ((a != a) & (b != b))
     if a.dtype.kind != "f":
