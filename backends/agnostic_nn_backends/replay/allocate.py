@@ -124,7 +124,7 @@ def allocate(
     for s, step in enumerate(schedule.steps):
         for node in step.nodes:
             n = node.number
-            if n not in aliases.buffered:
+            if n not in aliases.buffered:  # the library allocates it, at each call
                 continue
             is_group = len(step.nodes) > 1
             if is_group and live.last_step[n] == s:
@@ -141,6 +141,7 @@ def allocate(
                 allocation.overwritten[operand] = slots[n]
             else:
                 slots[n] = ("buffer", allocation.take_buffer(free, node.value.nbytes))
+        # after the step, so that its results do not share a buffer with its operands
         ended = [slots[owner] for owner in ending.get(s, ()) if owner in slots]
         free += [index for kind, index in ended if kind == "buffer"]
     return allocation

@@ -32,7 +32,7 @@ class Graph:
     inputs: the nodes of the arguments.
     outputs: the results that are returned as new arrays.
     donations: pairs (old, new); the result `new` is written to the memory of the input
-    `old`.
+        `old`.
     order: the numbers of the required calls, in the order of the trace.
     """
 
@@ -82,6 +82,7 @@ class Graph:
         if len(candidates) != 1:
             return None, donations
         (early_return,) = candidates
+        # a result that is computed after the new values have begun may need them
         if any(node.number >= early_return.start for node in self.outputs):
             return None, donations
         # no call that remains may read the result of a selection

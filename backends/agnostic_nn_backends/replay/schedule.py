@@ -168,7 +168,7 @@ def _is_blockwise(graph: Graph, node: Node) -> bool:
     value = node.value
     if not graph.is_elementwise(node) or node.kwargs:
         return False
-    has_kernel = kernel_call(node, graph.library)
+    has_kernel = kernel_call(node, graph.library) is not None
     min_size = MIN_KERNEL_SIZE if has_kernel else graph.library.block_size()
     if math.prod(value.shape) <= min_size:
         return False

@@ -57,7 +57,7 @@ class Library(Protocol):
     # writes to the output before it has read all of them
     unsafe_in_place: Any
 
-    def __hash__(self) -> int: ...
+    def __hash__(self) -> int: ...  # libraries are compared by identity
 
     def prepare(self) -> None:
         """Do what is needed once, before the first program is built."""
@@ -274,7 +274,10 @@ class Trace:
         return value
 
     def _overlap(self, tree: Any, other_tree: Any) -> bool:
-        """Return whether an array of one tree shares memory with one of the other."""
+        """Return whether an array of one tree may share memory with one of the other.
+
+        Two views that alternate in memory, such as x[::2] and x[1::2], count too.
+        """
         ranges = self._byte_ranges(tree)
         other_ranges = self._byte_ranges(other_tree)
         return any(a[0] < b[1] and b[0] < a[1] for a in ranges for b in other_ranges)
@@ -351,6 +354,7 @@ def record(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         )
     value = function(*map_leaves(_to_value, args), **map_leaves(_to_value, kwargs))
     value_types = _current.trace.library.value_types
+    # a dtype, for example, needs no array to be computed again: it is not recorded
     if not isinstance(value, (*value_types, tuple, list, dict, bool, int, float)):
         return value
     traced = _current.trace.add(function, args, kwargs, value)
@@ -358,24 +362,25 @@ def record(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if isinstance(value, dict):
         return {k: record(operator.getitem, traced, k) for k in value}
     if isinstance(value, tuple | list):
-        return type(value)(
-            [record(operator.getitem, traced, i) for i in range(len(value))]
-        )
+        items = [record(operator.getitem, traced, i) for i in range(len(value))]
+        return type(value)(items)
     return traced
 
 
 _attribute_getter = cache(operator.attrgetter)
 _DATA_DEPENDENT_SHAPES = {
-    *(
-        "nonzero",
-        "flatnonzero",
-        "argwhere",
-        "extract",
-        "compress",
-        "masked_select",
-        "bincount",
-    ),
-    *("unique", "unique_all", "unique_counts", "unique_inverse", "unique_values"),
+    "argwhere",
+    "bincount",
+    "compress",
+    "extract",
+    "flatnonzero",
+    "masked_select",
+    "nonzero",
+    "unique",
+    "unique_all",
+    "unique_counts",
+    "unique_inverse",
+    "unique_values",
 }
 
 
@@ -396,6 +401,8 @@ class Traced:
 
     def __getattr__(self, name: str) -> Any:
         attribute = getattr(self.value, name)
+        # a method, a view such as `x.T`, or a fact that is known while tracing, such as
+        # `x.shape`
         if callable(attribute):
             return partial(record, getattr(self.methods, name), self)
         if isinstance(attribute, self.methods):

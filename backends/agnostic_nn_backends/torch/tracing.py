@@ -84,6 +84,8 @@ def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
 
 
 def _compare_as_numbers(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a comparison with 0 and 1 in the dtype of x as its result."""
+
     def compare(x: Tensor, y: Any, out: Tensor | None = None) -> Tensor:
         if out is None:
             return function(x, y).to(x.dtype)
@@ -318,12 +320,15 @@ class _Namespace:
 
 
 def _unary_method(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
+    """Return a method of `_Namespace` that records `function`."""
     return lambda self, x, /: record(function, x)
 
 
 def _binary_method(
     name: str, function: Callable[..., Any]
 ) -> Callable[[Any, Any, Any], Any]:
+    """Return a method that records `function`, or the standard's for mixed dtypes."""
+
     def method(self: _Namespace, x: Any, y: Any, /) -> Any:
         like = x if isinstance(x, Traced | Tensor) else y
         x = _as_tensor(x, like)
