@@ -1,4 +1,4 @@
-"""Every check this project has: `nox` runs the default ones, `nox -l` lists all."""
+"""All checks of this project: `nox` runs the default ones, `nox -l` lists all."""
 
 import ctypes
 import functools
@@ -15,7 +15,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.reuse_venv = "yes"
-# uv would fetch gigabytes of CUDA for PyTorch
+# uv would download gigabytes of CUDA for PyTorch
 nox.options.default_venv_backend = "virtualenv"
 nox.options.error_on_missing_interpreters = True
 
@@ -27,12 +27,11 @@ JAX = {
     "JAX_NUMPY_DTYPE_PROMOTION": "strict",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes may share a GPU
 }
-# compiles a fifth faster, with the same formulas;
-# `proofs` checks layers as users compile them
+# compiles a fifth faster; `proofs` checks layers as users compile them
 QUICK = "--xla_backend_optimization_level=1"
-# cases that only sweep over options run in other sessions
+# Other sessions run sweeps over options and tests that do not depend on the backend.
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}
-DEVICE = {"AGNOSTIC_NN_HOST": "0"}  # and so do tests that do not depend on the backend
+DEVICE = {"AGNOSTIC_NN_HOST": "0"}
 
 TRAININGS = (
     *(
@@ -59,7 +58,8 @@ OF_FLOAT32 = (
     "test_everything_stays_on_the_device_it_came_from",
 )
 
-CONFIGURATIONS = {  # name: (what to install besides the tests' own needs, environment)
+# name: (packages to install in addition to those of the tests, environment)
+CONFIGURATIONS = {
     "numpy": (
         ["-e", ".[llvm,report]", "nbclient", "ipykernel"],  # a Jupyter kernel
         {"AGNOSTIC_NN_BACKEND": "numpy"},
@@ -95,7 +95,7 @@ nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
 
 
 def session(check):
-    """A nox session. If CI is set, its environment is deleted once it has passed: 1.5 GB, not 8."""
+    """Return a nox session; with CI set, it deletes its environment once it has passed."""
 
     @functools.wraps(check)
     def passing(session, **parameters):
@@ -107,18 +107,18 @@ def session(check):
 
 
 def pytest(session, *arguments, env, run=("pytest",)):
-    """Run the test suite on one array library, in as many processes as there are processors."""
-    several = (
+    """Run the test suite on one array library, with one process per processor."""
+    parallel = (
         "--numprocesses=auto",
         "--maxprocesses=8",
         "--dist=worksteal",
         "--durations=15",
     )
-    # on small arrays several threads are slower than one
+    # for small arrays, several threads are slower than one
     env = {"OMP_NUM_THREADS": "1"} | env
     session.run(
         *run,
-        *several,
+        *parallel,
         *arguments,
         *session.posargs,
         env=env,
@@ -129,11 +129,11 @@ def pytest(session, *arguments, env, run=("pytest",)):
 @session
 @nox.parametrize("backend", list(CONFIGURATIONS), ids=list(CONFIGURATIONS))
 def tests(session, backend):
-    """The test suite on one backend: nox -s "tests(jax)" """
+    """Run the test suite on one backend: nox -s "tests(jax)"."""
     requirements, env = CONFIGURATIONS[backend]
     session.install(*requirements, *TEST)
     arguments = []
-    if backend.startswith("jax"):  # each program is compiled once for all tests
+    if backend.startswith("jax"):  # compile each program once for all tests
         env = env | {
             "JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()).resolve()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -142,14 +142,14 @@ def tests(session, backend):
     if backend == "jax-x64":  # tests of float32 accuracy need no second compilation
         arguments = [f"--ignore=tests/{name}.py" for name in TRAININGS]
         arguments += [f"--deselect=tests/test_layers.py::{name}" for name in OF_FLOAT32]
-    if backend == "dpnp":  # Intel's OpenCL runtime for CPUs lies in the environment
+    if backend == "dpnp":  # Intel's OpenCL runtime for CPUs
         driver = Path(session.virtualenv.location, "lib", "libintelocl.so")
         env = env | {"OCL_ICD_FILENAMES": str(driver.resolve())}
     if backend == "cupy" and not cuda_devices():
         if os.environ.get("REQUIRE_GPU") == "1":
             session.error("REQUIRE_GPU=1, but there is no usable CUDA device")
         session.warn(
-            "no usable CUDA device: names, signatures and a stand-in, but no GPU code"
+            "no usable CUDA device: only names, signatures and a fake device are tested"
         )
         env, arguments = {"AGNOSTIC_NN_BACKEND": "numpy"}, ["tests/test_cupy.py"]
     pytest(session, *arguments, env=env)
@@ -157,7 +157,7 @@ def tests(session, backend):
 
 @session
 def sweep(session):
-    """Every case of every layer and loss on JAX, those too that only sweep over options."""
+    """Test every layer and loss on JAX with all cases, also sweeps over options."""
     requirements, env = CONFIGURATIONS["jax-x64"]
     session.install(*requirements, *TEST)
     pytest(
@@ -179,13 +179,12 @@ def proofs(session):
 
 @session
 def badinput(session):
-    """Pass invalid input to every public constructor and function; `-- BACKEND` names another."""
+    """Pass invalid input to all public constructors and functions: `-- [BACKEND]`."""
     backend = session.posargs[0] if session.posargs else "numpy"
-    known = {
-        env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()
-    }
-    known = {name.partition(":")[0]: needs for name, needs in known.items()}
-    session.install("-e", ".[compare]", *known.get(backend.partition(":")[0], []))
+    requirements = requirements_of_backends()
+    session.install(
+        "-e", ".[compare]", *requirements.get(backend.partition(":")[0], [])
+    )
     session.run("python", "tests/bad_input.py", env={"AGNOSTIC_NN_BACKEND": backend})
 
 
@@ -198,7 +197,7 @@ def hostile(session):
 
 @session
 def ulp(session):
-    """Measure how accurate activations are: docs/accuracy.md; `-- --write` updates it."""
+    """Measure the accuracy of activations; `-- --write` updates docs/accuracy.md."""
     session.install("-e", ".[jax,strict,llvm]", "torch==2.13.0")
     session.run(
         "python", "tests/accuracy.py", *session.posargs, env={"OMP_NUM_THREADS": "1"}
@@ -207,7 +206,7 @@ def ulp(session):
 
 @session
 def campaign(session):
-    """Plant faults for compare and bisect to find; `-- --write` updates docs/fault-campaign.md."""
+    """Plant faults for compare and bisect to find; `-- --write` updates the page."""
     session.install("-e", ".[jax,strict,compare]", "torch==2.13.0")
     env = {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests", "XLA_FLAGS": QUICK}
     session.run("python", "-m", "faults.campaign", *session.posargs, env=env)
@@ -215,33 +214,30 @@ def campaign(session):
 
 @session
 def conformance(session):
-    """Test what a backend supports: `-- jax`, or `-- mlx.core -- mlx[cpu]` with what to install."""
+    """Test what a backend supports: `-- jax`, or `-- mlx.core -- PACKAGES`."""
     if not session.posargs:
         session.error(
             "which backend? nox -s conformance -- BACKEND [OPTIONS] [-- PACKAGES]"
         )
-    cut = (
-        session.posargs.index("--") if "--" in session.posargs else len(session.posargs)
-    )
-    options, packages = session.posargs[:cut], session.posargs[cut + 1 :]
-    known = {
-        env["AGNOSTIC_NN_BACKEND"]: needs for needs, env in CONFIGURATIONS.values()
-    }
-    known = {name.partition(":")[0]: needs for name, needs in known.items()}
-    session.install(*known.get(options[0].partition(":")[0], ["-e", "."]), *packages)
+    arguments = list(session.posargs)
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options, packages = arguments[:end], arguments[end + 1 :]
+    requirements = requirements_of_backends()
+    backend = options[0].partition(":")[0]
+    session.install(*requirements.get(backend, ["-e", "."]), *packages)
     session.run("agnostic-nn", "conformance", *options)
 
 
 @session
 def interrupts(session):
-    """Fire exceptions at random moments into `fit` and `step`: -- [--shots 2000] [numpy jax ...]"""
+    """Raise exceptions at random moments of a training; `-- --help` for options."""
     session.install("-e", ".[jax,llvm]", "torch==2.13.0")
     session.run("python", "tests/campaigns/interrupts.py", *session.posargs)
 
 
 @session
 def bench(session):
-    """Time this library against others; `-- --help` shows how to run a part of the full hour."""
+    """Compare the speed with other libraries, in an hour; `-- --help` for options."""
     others = nox.project.dependency_groups(PROJECT, "bench")
     session.install("-e", ".[jax,llvm,compare]", "torch==2.13.0", *others)
     session.run("python", "-m", "benchmarks", *session.posargs)
@@ -249,40 +245,40 @@ def bench(session):
 
 @session
 def lowest(session):
-    """The NumPy suite with the lowest versions that pyproject.toml allows."""
+    """Run the NumPy suite with the lowest versions that pyproject.toml allows."""
     needs = PROJECT["project"]["dependencies"]
     needs = [*needs, *PROJECT["project"]["optional-dependencies"]["llvm"]]
-    floors = [requirement.replace(">=", "==") for requirement in needs]
-    session.install("-e", ".", *floors, *TEST)
+    lowest = [requirement.replace(">=", "==") for requirement in needs]
+    session.install("-e", ".", *lowest, *TEST)
     pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
 
 
 @session
 def wheel(session):
-    """The NumPy suite on the installed wheel, without extras, on the newest Python installed."""
+    """Run the NumPy suite on the installed wheel, on the newest Python found."""
     session.install("build")
-    place = Path(session.create_tmp())
-    shutil.rmtree(place / "dist", ignore_errors=True)
-    session.run("python", "-m", "build", "--outdir", str(place / "dist"), silent=True)
-    (wheel,) = (place / "dist").glob("*.whl")
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder / "dist", ignore_errors=True)
+    session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
+    (wheel,) = (folder / "dist").glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
-    tops = {name.split("/")[0] for name in names}
-    packages = {top for top in tops if not top.endswith(".dist-info")}
+    top_level = {name.split("/")[0] for name in names}
+    packages = {name for name in top_level if not name.endswith(".dist-info")}
     if packages != {"agnostic_nn", "agnostic_nn_backends"}:
-        session.error(f"the wheel holds {sorted(packages)}")
+        session.error(f"the wheel contains {sorted(packages)}")
     if "agnostic_nn/display/templates/page.html" not in names:
-        session.error("the wheel holds no templates of pages")
+        session.error("the wheel lacks the templates of pages")
     newest = newest_python()
     session.log(f"the newest Python here is {newest}")
-    shutil.rmtree(place / "venv", ignore_errors=True)
-    session.run(newest, "-m", "venv", str(place / "venv"), external=True)
-    scripts = place / "venv" / ("Scripts" if os.name == "nt" else "bin")
+    shutil.rmtree(folder / "venv", ignore_errors=True)
+    session.run(newest, "-m", "venv", str(folder / "venv"), external=True)
+    scripts = folder / "venv" / ("Scripts" if os.name == "nt" else "bin")
     python = str(scripts / "python")
     session.run(python, "-m", "pip", "install", "-q", str(wheel), *TEST, external=True)
-    where = "import agnostic_nn; print(agnostic_nn.__file__)"
-    location = session.run(python, "-P", "-c", where, silent=True, external=True)
+    program = "import agnostic_nn; print(agnostic_nn.__file__)"
+    location = session.run(python, "-P", "-c", program, silent=True, external=True)
     if "site-packages" not in location:
-        session.error(f"not the installed wheel is imported, but {location}")
+        session.error(f"{location} is imported instead of the installed wheel")
     env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
     pytest(session, env=env, run=(str(scripts / "pytest"),))
 
@@ -298,7 +294,7 @@ def lint(session):
 
 @session
 def typecheck(session):
-    """Check the type hints of the public surface."""
+    """Check types with mypy."""
     session.install("-e", ".", *nox.project.dependency_groups(PROJECT, "typecheck"))
     session.run("mypy")
 
@@ -315,6 +311,14 @@ def publictypes(session):
     session.run("pyright", str(script))
 
 
+def requirements_of_backends():
+    """Return for each library the packages to install."""
+    return {
+        env["AGNOSTIC_NN_BACKEND"].partition(":")[0]: needs
+        for needs, env in CONFIGURATIONS.values()
+    }
+
+
 def cuda_devices():
     """Return the number of CUDA devices, without importing an array library."""
     try:
@@ -327,14 +331,14 @@ def cuda_devices():
 
 
 def newest_python():
-    """Return the path of the newest CPython that runs, 3.11 or later (a pyenv shim may not run)."""
+    """Return the path of the newest CPython that runs (a pyenv shim may not)."""
     roots = [os.environ.get("PYENV_ROOT"), Path.home() / ".pyenv"]
     installed = [
         p for root in roots if root for p in glob(f"{root}/versions/3.*/bin/python")
     ]
-    named = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
+    on_path = [shutil.which(f"python3.{minor}") for minor in range(11, 20)]
     result = {}
-    for path in [sys.executable, *filter(None, named), *installed]:
+    for path in [sys.executable, *filter(None, on_path), *installed]:
         answer = subprocess.run(
             [path, "--version"], capture_output=True, text=True, check=False
         )

@@ -286,8 +286,8 @@ def _conclusion(runs):
         "Each target is an upper bound for our time or memory, relative to that of "
         f"another contender. Of {verdicts.total()} targets, {verdicts['reached']} are "
         f"reached, {verdicts['missed']} are missed, and {verdicts['tie']} are ties, "
-        "because the noise is too large to tell. The first table lists them. The others "
-        "show where the time of each network goes."
+        "because the noise is too large to tell. The first table lists them. The "
+        "others show where the time of each network goes."
     )
     return fill(text, 88)
 

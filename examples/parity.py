@@ -16,7 +16,7 @@ import agnostic_nn as nn
 
 
 def examples(bits):
-    """Return x, -1 or 1 for each bit, and targets, 1 where the number of ones is odd."""
+    """Return x, -1 or 1 per bit, and targets, 1 where the number of ones is odd."""
     target = np.cumsum(bits, axis=1) % 2
     x = 2.0 * bits - 1.0
     return x.astype("float32")[..., None], target.astype("float32")[..., None]

@@ -1,7 +1,7 @@
 """Forward and backward through a network of three layers, 3-4-2-3, for one example.
 
-The notebook that this example follows uses columns, z = W x + b with W (fan_out, fan_in), where
-the library uses rows, z = x W + b. Results are transposed where it prints columns.
+The notebook that this example follows uses columns, z = W x + b with W (fan_out,
+fan_in), the library rows, z = x W + b. Results are transposed where it prints columns.
 """
 
 from argparse import ArgumentParser

@@ -1,13 +1,12 @@
-"""Measure how many units in the last place activations and their slopes are off.
+"""Measure the errors of activations and their slopes, in units in the last place.
 
     python tests/accuracy.py            print the page that docs/accuracy.md should be
     python tests/accuracy.py --write    write it to docs/accuracy.md
 
-The exit status is 1 if an activation or slope is off by more than is allowed.
+The exit status is 1 if an error exceeds its limit.
 
 Each activation is compared with its value and slope in extended precision, on all
-float16 numbers and on about two million float32
-numbers, on every backend that is installed.
+float16 numbers and on about two million float32 numbers, on every installed backend.
 """
 
 import argparse
@@ -64,7 +63,7 @@ def _silu_slope(x):
 
 
 def _normal(x):
-    """Φ(x); math.erfc has no more digits than float64, which is enough away from a root."""
+    """Return Φ(x). math.erfc is float64, which is enough away from a root."""
     x = np.clip(x, -60, 60)
     # erfc(z + e) is erfc(z) - 2/√π exp(-z²) e: z in float64, e what it leaves of x/√2
     z = (-x * np.sqrt(_wide(0.5))).astype(np.float64)
@@ -76,7 +75,7 @@ def _normal(x):
 
 
 def _gelu_slope(x):
-    """Φ + x φ; near its root x₀ = -0.7517… the integral of φ (2 - x²) from there."""
+    """Return Φ + x φ; near its root x₀ = -0.7517… as the integral of φ (2 - x²)."""
     x = np.clip(x, -60, 60)
     density = np.exp(-x * x / 2) / np.sqrt(2 * _PI)
     root = _wide("-0.7517915246935644574579049467795")
@@ -107,7 +106,7 @@ def _curve_slope(x):
 
 
 def _even(x):
-    """exp(-|x|) / (1 + exp(-|x|))²."""
+    """Return exp(-|x|) / (1 + exp(-|x|))²."""
     d = np.exp(-np.abs(x))
     return d / (1 + d) ** 2
 
@@ -127,7 +126,7 @@ def _hard_swish_slope(x):
     return np.where(x <= -3, 0, np.where(x >= 3, 1, (2 * np.clip(x, -3, 3) + 3) / 6))
 
 
-# activation: (f, f', places where it changes)
+# activation: (f, f', points where it changes)
 TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
     nn.ReLU(): (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1, 0), ()),
     nn.ReLU6(): (lambda x: np.clip(x, 0, 6), _inside(0, 6), (6.0,)),
@@ -190,7 +189,7 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
 
 
 def half() -> np.ndarray:
-    """All finite float16 numbers."""
+    """Return all finite float16 numbers."""
     x = np.arange(2**16, dtype=np.uint16).view(np.float16)
     return x[np.isfinite(x)]
 
@@ -211,41 +210,39 @@ def single(places: tuple[float, ...] = (), size: int = 2**21) -> np.ndarray:
     for place in places:
         middle = int(np.float32(place).view(np.int32))
         near = part // len(places)
-        few, wide = (
-            np.arange(near // 2) - near // 4,
-            np.linspace(-(2**21), 2**21, near // 2),
-        )
-        for offsets in (few, wide):
+        narrow = np.arange(near // 2) - near // 4
+        wide = np.linspace(-(2**21), 2**21, near // 2)
+        for offsets in (narrow, wide):
             parts.append((middle + offsets).astype(np.int32).view(np.float32))
     positive = np.unique(np.concatenate(parts))
     return np.concatenate([-positive[::-1], positive])
 
 
-def off(
-    found: np.ndarray, truth: np.ndarray, x: np.ndarray, flushes: bool
+def ulp_error(
+    result: np.ndarray, truth: np.ndarray, x: np.ndarray, flushes: bool
 ) -> np.ndarray:
-    """|found - truth| in units in the last place of the truth.
+    """Return |result - truth| in units in the last place of the truth.
 
-    Where the backend `flushes` subnormal float32 numbers to 0, results within sixteen
-    times the smallest normal number are not judged,
-    nor is what it makes of a subnormal x.
+    If the backend `flushes` subnormal float32 numbers to 0, results below 16 times the
+    smallest normal number, and results for a subnormal x, have the error 0.
     """
-    rounded = truth.astype(found.dtype)
-    largest = np.finfo(found.dtype).max
+    rounded = truth.astype(result.dtype)
+    largest = np.finfo(result.dtype).max
     with np.errstate(invalid="ignore"):
         unit = np.spacing(np.minimum(np.abs(rounded), largest)).astype(np.longdouble)
-        units = np.abs(found.astype(np.longdouble) - truth) / unit
-    units = np.where(np.isfinite(rounded), units, np.where(found == rounded, 0, np.inf))
-    units = np.where(np.isnan(found), np.inf, units)
+        units = np.abs(result.astype(np.longdouble) - truth) / unit
+    overflow = np.where(result == rounded, 0, np.inf)
+    units = np.where(np.isfinite(rounded), units, overflow)
+    units = np.where(np.isnan(result), np.inf, units)
     if flushes:
         tiny = 16 * np.finfo(np.float32).tiny
-        units = np.where((np.abs(truth) < tiny) & (np.abs(found) < tiny), 0, units)
+        units = np.where((np.abs(truth) < tiny) & (np.abs(result) < tiny), 0, units)
         units = np.where(np.abs(x.astype(np.float64)) < tiny / 16, 0, units)
     return units
 
 
 def flushes(backend: nn.Backend) -> bool:
-    """Return whether the backend makes 0 of subnormal float32 numbers."""
+    """Return whether the backend flushes subnormal float32 numbers to 0."""
     tiny = np.full(4, 2.0**-126, np.float32)
     return not backend.to_numpy(
         backend.jit(lambda x: 0.5 * x)(backend.asarray(tiny))
@@ -253,7 +250,7 @@ def flushes(backend: nn.Backend) -> bool:
 
 
 def measure(backend: nn.Backend, layers: list, x: list[np.ndarray]) -> list:
-    """For each layer the largest errors of f and f', and where: ((units, x), (units, x))."""
+    """Return for each layer the largest errors of f and f' and their x, in ulp."""
 
     ones = [np.ones_like(part) for part in x]
 
@@ -275,21 +272,21 @@ def measure(backend: nn.Backend, layers: list, x: list[np.ndarray]) -> list:
         with np.errstate(all="ignore"):
             for function, result in zip((f, slope), results, strict=True):
                 assert result.dtype == part.dtype, (
-                    f"{layer} makes {result.dtype} of {part.dtype}"
+                    f"{layer} returns {result.dtype} for {part.dtype}"
                 )
-                units = off(result, function(part.astype(_wide)), part, flush)
-                place = int(np.argmax(units))
-                errors.append((float(units[place]), float(part[place])))
+                units = ulp_error(result, function(part.astype(_wide)), part, flush)
+                index = int(np.argmax(units))
+                errors.append((float(units[index]), float(part[index])))
         worst.append(tuple(errors))
     return worst
 
 
 def exp_error(backend: nn.Backend) -> float:
-    """Return the error of the library's own exp of float32, in units in the last place."""
+    """Return the error of the library's float32 exp, in units in the last place."""
     x = np.linspace(-80, 0, 2**18, dtype=np.float32)
     with np.errstate(all="ignore"):
         result = backend.to_numpy(backend.jit(backend.xp.exp)(backend.asarray(x)))
-    return float(off(result, np.exp(x.astype(_wide)), x, flushes(backend)).max())
+    return float(ulp_error(result, np.exp(x.astype(_wide)), x, flushes(backend)).max())
 
 
 # --- the page -------------------------------------------------------------------------

@@ -1,8 +1,8 @@
-"""Bad input: every public constructor and call, given what makes no sense.
+"""Call every public constructor and function with invalid arguments.
 
-`nox -s badinput` tries all of it on a backend and prints what was accepted in silence,
-answered with an internal error, or has changed a trainer; `tests/test_bad_input.py`
-tries the quick part.
+`nox -s badinput` runs all calls on a backend and prints those that were accepted,
+raised an internal error, or changed a trainer. `tests/test_bad_input.py` runs the
+quick part.
 """
 
 import ast
@@ -29,13 +29,13 @@ OURS = (HOME, HOME.parent / "agnostic_nn_backends", HOME.parent / "backends")
 
 @dataclass(frozen=True)
 class Case:
-    """A call that must be refused; `call` takes the `World` it is made in."""
+    """A call that must be refused; `call` takes a `World`."""
 
     name: str
     call: Callable
-    binding: bool = False  # whether Python's own refusal of arguments will do
-    theirs: bool = False  # whether the error is one of the caller's own function
-    pure: bool = False  # whether no trainer is anywhere near
+    binding: bool = False  # whether a TypeError of Python about arguments is accepted
+    theirs: bool = False  # whether the error is raised by a function of the caller
+    pure: bool = False  # whether the call involves no trainer
 
 
 class World:
@@ -43,10 +43,10 @@ class World:
 
     def __init__(self, backend: nn.Backend, folder: Path) -> None:
         self.backend, self.folder = backend, folder
-        draw = np.random.default_rng(0)
-        self.x = draw.standard_normal((12, 3)).astype("float32")
-        self.labels = draw.integers(0, 2, 12)
-        self.y = draw.standard_normal((12, 2)).astype("float32")
+        generator = np.random.default_rng(0)
+        self.x = generator.standard_normal((12, 3)).astype("float32")
+        self.labels = generator.integers(0, 2, 12)
+        self.y = generator.standard_normal((12, 2)).astype("float32")
         (folder / "file").write_text("no checkpoint")
         (folder / "columns.csv").write_text(
             "epoch,steps,loss,rate,seconds\n1,2,0.5,0.1,1.0\n"
@@ -54,20 +54,20 @@ class World:
         self._trainers: dict[str, nn.Trainer] = {}
 
     def trainer(self, kind: str = "trained") -> nn.Trainer:
-        """A trainer to call: one that is trained, one without weights, or one for numbers."""
+        """Return a trainer: "trained", "new" without weights, or "numbers" (regression)."""
         if kind not in self._trainers:
             loss = (
                 nn.mean_squared_error if kind == "numbers" else nn.softmax_cross_entropy
             )
             shape = None if kind == "new" else (3,)
             model = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dropout(0.1), nn.Dense(2))
-            made = nn.Trainer(
+            trainer = nn.Trainer(
                 model, loss, nn.Adam(1e-2), backend=self.backend, shape=shape
             )
-            # as if: to train takes a compiler longer than all the cases
+            # not really trained, because compiling would take longer than all cases
             if kind == "trained":
-                made.steps, made.epoch, made.notes["best"] = 2, 1, 0.5
-            self._trainers[kind] = made
+                trainer.steps, trainer.epoch, trainer.notes["best"] = 2, 1, 0.5
+            self._trainers[kind] = trainer
         return self._trainers[kind]
 
     def key(self):
@@ -77,24 +77,25 @@ class World:
         return self.backend.asarray(np.ones(shape, dtype))
 
     def state(self) -> list:
-        """All that a refused call must leave as it was."""
+        """Return everything that a refused call must not change."""
         result = []
-        for kind, one in self._trainers.items():
+        for kind, trainer in self._trainers.items():
             result += [
                 kind,
-                one.steps,
-                one.epoch,
-                one.shape,
-                one.out_shape,
-                repr(one.notes),
+                trainer.steps,
+                trainer.epoch,
+                trainer.shape,
+                trainer.out_shape,
+                repr(trainer.notes),
             ]
-            if one.shape is not None:
-                carry = self.backend.to_numpy((one.params, one.state, one.moments))
+            if trainer.shape is not None:
+                carry = trainer.params, trainer.state, trainer.moments
+                carry = self.backend.to_numpy(carry)
                 result.append(repr([leaf.tobytes() for leaf in nn.trees.leaves(carry)]))
         return result
 
 
-# --- what makes no sense in the place of each kind of argument ------------------------
+# --- wrong values of each kind of argument ------------------------
 
 TEXT, NOTHING, LIST = "nonsense", None, [1, 2]
 WRONG = {
@@ -290,15 +291,15 @@ def _constructors():
 _constructors()
 
 
-def shown(value):
-    """A wrong value in the name of a case."""
+def formatted(value):
+    """Return a wrong value as text for the name of a case."""
     if inspect.isfunction(value):
         return "a function"
     return value.__name__ if isinstance(value, type) else repr(value)
 
 
 def of_constructors():
-    """Each parameter of each public class with each value that is wrong for its kind."""
+    """Yield each parameter of each public class with each wrong value."""
     for name, kind, valid, others in CONSTRUCTORS:
         for parameter in inspect.signature(kind).parameters:
             what = others.get(parameter) or PARAMETERS.get(parameter)
@@ -309,7 +310,7 @@ def of_constructors():
                     continue
                 arguments = valid | {parameter: value}
                 yield Case(
-                    f"{name}({parameter}={shown(value)})",
+                    f"{name}({parameter}={formatted(value)})",
                     lambda w, kind=kind, arguments=arguments: kind(**arguments),
                     pure=True,
                 )
@@ -347,8 +348,8 @@ _FINAL = (
 MLP = nn.Sequential(nn.Dense(4), nn.Tanh(), nn.Dense(2))
 
 
-def _made(**wrong):
-    """Make a `Trainer` with arguments that are wrong."""
+def _new_trainer(**wrong):
+    """Return a call that creates a `Trainer` with wrong arguments."""
     right = {"model": MLP, "loss": nn.softmax_cross_entropy, "optimizer": nn.Adam()}
 
     def call(w):
@@ -368,7 +369,7 @@ def _scalar(y, target):
 
 
 def of_trainers():
-    """`Trainer` and what it does."""
+    """Yield calls of `Trainer` with wrong arguments."""
     wrong = {
         "model": (nn.ReLU, nn.Sequential, None, "mlp", [nn.Dense(2)], 3, lambda x: x),
         "loss": (
@@ -406,11 +407,16 @@ def of_trainers():
     }
     for name, values in wrong.items():
         for value in values:
-            yield Case(f"Trainer({name}={shown(value)})", _made(**{name: value}))
+            yield Case(
+                f"Trainer({name}={formatted(value)})", _new_trainer(**{name: value})
+            )
     yield Case(
-        "Trainer(shape that does not fit)", _made(model=nn.Conv2D(3, 3), shape=(3,))
+        "Trainer(shape that does not fit)",
+        _new_trainer(model=nn.Conv2D(3, 3), shape=(3,)),
     )
-    yield Case("Trainer(learning_rate=0.1)", _made(learning_rate=0.1), binding=True)
+    yield Case(
+        "Trainer(learning_rate=0.1)", _new_trainer(learning_rate=0.1), binding=True
+    )
     yield Case("Trainer(float64 where there is none)", _without_float64)
 
 
@@ -441,7 +447,7 @@ def _fit(kind="trained", **wrong):
 
 @dataclass(frozen=True)
 class From:
-    """A wrong value that is made of the world."""
+    """A wrong value that is created from the `World`."""
 
     make: Callable
     name: str = "…"
@@ -563,24 +569,26 @@ CALLBACKS = {
 
 
 def of_fit():
-    """`Trainer.fit`, `step`, `evaluate` and `predict`."""
+    """Yield wrong calls of `Trainer.fit`, `step`, `evaluate` and `predict`."""
     for kind in ("trained", "new"):
         for value in X:
             if kind == "new" and "width" in repr(value):
                 continue
             if kind == "new" and repr(value) == "three axes":
                 continue
-            yield Case(f"fit(x={shown(value)}), {kind}", _fit(kind, x=value))
+            yield Case(f"fit(x={formatted(value)}), {kind}", _fit(kind, x=value))
         for value in TARGETS:
-            yield Case(f"fit(target={shown(value)}), {kind}", _fit(kind, target=value))
+            yield Case(
+                f"fit(target={formatted(value)}), {kind}", _fit(kind, target=value)
+            )
     for value in WEIGHTS:
-        yield Case(f"fit(weights={shown(value)})", _fit(weights=value))
+        yield Case(f"fit(weights={formatted(value)})", _fit(weights=value))
     for name in ("epochs", "batch_size", "steps", "steps_per_epoch"):
         for value in (0, -1, 1.5, "3", True, [1]):
             more = {"x": None, "target": None} if name == "steps_per_epoch" else {}
             if more:
                 more["batches"] = From(lambda w: [(w.x, w.labels)])
-            yield Case(f"fit({name}={shown(value)})", _fit(**{name: value} | more))
+            yield Case(f"fit({name}={formatted(value)})", _fit(**{name: value} | more))
     for name, values in {
         "prefetch": (-1, 1.5, "2", None, True),
         "shuffle": ("no", None, 1, 0.5),
@@ -599,7 +607,7 @@ def of_fit():
         ),
     }.items():
         for value in values:
-            yield Case(f"fit({name}={shown(value)})", _fit(**{name: value}))
+            yield Case(f"fit({name}={formatted(value)})", _fit(**{name: value}))
     for name, value in {
         "wrong by type": lambda x, y, g: "no",
         "of another length": lambda x, y, g: (x[:1], y[:1]),
@@ -627,21 +635,23 @@ def of_fit():
         yield Case(f"fit(callbacks={name})", _fit(callbacks=value))
     for value in X:
         yield Case(
-            f"step(x={shown(value)})", _method("step", value, From(lambda w: w.labels))
+            f"step(x={formatted(value)})",
+            _method("step", value, From(lambda w: w.labels)),
         )
-        if repr(value) != "no examples":  # which have a prediction: none
-            yield Case(f"predict(x={shown(value)})", _method("predict", value))
+        if repr(value) != "no examples":  # their prediction is empty
+            yield Case(f"predict(x={formatted(value)})", _method("predict", value))
     for value in TARGETS:
         yield Case(
-            f"step(target={shown(value)})", _method("step", From(lambda w: w.x), value)
+            f"step(target={formatted(value)})",
+            _method("step", From(lambda w: w.x), value),
         )
         yield Case(
-            f"evaluate(target={shown(value)})",
+            f"evaluate(target={formatted(value)})",
             _method("evaluate", From(lambda w: w.x), value),
         )
     data = (From(lambda w: w.x), From(lambda w: w.labels))
     for value in WEIGHTS:
-        yield Case(f"step(weights={shown(value)})", _method("step", *data, value))
+        yield Case(f"step(weights={formatted(value)})", _method("step", *data, value))
     for name in ("evaluate", "predict"):
         arguments = data[: 1 + (name == "evaluate")]
         for value in (0, -1, 1.5, "3", None, True):
@@ -676,30 +686,30 @@ def of_fit():
 def _with_metric(metric, method):
     def call(w):
         arguments = (MLP, nn.softmax_cross_entropy, nn.Adam())
-        one = nn.Trainer(
-            *arguments, backend=w.backend, metrics={"mine": metric}, shape=(3,)
+        trainer = nn.Trainer(
+            *arguments, backend=w.backend, metrics={"custom": metric}, shape=(3,)
         )
         if method == "fit":
             try:
-                one.fit(w.x, w.labels, validation=(w.x, w.labels), verbose=0)
+                trainer.fit(w.x, w.labels, validation=(w.x, w.labels), verbose=0)
             finally:
-                assert one.steps == 0, "refused after the first step"
+                assert trainer.steps == 0, "refused after the first step"
         else:
-            one.evaluate(w.x, w.labels)
+            trainer.evaluate(w.x, w.labels)
 
     return call
 
 
-def _method(name, *given, kind="trained", **options):
+def _method(name, *args, kind="trained", **options):
     def call(w):
-        made = [value(w) if isinstance(value, From) else value for value in given]
-        getattr(w.trainer(kind), name)(*made, **options)
+        values = [value(w) if isinstance(value, From) else value for value in args]
+        getattr(w.trainer(kind), name)(*values, **options)
 
     return call
 
 
 def of_parameters():
-    """`start_from`, `to`, `save`, `load`, `restore`, `build`, `summary` and `moments`."""
+    """Yield wrong calls of `start_from`, `to`, `save`, `load` and other methods."""
 
     def changed(change):
         return From(lambda w: change(w.backend.to_numpy(w.trainer().params)))
@@ -740,9 +750,9 @@ def of_parameters():
         yield Case(f"start_from(state={name})", _method("start_from", params, value))
     yield Case("start_from before a shape", _method("start_from", (), kind="new"))
     for value in (None, 3, "nonsense", "numpy:", nn.Backend, ["numpy"]):
-        yield Case(f"to({shown(value)})", _method("to", value))
+        yield Case(f"to({formatted(value)})", _method("to", value))
     for value in (None, 3, "", True, From(lambda w: w.folder, "a folder")):
-        yield Case(f"save({shown(value)})", _method("save", value))
+        yield Case(f"save({formatted(value)})", _method("save", value))
     missing = From(lambda w: w.folder / "missing" / "a", "no folder")
     yield Case("save(no folder)", _method("save", missing))
     yield Case(
@@ -757,7 +767,7 @@ def of_parameters():
         From(lambda w: w.folder / "file"),
         missing,
     ):
-        yield Case(f"load({shown(value)})", partial(_load, value, {}))
+        yield Case(f"load({formatted(value)})", partial(_load, value, {}))
     for name, value in {
         "model": nn.Dense,
         "loss": "mse",
@@ -765,9 +775,11 @@ def of_parameters():
         "metrics": ["accuracy"],
         "backend": 3,
     }.items():
-        yield Case(f"load({name}={shown(value)})", partial(_load, None, {name: value}))
+        yield Case(
+            f"load({name}={formatted(value)})", partial(_load, None, {name: value})
+        )
     for value in ((2.5,), "x", (-1,), None, (3, "a"), 3.5, (2, 2, 2.5)):
-        yield Case(f"build({shown(value)})", _method("build", value))
+        yield Case(f"build({formatted(value)})", _method("build", value))
     yield Case("restore(never kept)", _method("restore", "never"))
     yield Case("keep(3)", _method("keep", 3))
     for value in (0, -1, 1.5, "3", None, True):
@@ -811,7 +823,7 @@ def of_tools():
         for parameter, values in wrong.items():
             for value in values:
                 yield Case(
-                    f"{name}({parameter}={shown(value)})",
+                    f"{name}({parameter}={formatted(value)})",
                     tool(function, right, **{parameter: value}),
                 )
 
@@ -915,13 +927,15 @@ def of_tools():
         },
     )
     for value in ("text", object(), [1, "a"], np):
-        yield Case(f"asarray({shown(value)})", lambda w, v=value: w.backend.asarray(v))
+        yield Case(
+            f"asarray({formatted(value)})", lambda w, v=value: w.backend.asarray(v)
+        )
     for value in ("text", object(), np):
         yield Case(
-            f"to_numpy({shown(value)})", lambda w, v=value: w.backend.to_numpy(v)
+            f"to_numpy({formatted(value)})", lambda w, v=value: w.backend.to_numpy(v)
         )
     for value in ("f", None, 3):
-        yield Case(f"jit({shown(value)})", lambda w, v=value: w.backend.jit(v))
+        yield Case(f"jit({formatted(value)})", lambda w, v=value: w.backend.jit(v))
     labels = {"target": From(lambda w: w.labels)}
     yield from grid(
         "stratified_split",
@@ -1161,7 +1175,7 @@ def of_losses():
         for name, values in own.items():
             for value in values:
                 yield Case(
-                    f"{loss.__name__}({name}={shown(value)})",
+                    f"{loss.__name__}({name}={formatted(value)})",
                     lambda w, loss=loss, o={name: value}: called(loss, w, o),
                 )
         for value in ("avg", None, 3, True) if not paired else ():
@@ -1172,14 +1186,14 @@ def of_losses():
         for name, values in arrays.items():
             for value in values:
                 yield Case(
-                    f"{loss.__name__}({name}={shown(value)})",
+                    f"{loss.__name__}({name}={formatted(value)})",
                     lambda w, loss=loss, c={name: value}: called(loss, w, {}, **c),
                 )
     for metric in (metrics.accuracy, metrics.top_k_accuracy, metrics.perplexity):
         for name, values in {k: v for k, v in arrays.items() if k != "weights"}.items():
             for value in values:
                 yield Case(
-                    f"{metric.__name__}({name}={shown(value)})",
+                    f"{metric.__name__}({name}={formatted(value)})",
                     lambda w, m=metric, c={name: value}: called(
                         m, w, {"k": 2} if m is metrics.top_k_accuracy else {}, **c
                     ),
@@ -1226,7 +1240,7 @@ ALL = (*QUICK, of_arrays, of_tools, of_losses)
 
 @cache
 def _raises(path: str) -> tuple[tuple[int, int], ...]:
-    """The lines of a file that raise something by a statement of its own."""
+    """Return the first and last line of each `raise` statement of a file."""
     tree = ast.parse(Path(path).read_text(encoding="utf-8"))
     result = (node for node in ast.walk(tree) if isinstance(node, ast.Raise))
     return tuple((node.lineno, node.end_lineno or node.lineno) for node in result)
@@ -1240,7 +1254,7 @@ def _is_meant(error: BaseException) -> bool:
 
 
 def verdict(case: Case, world: World) -> str:
-    """Return what is wrong with the answer to a case, or None if it was refused properly."""
+    """Return what is wrong with the result of a case, or "" if nothing is."""
     before = [] if case.pure else world.state()
     try:
         case.call(world)
@@ -1257,7 +1271,7 @@ def verdict(case: Case, world: World) -> str:
 
 def _of_error(case: Case, error: Exception) -> str:
     if isinstance(error, OSError) and case.name.startswith(("load", "save")):
-        return ""  # what the system says of a path names it and is meant for the user
+        return ""  # errors of the operating system about paths are clear
     first = "".join(traceback.format_exception_only(error)).strip().splitlines()[0]
     bound = "unexpected keyword argument" in first or "positional argument" in first
     if case.binding and isinstance(error, TypeError) and bound:
@@ -1273,7 +1287,7 @@ def _of_error(case: Case, error: Exception) -> str:
 
 
 def run(parts=ALL, backend=None) -> dict[str, str]:
-    """The verdict of each case by its name; "" where it was refused as it should be."""
+    """Return the verdict of each case by its name."""
     result: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         world = World(backend or nn.backend(), Path(folder))
@@ -1288,7 +1302,7 @@ def run(parts=ALL, backend=None) -> dict[str, str]:
 
 
 def main() -> int:
-    """Try everything on the backend that AGNOSTIC_NN_BACKEND names."""
+    """Run all cases on the backend that AGNOSTIC_NN_BACKEND names."""
     result = run()
     wrong = {name: text for name, text in result.items() if text}
     for name, text in wrong.items():

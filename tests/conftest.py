@@ -34,7 +34,7 @@ def epsilon(widest):
 
 @pytest.fixture
 def draw(widest):
-    """Return a function from a shape to normal numbers of the widest dtype, on the host."""
+    """Return a function from a shape to normal numbers of the widest dtype."""
     generator = np.random.default_rng(0)
     return lambda *shape: generator.standard_normal(shape).astype(widest)
 
@@ -46,7 +46,7 @@ def thorough():
 
 
 def pytest_collection_modifyitems(config, items):
-    """Skip tests without a backend if AGNOSTIC_NN_HOST is 0; other sessions run them."""
+    """Skip tests without `backend` if AGNOSTIC_NN_HOST is 0."""
     if os.environ.get("AGNOSTIC_NN_HOST") != "0":
         return
     deselected = [item for item in items if "backend" not in item.fixturenames]

@@ -94,7 +94,7 @@ def _without_code(text: str) -> list[str]:
 
 
 def files(places: list[str]) -> Iterator[Path]:
-    """Yield each Python and Markdown file of `places`, which are relative to the project."""
+    """Yield each Python and Markdown file of `places`, relative to the project."""
     for place in places:
         path = ROOT / place
         if path.is_file():

@@ -85,7 +85,7 @@ def test_softmax_of_many_float16_numbers_does_not_overflow(backend):
     "layer", [nn.GRU(6), nn.LSTM(6), nn.MultiHeadAttention(2, rotary=True)], ids=str
 )
 def test_sequences_of_float16_are_close_to_those_of_float64(backend, layer):
-    """The reference is the layer in float64 on NumPy; sums of large numbers overflow."""
+    """The reference is float64 on NumPy. Sums of large numbers overflow."""
     if not hasattr(backend.xp, "float16"):
         pytest.skip(f"{backend.name} has no float16")
     attends, rng = isinstance(layer, nn.MultiHeadAttention), np.random.default_rng(0)

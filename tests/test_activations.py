@@ -105,7 +105,8 @@ def test_nan_affects_only_its_own_element(backend, layer, f, slope):
     assert not np.isnan(dx[1])
 
 
-FAR = [  # layer, y and slope far below 0, y and slope far above 0; y may be a function of x
+# layer, y and slope far below 0, y and slope far above 0; y may be a function of x
+FAR = [
     (nn.SELU(), -LAMBDA * ALPHA, 0.0, lambda x: LAMBDA * x, LAMBDA),
     (nn.CELU(0.5), -0.5, 0.0, lambda x: x, 1.0),
     (nn.CELU(2.0), -2.0, 0.0, lambda x: x, 1.0),
@@ -121,7 +122,7 @@ FAR = [  # layer, y and slope far below 0, y and slope far above 0; y may be a f
 
 @pytest.mark.parametrize(("layer", *"abcd"), FAR, ids=[str(row[0]) for row in FAR])
 def test_an_activation_of_a_large_number_is_its_limit(backend, layer, a, b, c, d):
-    """No NaN and no overflow for any float32. At 1e10 the slope of softsign is 1e-20."""
+    """No NaN and no overflow occur. At 1e10 the slope of softsign is 1e-20."""
     x = np.asarray([-1e10, -1e20, -3e38, 1e10, 1e20, 3e38], "float32")
     y, dx, _ = run(backend, layer, x)
     ends = [f(x.astype("float64")) if callable(f) else np.full(6, f) for f in (a, c)]

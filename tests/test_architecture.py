@@ -1,8 +1,8 @@
 """Rules of the source tree: levels of imports, `__all__`, docstrings and adapters.
 
 A module imports only from lower levels, and only listed packages from outside. Layers,
-losses and optimizers import no array library. Each check takes the root of a source tree
-and yields its complaints, so that tests can plant a fault and see it reported.
+losses and optimizers import no array library. Each check takes the root of a source
+tree and yields its complaints, so that tests can plant a fault and see it reported.
 """
 
 import ast
@@ -203,7 +203,7 @@ def module_of(path):
 
 
 def imports(path, tree):
-    """Yield each absolute name that is imported, and whether it is inside a function."""
+    """Yield each imported absolute name, and whether it is inside a function."""
     functions = (f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef))
     inside = {node for function in functions for node in ast.walk(function)}
     for node in ast.walk(tree):
@@ -255,7 +255,7 @@ def misplaced(root):
 
 
 def operands(node):
-    """Yield the values that are compared, matched, or passed to an import or a search."""
+    """Yield values that are compared, matched, or passed to an import or a search."""
     result = []
     if isinstance(node, ast.Compare):
         result = [node.left, *node.comparators]
@@ -342,7 +342,7 @@ def joined(tree):
 
 
 def exported(path, tree, trees):
-    """Return the names that a package lists, and those that it imports from its files."""
+    """Return the names that a package lists, and those imported from its files."""
     lists = {
         file.stem: listed(inner) or []
         for file, inner in trees.items()
@@ -357,7 +357,7 @@ def exported(path, tree, trees):
 
 
 def unlisted(root):
-    """Yield differences between `__all__` and what a file defines or a package imports."""
+    """Yield differences between `__all__` and the definitions of a file or package."""
     trees = dict(parsed(root, "agnostic_nn"))
     for path, tree in trees.items():
         if path == Path("agnostic_nn", "__init__.py"):
@@ -379,7 +379,7 @@ def unlisted(root):
 
 
 def untyped(root):
-    """Names that mypy does not see: it follows a star, but not a list joined from others."""
+    """Yield names that mypy does not see: it follows a star, but not a joined list."""
     trees = dict(parsed(root, "agnostic_nn"))
     top = Path("agnostic_nn", "__init__.py")
     starred = {

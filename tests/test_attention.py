@@ -15,7 +15,7 @@ HOST = nn.backend("numpy").xp
 
 
 def initial(layer, shape, dtype, **constants):
-    """Return random parameters and state on the host; those in `constants` are constant."""
+    """Return random parameters and state on the host; `constants` are constant."""
     generator = np.random.default_rng(1)
     params, state, _ = layer.init(
         nn.random.key(0, xp=HOST), shape, getattr(HOST, dtype)
@@ -154,7 +154,7 @@ def test_a_padded_sequence_gives_the_results_of_the_sequence_alone(
 
 @pytest.mark.parametrize("dtype", ["float32", "widest"])
 def test_scores_that_overflow_exp_select_one_key(backend, widest, dtype):
-    """Q K / √d reaches 1e8. The largest score has weight 1, and gradients are finite."""
+    """Q K / √d reaches 1e8. The largest score has weight 1."""
     dtype = widest if dtype == "widest" else dtype
     layer = nn.MultiHeadAttention(1, bias=False)
     identity = {"weight": np.eye(2, dtype=dtype)}
@@ -392,7 +392,7 @@ def test_the_parameters_of_a_block_are_named_after_its_parts():
 
 
 def recording(layer):
-    """Return a copy of the layer that records calls of `predict`, and the list of them."""
+    """Return a copy of the layer and a list that records calls of its `predict`."""
     calls = []
 
     class Recording(type(layer)):

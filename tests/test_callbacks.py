@@ -295,7 +295,7 @@ def test_wrong_options_are_refused(kind, options, error, message):
 
 
 def test_reduce_on_plateau_lowers_the_scale_of_the_steps(backend):
-    """At the end the scale is 1/4, and a step has a quarter of its length without it."""
+    """At the end the scale is 1/4, and steps have a quarter of their length."""
     optimizer = nn.Average(nn.ClipByGlobalNorm(nn.Scaled(nn.SGD(1e-3)), 1e6))
     rates = []
     callbacks = [

@@ -48,7 +48,7 @@ GEOMETRIES = [
 
 
 def by_hand(x, weight, dy, stride, padding, dilation, groups):
-    """Return y, dx and dW, computed for one output o and one window position k at a time."""
+    """Return y, dx and dW, from one output o and window position k at a time."""
     y, dx, dweight = np.zeros_like(dy), np.zeros_like(x), np.zeros_like(weight)
     fan_in, width = weight.shape[-2], weight.shape[-1] // groups
     spaces = [range(n) for n in (*dy.shape[1:-1], *weight.shape[:-2])]

@@ -1,4 +1,4 @@
-"""CTC equals the sum over all paths, which its recursion computes, and PyTorch's CTC."""
+"""CTC equals the sum over all paths that it stands for, and PyTorch's CTC."""
 
 import functools
 import itertools
@@ -37,7 +37,7 @@ def spelled(path, blank=0):
 
 
 def by_all_paths(y, labels, blank=0):
-    """Return -log p of one example and its gradient, q minus the share of each class."""
+    """Return -log p of one example and its gradient by the logits."""
     q = np.exp(y - np.max(y, axis=-1, keepdims=True))
     q = q / np.sum(q, axis=-1, keepdims=True)
     times, classes = y.shape

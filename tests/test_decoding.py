@@ -154,7 +154,7 @@ PER_POSITION = [
 
 @pytest.mark.parametrize("case", PER_POSITION, ids=str)
 def test_a_layer_per_position_maps_each_position_independently(widest, epsilon, case):
-    """Three positions at once give the results of each alone; also for a pair of arrays."""
+    """Three positions at once give the results of each alone, also for tuples."""
     layer, generator = case.layer, np.random.default_rng(0)
     pair = isinstance(case.shape[0], tuple) if case.shape else False
     width = 6

@@ -1,6 +1,7 @@
-"""dpnp: arrays of two queues do not mix, so creating an array without a device is an error.
+"""dpnp: all arrays are created in the queue of the arguments.
 
-This finds on a CPU what a second GPU would find: all arrays here are in a queue other
+Arrays of two queues do not mix, so creating an array without a device is an error. This
+finds on a CPU what a second GPU would find: all arrays here are in a queue other
 than the default one, in which arrays are created if no `device` is passed.
 """
 

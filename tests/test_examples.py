@@ -117,7 +117,7 @@ NUMBER = r"-?\d+\.?\d*(?:e[-+]\d+)?"
 
 @pytest.fixture(scope="module")
 def results(backend):
-    """Return a function from a script to its results, computed by the backend under test."""
+    """Return a function that computes the results of a script on the tested backend."""
 
     def to_numpy(array):
         assert namespace(array) is backend.xp, (
@@ -196,8 +196,8 @@ def assert_same_training(result, losses, weight, bias, x, epsilon):
     """Compare a training with losses by step and final parameters, up to rounding.
 
     A step multiplies an error in y by 1 - 2 rate (x·x + 1). So y contains the errors of
-    the last 1 / (2 rate (x·x + 1)) steps, each an eps of the terms that are summed to z.
-    These terms end far larger than y, so small losses have few correct digits. A weight
+    the last 1 / (2 rate (x·x + 1)) steps, each an eps of the terms of the sum z. These
+    end far larger than y, so small losses have few correct digits. A weight
     sums up 200 roundings of half an eps, because nothing corrects it across x.
     """
     last = as_printed(result["weight"], weight)[-1, :]  # the neuron that still learns
@@ -286,7 +286,7 @@ def test_the_step_of_the_notebook_increases_the_squared_error_and_a_true_step_do
 @pytest.mark.parametrize("script", NOTEBOOKS)
 def test_an_example_prints_the_lines_of_its_notebook(run, capsys, script):
     def lines(text):
-        """Drop blank lines, and round to 8 digits, since BLAS may sum in another order."""
+        """Drop blank lines and round to 8 digits, as BLAS may sum in another order."""
         text = re.sub(NUMBER, lambda number: f"{float(number[0]):.8g}", text)
         return "\n".join(line.rstrip() for line in text.splitlines() if line.strip())
 

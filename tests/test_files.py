@@ -59,7 +59,7 @@ def test_a_new_file_has_the_mode_that_the_umask_leaves(tmp_path):
 
 @posix
 def test_a_link_is_followed_and_not_replaced(tmp_path):
-    """Also a link to a link, a relative link, and a link to a file that does not exist."""
+    """Also links to links, relative links, and links to files that do not exist."""
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("old")
     (tmp_path / "middle").symlink_to(tmp_path / "folder" / "file")

@@ -328,7 +328,7 @@ PLACES += [another_code, self_of_a_bound_method]
 
 
 def frozen(function):
-    """Return a function that always returns its first result, like a compiled constant."""
+    """Return a function that always returns its first result, as if compiled."""
     results = []
 
     def run(x):

@@ -47,7 +47,7 @@ LARGE = (  # memory is measured for these only, because that is slow
 
 @pytest.mark.parametrize("kind", hostile.KINDS, ids=lambda kind: kind.__name__)
 def test_every_hostile_file_is_refused_quickly_and_with_little_memory(tmp_path, kind):
-    """All files of `python tests/cases/hostile.py`, except those that are slow to create."""
+    """All files of `tests/cases/hostile.py`, except those that are slow to create."""
     path, errors = tmp_path / "a", []
     for name, data in kind():
         path.write_bytes(data)

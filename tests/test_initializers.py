@@ -120,7 +120,7 @@ def test_a_constant_is_the_same_everywhere(backend, widest, value, shape):
 def test_a_truncated_normal_has_the_quantiles_and_the_deviation_of_its_formula(
     deviation,
 ):
-    """Its standard deviation is √(1 - 4 φ(2) / (2 Φ(2) - 1)) = 0.8796 of the normal's."""
+    """Its deviation is √(1 - 4 φ(2) / (2 Φ(2) - 1)) = 0.8796 of the normal's."""
     drawn = (
         start(HOST, TruncatedNormal(deviation), (200, 200), "float64").ravel()
         / deviation
@@ -163,7 +163,7 @@ def test_a_truncated_normal_reaches_its_bounds(monkeypatch):
 
 
 def assert_orthonormal(weight, epsilon):
-    """Check that columns, or rows if there are fewer, are orthogonal and of length 1."""
+    """Check that columns, or rows if fewer, are orthogonal and of length 1."""
     matrix = weight.reshape(-1, weight.shape[-1]).astype(np.float64)
     if matrix.shape[0] < matrix.shape[1]:
         matrix = matrix.T

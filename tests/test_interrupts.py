@@ -46,7 +46,7 @@ def shoot():
 
 
 def make(backend, optimizer=None, role="interrupted"):
-    """Return a trainer before its first step, already compiled if the backend compiles."""
+    """Return a trainer before its first step, compiled if the backend compiles."""
     if not backend.compiles:
         return new(backend, optimizer)
     trainer = compiled(backend, role)
@@ -711,7 +711,7 @@ def test_an_exception_at_any_instruction_of_a_commit_leaves_a_whole_number_of_st
 
 
 def test_memory_is_not_donated_to_a_call_that_may_compile(backend, monkeypatch):
-    """Compilation runs Python code, in which an exception may be raised at any moment."""
+    """Compilation runs Python code, in which an exception can be raised anywhere."""
     if backend.name != "jax":
         pytest.skip("only JAX compiles")
     trainer = advance(make(backend), 4)
@@ -774,7 +774,7 @@ def test_jax_works_after_an_exception_while_it_was_tracing(
 
 
 def test_an_exception_while_data_are_moved_is_not_dropped(backend):
-    """NumPy drops exceptions of Python code when it compares a dtype with another type."""
+    """NumPy drops exceptions that are raised while it compares a dtype."""
     array = np.ones(2, np.float32)
     expect_exceptions_to_be_raised(lambda: backend.asarray(array))
 

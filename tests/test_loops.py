@@ -71,7 +71,7 @@ def test_a_loop_carries_a_tree_and_stacks_the_results_of_its_steps(
 @versions
 @pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
 def test_a_loop_returns_its_results_as_transformed(backend, widest, version, reverse):
-    """The transform is applied to each y or to all at once; here it returns fewer arrays."""
+    """The transform is applied to each y or to all at once."""
     xs = np.arange(6).astype(widest).reshape(3, 2)
 
     def run(xs):

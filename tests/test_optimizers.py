@@ -818,7 +818,7 @@ def test_a_pattern_without_leaves_and_a_leaf_without_part_are_refused(parts, mes
 
 
 def test_a_training_continues_from_a_file_as_without_interruption(backend, tmp_path):
-    """With nested moments of every kind, donated to a compiled step, saved and loaded."""
+    """With nested moments of every kind, donated to a compiled step."""
     split = nn.Parts((("0", nn.Fixed()), ("2.bias", nn.NAdam())), rest=nn.Muon())
     optimizer = nn.Scaled(nn.Average(nn.Accumulate(nn.L2(ClipByGlobalNorm(split)), 3)))
     generator = np.random.default_rng(0)

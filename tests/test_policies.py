@@ -177,7 +177,7 @@ def of(inputs):
 
 
 def in_two_parts(a, b):
-    """Multiply float32 as sums of two bfloat16 numbers, without the smallest product."""
+    """Multiply sums of two bfloat16 numbers, without the smallest product."""
     (a, rest_of_a), (b, rest_of_b) = (
         (high, rounded(x - high, 7)) for x in (a, b) for high in [rounded(x, 7)]
     )

@@ -75,7 +75,7 @@ def test_unslide_is_the_adjoint_of_slide(backend, widest, version, window_option
 
 
 def windows_of(lengths, window, stride, padding, dilation):
-    """Yield the index of each window and its positions, which are None in the padding."""
+    """Yield the index of each window and its positions, or None for padding."""
     axes = []
     for n, k, s, (low, high), d in zip(
         lengths, window, stride, padding, dilation, strict=True
@@ -330,7 +330,7 @@ def test_linear_upsampling_aligns_the_centres_of_elements(backend, factor, x, ex
 
 @pytest.mark.parametrize("factor", [2, 3, 7])
 def test_linear_upsampling_of_a_long_axis_is_accurate(backend, factor):
-    """Weights computed from sᵢ directly would be off by the length of the axis in eps."""
+    """Weights computed from sᵢ would have an error of the length of the axis in eps."""
     n = 500
     x = (np.arange(n, dtype="float32") % 2).reshape(1, n, 1)
     y, _ = run(backend, nn.Upsample(factor, mode="linear"), x)

@@ -27,7 +27,7 @@ def key_of(backend, seed):
 
 @functools.cache
 def draw_on(backend, function, *args, seed=0):
-    """Return what `function(key, *args)` draws on `backend`, inside jit, on the host."""
+    """Return `function(key, *args)`, computed inside jit, on the host."""
     return backend.to_numpy(
         backend.jit(lambda key: function(key, *args))(key_of(backend, seed))
     )
@@ -218,7 +218,7 @@ def test_normal_draws_are_computed_by_the_box_muller_transform():
 
 
 def test_normal_draws_agree_on_every_backend(backend, widest, epsilon):
-    """2πv is rounded before its cosine, and the radius multiplies that; measured: 3 eps."""
+    """2πv is rounded, and the radius multiplies the error; measured: 3 eps."""
     result = draw_on(backend, random.normal, (DRAWS,), real(backend, widest))
     expected = draw_on(HOST, random.normal, (DRAWS,), real(HOST, widest))
     np.testing.assert_allclose(result, expected, rtol=0, atol=8 * epsilon)

@@ -281,7 +281,8 @@ def dsigma(a):
 
 
 TANH, SIGMA = math.tanh(1.0), 1 / (1 + math.exp(-1.0))
-SATURATED = [  # layer of width 1, its bias, an index of dL/dbias and its value for dy = 1
+# layer of width 1, its bias, an index of dL/dbias and its value for dy = 1
+SATURATED = [
     (nn.RNN(1), (20.0,), 0, 4 * dsigma(40.0)),
     (nn.GRU(1), (0.0, 30.0, 1.0), 1, -TANH * dsigma(30.0)),
     (nn.GRU(1), (0.0, 30.0, 1.0), 2, (1 - TANH**2) / (1 + math.exp(30.0))),
@@ -517,7 +518,7 @@ def test_invalid_options_are_refused_by_the_constructor(make, error, message):
 
 
 def test_a_gru_learns_parity_and_an_mlp_does_not(backend):
-    """The example in small: trained on 120 of 256 strings of 8 bits, tested on 40 bits."""
+    """The example, trained on 120 of 256 strings of 8 bits, tested on 40 bits."""
     path = Path(__file__).parents[1] / "examples" / "parity.py"
     spec = importlib.util.spec_from_file_location(path.stem, path)
     example = importlib.util.module_from_spec(spec)

@@ -144,7 +144,7 @@ def test_a_mean_of_ignored_labels_only_is_0(backend):
 
 
 def test_narrow_labels_and_an_ignore_index_outside_their_dtype(backend):
-    """pytorch#15508, PaddleSeg#2939: uint8 masks with 255 as void, or an ignored -100."""
+    """pytorch#15508, PaddleSeg#2939: uint8 labels, 255 or -100 ignored."""
     logits = generator(4).normal(size=(2, 3, 4))
 
     def expected(labels, counts):
@@ -181,7 +181,7 @@ def test_focal_loss_of_a_saturated_output_has_a_finite_slope(backend, gamma):
 
 
 def ctc_by_all_paths(y, labels):
-    """Return -log p and its gradient by the logits, as sums over all paths; blank is 0."""
+    """Return -log p and its gradient by the logits, from all paths; blank is 0."""
     time, classes = y.shape
     chances = softmax(y)
     total = 0.0
@@ -238,7 +238,7 @@ def test_log_cosh_is_accurate_near_0_and_for_large_errors(backend):
 
 
 def test_cosine_distance_of_zero_tiny_and_huge_vectors(backend):
-    """pytorch#2421, nd4j#1586: a zero vector has no direction, and lengths must not overflow."""
+    """pytorch#2421, nd4j#1586: zero vectors and overflow of lengths."""
     y = np.array([[0, 0, 0], [3, 0, 4], [3e-25, 0, 4e-25], [3e25, 0, 4e25]])
     target = np.array([[1.0, 2.0, 2.0]] * 4)
     options = {"dtype": "float32"}
@@ -256,7 +256,7 @@ def test_cosine_distance_of_zero_tiny_and_huge_vectors(backend):
 
 
 def test_triplet_margin_of_identical_embeddings(backend):
-    """sentence-transformers#4033: a distance of 0 has gradient 0; the negative still has one."""
+    """sentence-transformers#4033: a distance of 0 has gradient 0."""
     anchor = np.array([[1.0, 2.0], [1.0, 2.0]])
     shift = np.array([[0, 0.5], [0, 0]])
     y = {"anchor": anchor, "positive": anchor.copy(), "negative": anchor + shift}
@@ -386,7 +386,7 @@ def test_a_padded_sequence_gives_the_results_of_the_short_one(backend, layer, le
 
 
 def test_a_query_without_an_allowed_key_has_no_gradient(backend):
-    """pytorch#41508, #160064: its output is the bias, and other rows are not affected."""
+    """pytorch#41508, #160064: y is the bias; other rows are not affected."""
     x = generator(8).normal(size=(2, 4, 6))
     dy = generator(9).normal(size=x.shape)
     mask = np.ones((2, 4, 4), bool)
@@ -418,7 +418,7 @@ def test_a_query_without_an_allowed_key_has_no_gradient(backend):
     ids=repr,
 )
 def test_a_tie_of_maxima_has_the_gradient_once(backend, layer, dy, expected):
-    """tensorflow#4886, #51682, Theano#4568: each of the tied inputs received the whole dy."""
+    """tensorflow#4886, #51682, Theano#4568: each tied input received dy."""
     x = np.array([2.0, 2.0, 1.0, 5.0, 5.0, 5.0]).reshape(1, 6, 1)
     _, dx, _, _ = run(backend, layer, x, np.reshape(dy, (1, -1, 1)))
     same(dx[0, :, 0], expected)
@@ -447,7 +447,7 @@ def test_padding_is_never_the_maximum(backend):
 
 @pytest.mark.parametrize(("n", "m"), [(10, 3), (7, 4), (5, 5), (3, 7), (1, 3)])
 def test_adaptive_pools_with_unequal_bins(backend, n, m):
-    """FlagGems#4915, mlx-image#16, tensorflow/addons#2321: bin i is ⌊in/m⌋ to ⌈(i+1)n/m⌉."""
+    """FlagGems#4915, mlx-image#16, tensorflow/addons#2321: ⌊in/m⌋ to ⌈(i+1)n/m⌉."""
     x = generator(n).normal(size=(2, n, 3))
     dy = generator(m).normal(size=(2, m, 3))
     bins = [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]
@@ -518,7 +518,7 @@ def test_recomputed_dropout_has_the_same_mask(backend):
 
 
 def test_dropout_with_extreme_rates(backend):
-    """flax#2055, keras#9141, burn#2694: rate 0 changes nothing, rate 1 and -10 are refused."""
+    """flax#2055, keras#9141, burn#2694: rates of 0, and of 1 and -10."""
     x = generator(3).normal(size=(4, 5))
     y, dx, _, _ = run(backend, nn.Dropout(0.0), x, np.ones_like(x), train=True)
     close(y, x)
@@ -609,7 +609,7 @@ def test_empty_and_scalar_parameters_take_steps(backend, optimizer):
 
 
 def test_adafactor_factors_each_matrix_of_a_kernel(backend):
-    """pytorch-optimizer#469: (3, 2, 4) has row and column means of its last two axes."""
+    """pytorch-optimizer#469: row and column means of the last two axes."""
     params = generator(0).normal(size=(3, 2, 4))
     gradients = generator(1).normal(size=(2, 3, 2, 4))
     trees = [{"w": gradient} for gradient in gradients]
@@ -629,7 +629,7 @@ def test_adafactor_factors_each_matrix_of_a_kernel(backend):
 
 @pytest.mark.parametrize("decay", [0.9, 0.9999])
 def test_a_running_average_is_unbiased_from_the_first_step(backend, decay):
-    """timm#1182, nanochat#818, tqdm#1101: Σ w θ / Σ w with w = decay^(t - i), also at t = 1."""
+    """timm#1182, nanochat#818, tqdm#1101: Σ w θ / Σ w, w = decay^(t - i)."""
     optimizer = nn.Average(nn.SGD(1.0), decay=decay)
     params = backend.asarray({"w": np.zeros(1, "float32")})
     moments = optimizer.init(params)
@@ -662,7 +662,7 @@ def rates(backend, schedule, *counts, dtype="float64"):
 
 
 def test_schedules_reach_their_final_rates_and_keep_them(backend):
-    """pytorch#91765, lightly#1842: the first step, the maximum, the last step, and later ones."""
+    """pytorch#91765, lightly#1842: first, largest, last and later rates."""
     cycle = schedules.OneCycle(0.1, 20)
     first, top, last, past = rates(backend, cycle, 0, 5, 19, 25)
     close([first, top], [0.004, 0.1])
@@ -684,7 +684,7 @@ def test_schedules_reach_their_final_rates_and_keep_them(backend):
 
 
 def test_accumulated_batches_equal_one_large_batch(backend):
-    """transformers#24725, torchtune#1875, OpenNMT-py#2209: 1 and 5 labels that count."""
+    """transformers#24725, torchtune#1875, OpenNMT-py#2209: 1 and 5 real labels."""
     x = generator(1).normal(size=(2, 6, 3)).astype("float32")
     labels = generator(2).integers(0, 4, (2, 6))
     labels[0, 1:] = -1
@@ -708,7 +708,7 @@ def test_accumulated_batches_equal_one_large_batch(backend):
 
 
 def test_evaluate_does_not_depend_on_the_batch_size(backend):
-    """tensorflow#38596, Lightning#2924, nolearn#247: means of unequal batches were averaged."""
+    """tensorflow#38596, Lightning#2924, nolearn#247: means of unequal batches."""
     x = generator(3).normal(size=(7, 3)).astype("float32")
     y = (10 * generator(4).normal(size=(7, 2))).astype("float32")
     trainer = make(
@@ -725,7 +725,7 @@ def test_evaluate_does_not_depend_on_the_batch_size(backend):
 
 
 def test_evaluate_with_ignored_labels_does_not_depend_on_the_batch_size(backend):
-    """transformers#24839, #41898, keras#4186, #2546: unequal numbers of ignored labels."""
+    """transformers#24839, #41898, keras#4186, #2546: unequal ignored labels."""
     x = generator(4).normal(size=(4, 3, 2)).astype("float32")
     labels = np.array([[0, 1, 2], [1, -1, -1], [-1, -1, -1], [2, -1, 0]])
     loss = partial(nn.softmax_cross_entropy, ignore_index=-1)
@@ -746,7 +746,7 @@ def test_evaluate_with_ignored_labels_does_not_depend_on_the_batch_size(backend)
 
 
 def test_the_best_epoch_is_restored_when_the_epochs_run_out(backend):
-    """tensorflow#35634, keras#12511, #20323: it was restored only after an early stop."""
+    """tensorflow#35634, keras#12511, #20323: only after an early stop."""
     x = generator(7).normal(size=(24, 3)).astype("float32")
     y = (x @ generator(8).normal(size=(3, 1))).astype("float32")
     held_out = (x[:8] + 1, y[:8] * 3)
@@ -853,7 +853,7 @@ def test_r2_of_targets_far_from_zero(backend, batch_size):
 
 
 def test_ties_do_not_exceed_the_top_k(backend):
-    """tensorflow#13005, NVIDIA-Merlin#617: constant predictions always counted as right."""
+    """tensorflow#13005, NVIDIA-Merlin#617: constant predictions were always right."""
 
     def hits(y, labels, k):
         y, labels = (
@@ -915,7 +915,7 @@ def test_data_that_are_not_numbers_are_refused(backend, word):
 
 
 def test_a_loss_uses_an_annealed_weight(backend):
-    """keras#13826, #6446, #19054, jax#1426: the number in the closure stayed constant."""
+    """keras#13826, #6446, #19054, jax#1426: the closure stayed constant."""
     beta = [0.0]
 
     def loss(y, target, weights=None):

@@ -1,12 +1,12 @@
-"""Fire exceptions at random moments into a training run, and look whether its state is whole.
+"""Raise exceptions at random moments of a training, and check its state.
 
     python tests/campaigns/interrupts.py [--shots 2000] [CONFIGURATION ...]
 
-Each configuration runs in a process of its own: `fit` and then `step`, with as many
-shots each, of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a
+Each configuration runs in a separate process: `fit`, then `step`, with the same number
+of shots, of five kinds in turn: a SIGALRM handler and a SIGTERM handler that raise, a
 custom SIGINT handler, Ctrl-C twice, and an exception from another thread. After each,
-parameters, state and moments have to be, bit for bit, those of an undisturbed run after
-`trainer.steps` steps. Then the same trainer goes on.
+parameters, state and moments have to equal, bit for bit, those of an undisturbed run
+after `trainer.steps` steps. Then the same trainer continues.
 """
 
 import argparse
@@ -34,9 +34,9 @@ CONFIGURATIONS = {
 }
 KINDS = "alarm", "term", "handler", "ctrl-c", "async"
 BATCH, BATCHES = 16, 12
-SOON = 5  # shots fall within so many steps
-# so many shots at each trainer, the first of them while it compiles
-FRESH, EARLY = 100, 6
+SHOT_WITHIN = 5  # steps within which an exception is raised
+SHOTS_PER_TRAINER = 100
+SHOTS_WHILE_COMPILING = 6  # the first ones of each trainer
 
 
 class Shot(Exception):
@@ -47,12 +47,12 @@ class Thrown(BaseException):
     """The exception that another thread raises in this one."""
 
 
-WHERE = []  # the innermost frames in which the last handler ran
+LAST_FRAMES = []  # the innermost frames in which the last handler ran
 
 
 def note(frame):
     stack = traceback.extract_stack(frame, limit=3)
-    WHERE[:] = [f"{call.filename}:{call.lineno} {call.name}" for call in stack]
+    LAST_FRAMES[:] = [f"{call.filename}:{call.lineno} {call.name}" for call in stack]
 
 
 def raise_shot(number, frame):
@@ -76,7 +76,7 @@ def digest(trainer):
 
 
 class Campaign:
-    """A trainer to shoot at, and the digests of the states that it should go through."""
+    """A trainer to interrupt, and the digests of the states that it should have."""
 
     def __init__(self, way, seed, apart):
         import numpy as np
@@ -87,9 +87,9 @@ class Campaign:
         if os.environ.get("OMP_NUM_THREADS") != "1":
             from agnostic_nn_backends.replay import kernels
 
-            # so that several threads share small arrays
+            # several threads share even small arrays
             kernels.MIN_ELEMENTS_PER_THREAD = 1000
-        # some calls an epoch where a call takes several steps
+        # without `apart`, `fit` combines several steps into one call
         feed._MAX_MULTIPLICATIONS = 0 if apart else 2**20
         self.epochs = epochs
         self.take_steps = epochs.advance
@@ -102,7 +102,7 @@ class Campaign:
             for i in range(0, BATCH * BATCHES, BATCH)
         ]
 
-        def make():
+        def new_trainer():
             layers = (
                 nn.Dense(80),
                 nn.BatchNorm(),
@@ -117,29 +117,39 @@ class Campaign:
                 shape=(40,),
             )
 
-        self.make, self.trainer, self.whole = make, make(), make()
-        self.states = {0: digest(self.whole)}
-        self.found = dict.fromkeys(
-            ("torn", "lost", "uncounted", "swallowed", "other", "in destructors"), 0
+        self.new_trainer = new_trainer
+        self.trainer = new_trainer()
+        self.reference = new_trainer()
+        self.states = {0: digest(self.reference)}
+        self.counts = dict.fromkeys(
+            (
+                "wrong state",
+                "lost",
+                "uncounted",
+                "swallowed",
+                "other",
+                "in destructors",
+            ),
+            0,
         )
         self.messages = []
 
     def expected(self, steps):
-        """The digest of the undisturbed run after so many steps."""
-        whole = self.whole
+        """Return the digest of the undisturbed run after `steps` steps."""
+        reference = self.reference
         while steps not in self.states:
             if self.way == "step":
-                whole.step(*self.batches[whole.steps % BATCHES])
-                self.states[whole.steps] = digest(whole)
+                reference.step(*self.batches[reference.steps % BATCHES])
+                self.states[reference.steps] = digest(reference)
                 continue
             with patch.object(self.epochs, "advance", self._recorded):
-                whole.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
+                reference.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
         return self.states[steps]
 
     def _recorded(self, *args):
-        answer = self.take_steps(*args)
-        self.states[self.whole.steps] = digest(self.whole)
-        return answer
+        result = self.take_steps(*args)
+        self.states[self.reference.steps] = digest(self.reference)
+        return result
 
     def train(self, until):
         trainer = self.trainer
@@ -161,8 +171,8 @@ class Campaign:
         )
 
     def warm(self):
-        """Measure how long the first calls of a trainer take, and a step after them."""
-        self.trainer, times = self.make(), []
+        """Return the seconds of the first calls of a trainer, and of a later step."""
+        self.trainer, times = self.new_trainer(), []
         start = time.perf_counter()
         self.advance()
         first = time.perf_counter() - start
@@ -173,7 +183,7 @@ class Campaign:
         return first, min(times)
 
     def advance(self):
-        """Train undisturbed until all is compiled."""
+        """Train without interruption until everything is compiled."""
         trainer = self.trainer
         if self.way == "fit":
             trainer.fit(self.x, self.labels, batch_size=BATCH, verbose=0)
@@ -181,7 +191,7 @@ class Campaign:
             trainer.step(*self.batches[trainer.steps % BATCHES])
 
     def shoot(self, kind, delay):
-        """Train until the shot falls; returns what was raised."""
+        """Train until an exception is raised; return its class."""
         before = {
             number: signal.getsignal(number)
             for number in (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
@@ -225,7 +235,7 @@ class Campaign:
         except (Shot, SystemExit, KeyboardInterrupt, Thrown) as error:
             raised = type(error)
         except BaseException as error:
-            self.found["other"] += 1
+            self.counts["other"] += 1
             self.messages.append(f"{kind}: {type(error).__name__}: {str(error)[:200]}")
             raised = type(error)
         while True:  # a second Ctrl-C, or an exception from the thread, may come here
@@ -240,23 +250,23 @@ class Campaign:
             signal.signal(number, handler)
         return raised
 
-    def look(self, kind):
+    def check(self, kind):
         trainer = self.trainer
         try:
             steps = trainer.steps
             if digest(trainer) != self.expected(steps):
-                self.found["torn"] += 1
+                self.counts["wrong state"] += 1
             if self.way == "fit":
                 done = trainer._current.settled().open.batches_done
-                self.found["uncounted"] += trainer.epoch * BATCHES + done != steps
+                self.counts["uncounted"] += trainer.epoch * BATCHES + done != steps
             return
         except Exception as error:
-            self.found["lost"] += 1
+            self.counts["lost"] += 1
             self.messages.append(f"{kind}: {type(error).__name__}: {str(error)[:200]}")
         self.start_again()
 
     def start_again(self):
-        self.trainer = self.make()
+        self.trainer = self.new_trainer()
 
     def run(self, shots):
         first, step = self.warm()
@@ -266,31 +276,33 @@ class Campaign:
         kinds = itertools.cycle(KINDS)
         for n in range(shots):
             kind = next(kinds)
-            if n % FRESH == 0:
+            if n % SHOTS_PER_TRAINER == 0:
                 self.start_again()
-            if n % FRESH == EARLY:
+            if n % SHOTS_PER_TRAINER == SHOTS_WHILE_COMPILING:
                 self.advance()
-            span = first if n % FRESH < EARLY else SOON * step
-            WHERE.clear()
+            is_compiling = n % SHOTS_PER_TRAINER < SHOTS_WHILE_COMPILING
+            span = first if is_compiling else SHOT_WITHIN * step
+            LAST_FRAMES.clear()
             raised = self.shoot(kind, self.random.random() * span)
             if raised is None and not unraisable:
-                self.found["swallowed"] += 1
+                self.counts["swallowed"] += 1
                 self.messages.append(
-                    f"{kind}: nothing was raised in 5 s; handled in {WHERE}"
+                    f"{kind}: nothing was raised in 5 s; handled in {LAST_FRAMES}"
                 )
             # CPython drops what is raised in a destructor
             if raised is None and unraisable:
-                self.found["in destructors"] += 1
+                self.counts["in destructors"] += 1
             unraisable.clear()
-            torn = self.found["torn"]
-            self.look(kind)
-            if self.found["torn"] > torn:
+            wrong = self.counts["wrong state"]
+            self.check(kind)
+            if self.counts["wrong state"] > wrong:
                 self.start_again()
                 self.advance()
         return {
-            "shots": shots, **self.found,
+            "shots": shots, **self.counts,
             "steps": self.trainer.steps, "step": f"{step * 1e6:.0f} us",
-            "seconds": round(time.perf_counter() - start), "messages": self.messages[:5],
+            "seconds": round(time.perf_counter() - start),
+            "messages": self.messages[:5],
         }  # fmt: skip
 
 
@@ -301,26 +313,26 @@ def main():
     parser.add_argument("--way", choices=("fit", "step"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--apart", action="store_true", help="one step a call in fit, too"
+        "--apart", action="store_true", help="one step per call in fit, too"
     )
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)
-    chosen = parser.parse_args()
-    if chosen.child:
-        # a shell starts its background jobs deaf to Ctrl-C
+    options = parser.parse_args()
+    if options.child:
+        # a shell turns off Ctrl-C for background jobs
         signal.signal(signal.SIGINT, signal.default_int_handler)
         print(
             json.dumps(
-                Campaign(chosen.way, chosen.seed, chosen.apart).run(chosen.shots)
+                Campaign(options.way, options.seed, options.apart).run(options.shots)
             )
         )
         return 0
     failed = False
-    for name in chosen.configurations:
-        for way in (chosen.way,) if chosen.way else ("fit", "step"):
+    for name in options.configurations:
+        for way in (options.way,) if options.way else ("fit", "step"):
             env = {"OMP_NUM_THREADS": "1"} | CONFIGURATIONS[name]
             command = [sys.executable, __file__, "--child", "--way", way]
-            command += ["--shots", str(chosen.shots), "--seed", str(chosen.seed)]
-            command += ["--apart"] if chosen.apart else []
+            command += ["--shots", str(options.shots), "--seed", str(options.seed)]
+            command += ["--apart"] if options.apart else []
             done = subprocess.run(
                 command, env=os.environ | env, stdout=subprocess.PIPE, text=True
             )
@@ -330,8 +342,8 @@ def main():
                 else {"exit": done.returncode}
             )
             print(f"{name} {way}:", result, flush=True)
-            bad = ("torn", "lost", "uncounted", "swallowed", "other")
-            failed |= done.returncode != 0 or any(result[one] for one in bad)
+            bad = ("wrong state", "lost", "uncounted", "swallowed", "other")
+            failed |= done.returncode != 0 or any(result[count] for count in bad)
     return int(failed)
 
 

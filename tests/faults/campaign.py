@@ -77,7 +77,7 @@ def remembered() -> Iterator[None]:
     """
     with ExitStack() as stack:
         for place, name, key in (
-            (search, "rounded", lambda f, given, **options: (repr(f), _digest(given))),
+            (search, "rounded", lambda f, args, **options: (repr(f), _digest(args))),
             (
                 comparison,
                 "run_reference",
@@ -236,7 +236,7 @@ BACKENDS = {"numpy": 27, "torch:cpu": 20, "array_api_strict:device1": 2, "jax:cp
 
 
 def alarms(place: tuple[str, str, int]) -> Alarms | None:
-    """Run both tools on a backend and a model without a fault, with other seeds and data."""
+    """Run both tools without a fault, with other seeds and data."""
     name, model, count = place
     try:
         backend = nn.backend(name)

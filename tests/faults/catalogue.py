@@ -188,7 +188,7 @@ def in_dx(change):
 
 
 def in_grads(change, number=None):
-    """Change the gradient of parameter `number`, or of all, in both methods that return it."""
+    """Change the gradient of parameter `number`, or of all, in both methods."""
 
     def changed(grads):
         places = count()
@@ -717,7 +717,7 @@ def masks() -> Iterator[Fault]:
 
 
 def orders() -> Iterator[Fault]:
-    """Examples that change on the way to the backend."""
+    """Yield faults that change examples on the way to the backend."""
     shapes = {
         "MLP": (5,),
         "CNN": (4, 4, 2),
@@ -848,7 +848,7 @@ def optimizers() -> Iterator[Fault]:
             return Fault("optimizer", what, model, ("",), parts, changes)
 
         def after(change):
-            """Return an update that applies change(params, new, moments, new_moments)."""
+            """Return an update with change(params, new, moments, new_moments)."""
 
             def make(old):
                 def update(self, params, grads, moments):
@@ -969,7 +969,7 @@ def optimizers() -> Iterator[Fault]:
 
 
 def losses() -> Iterator[Fault]:
-    """The value and the slope of a loss."""
+    """Yield faults of the value and the slope of a loss."""
     for model, (_, loss, *_) in MODELS.items():
         for what, part, change in (
             (
@@ -997,7 +997,7 @@ def losses() -> Iterator[Fault]:
 
 
 def _of_loss(loss, change) -> Callable[[], list[Change]]:
-    """Change what a loss returns, in the stages of `bisect` and in the training step."""
+    """Change the results of a loss, in `bisect` and in the training step."""
     from agnostic_nn.training import steps
 
     def changed_stage(old):
@@ -1035,7 +1035,7 @@ def _whole(change):
 
 
 def memory() -> Iterator[Fault]:
-    """Elements that are never written, and results of earlier calls."""
+    """Yield faults that leave elements unwritten or return results of earlier calls."""
     for model, places, layer in _layers(but=(nn.Dropout,)):
 
         def plant(what, change, model=model, places=places, layer=layer):

@@ -1,7 +1,6 @@
-"""A backend with a fault: NumPy without recorded calls, whose methods are changed while it runs.
+"""A backend with a fault: NumPy without replay, with methods changed during its calls.
 
-The reference and the other backend run outside
-that context and use the original methods.
+The reference and the other backend use the original methods.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,8 +13,7 @@ import agnostic_nn as nn
 
 __all__ = ["Change", "clean", "faulty", "of"]
 
-# An object, the name of its attribute, and a
-# function from the old value to the new one.
+# An object, the name of its attribute, and a function from its old to its new value.
 Change = tuple[Any, str, Callable]
 _NUMPY = nn.backend("numpy")
 
@@ -45,44 +43,44 @@ def _changed(changes: list[Change]) -> Iterator[None]:
     """Set the new values in this context, and restore the old ones."""
     old = []
     try:
-        for place, name, make in changes:
-            is_own = name in vars(place)  # not inherited
-            before = getattr(place, name)
-            old.append((place, name, before, is_own))
-            setattr(place, name, make(before))
+        for owner, name, make in changes:
+            is_own = name in vars(owner)  # not inherited
+            before = getattr(owner, name)
+            old.append((owner, name, before, is_own))
+            setattr(owner, name, make(before))
         yield
     finally:
-        for place, name, before, is_own in reversed(old):
+        for owner, name, before, is_own in reversed(old):
             if is_own:
-                setattr(place, name, before)
+                setattr(owner, name, before)
             else:
-                delattr(place, name)
+                delattr(owner, name)
 
 
 def of(target: Any, method: str, make: Callable) -> Change:
-    """Return a change of a method of one layer or optimizer, identified by its hyper-parameters."""
+    """Return a change of a method of one layer or optimizer, found by its fields."""
 
     def only(old):
         new = make(old)
 
         def call(self, *args, **kwargs):
-            return (new if _alike(self, target) else old)(self, *args, **kwargs)
+            return (new if _is_copy(self, target) else old)(self, *args, **kwargs)
 
         return call
 
     return type(target), method, only
 
 
-def _alike(thing: Any, target: Any) -> bool:
+def _is_copy(value: Any, target: Any) -> bool:
     """Return whether two layers or optimizers have equal settings.
 
     `compare` and `bisect` run copies of them, which are other objects.
     """
-    if not isinstance(thing, type(target)):
+    if not isinstance(value, type(target)):
         return False
-    # A copy of a block may hold copies of its layers.
-    # No model has two blocks of one class.
+    # A copy of a block may have copies of its layers, so the class has to be enough. No
+    # model has two blocks of one class.
     if isinstance(target, nn.Block):
         return True
     names = [field.name for field in fields(target)] if is_dataclass(target) else []
-    return all(getattr(thing, name) == getattr(target, name) for name in names)
+    return all(getattr(value, name) == getattr(target, name) for name in names)

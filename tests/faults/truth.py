@@ -30,7 +30,7 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Effect:
-    """The largest error of any result and of a prediction, in units of rounding in float32."""
+    """The largest errors of a result and of a prediction, in float32 roundings."""
 
     largest: float
     prediction: float
@@ -63,7 +63,7 @@ def effect(fault: Fault) -> Effect:
 
 @cache
 def _truth(model: str) -> list[tuple[tuple, dict, dict]]:
-    """Return for several steps the inputs, the right results, and the rounding error of each."""
+    """Return for several steps the inputs, exact results and rounding errors."""
     work = workload(model)
     train, test = work.read()
     xp = namespace(np.zeros(()))
@@ -85,7 +85,7 @@ def _truth(model: str) -> list[tuple[tuple, dict, dict]]:
 
 
 def _computed(model: str) -> Callable:
-    """Return a function from a carry, a batch and examples to predict to all results by name."""
+    """Return a function that computes all results of a step and a prediction."""
     work = workload(model)
 
     def compute(carry, x, target, others):
@@ -144,7 +144,7 @@ def _rounding(single: np.ndarray, exact: np.ndarray) -> float:
 
 
 def _size(wrong: Any, exact: np.ndarray, rounding: float) -> float:
-    """Return the error of a result in units of rounding; infinite for integers that differ."""
+    """Return an error in units of rounding; infinite for unequal integers."""
     wrong = np.asarray(wrong)
     if exact.dtype.kind != "f":
         return 0.0 if np.array_equal(wrong, exact) else np.inf
