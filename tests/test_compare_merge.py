@@ -38,7 +38,7 @@ def report():
 
 @pytest.fixture
 def saved(report, tmp_path):
-    """Return a function that saves a changed report (path=value) and returns its path."""
+    """Return a function that saves a report with changes and returns its path."""
 
     def save(name, **changes):
         changed = report.to_json()
@@ -217,8 +217,8 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ("[]", "is not a report.json"),
         (
             '{"schema": 4}',
-            "is not a report.json of `agnostic-nn compare`, or is damaged: expected the "
-            "fields schema, verdict, .*, got none called verdict, workload, ",
+            "is not a report.json of `agnostic-nn compare`, or is damaged: expected "
+            "the fields schema, verdict, .*, got none called verdict, workload, ",
         ),
     ],
 )

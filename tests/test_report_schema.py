@@ -1,4 +1,4 @@
-"""The report of `compare` as dataclasses: its JSON, its schema and their documentation."""
+"""The report of `compare` as dataclasses: JSON, JSON Schema and documentation."""
 
 import json
 import re
@@ -185,8 +185,8 @@ def _change(data, path, value):
         (
             ["results", 0, "status"],
             "fine",
-            r"^results\[0\]\.status: expected 'agrees' or 'differs' or 'not checked' or "
-            r"'failed', got 'fine'$",
+            r"^results\[0\]\.status: expected 'agrees' or 'differs' or 'not checked' "
+            r"or 'failed', got 'fine'$",
         ),
         (
             ["results", 0, "deterministic"],
@@ -196,12 +196,12 @@ def _change(data, path, value):
         (
             ["results", 0, "step_ms_quartiles"],
             [1.0],
-            r"^results\[0\]\.step_ms_quartiles: expected a list of 2 or null, got \[1\.0",
+            r"^results\[0\]\.step_ms_quartiles: expected a list of 2 or null, got",
         ),
         (
             ["results", 0, "deviations", "layers", "0", "relative"],
             "0",
-            r"^results\[0\]\.deviations\.layers\.0\.relative: expected a number or null",
+            r"^results\[0\]\.deviations\.layers\.0\.relative: expected a number",
         ),
         (
             ["results", 0, "batches", 0, "size"],

@@ -162,7 +162,13 @@ def _text() -> tuple[Examples, Examples]:
     codes = np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
     count = (len(codes) - 1) // _WINDOW
     x, target = (codes[i:][: count * _WINDOW].reshape(count, _WINDOW) for i in (0, 1))
-    train, test = split(count)
+    # A sentence may stand in several docstrings. If a window occurs twice, one of them
+    # could be in the training set and the other in the test set.
+    _, distinct = np.unique(x, axis=0, return_index=True)
+    distinct = np.sort(distinct)
+    x = x[distinct]
+    target = target[distinct]
+    train, test = split(len(distinct))
     return Examples(x[train], target[train]), Examples(x[test], target[test])
 
 
@@ -264,9 +270,9 @@ _ALL = (
     ),
     Workload(
         "characters",
-        f"the docstrings of this version of the library in windows of {_WINDOW} ASCII "
-        "characters, each to be predicted from those before it; a random fifth is the "
-        "test set",
+        "the docstrings of this version of the library in distinct windows of "
+        f"{_WINDOW} ASCII characters, each to be predicted from those before it; a "
+        "random fifth is the test set",
         _text,
         _transformer(32, 2),
         softmax_cross_entropy,
