@@ -89,7 +89,7 @@ class CostCounter:
         self.operations[self.owner] += operations
 
     def take(self, size: int) -> int:
-        """Record an allocation of `size` bytes; return the bytes to subtract at its end."""
+        """Record `size` bytes as allocated; return how many to subtract at the end."""
         size *= self._weighs
         self.alive += size
         self.peak = max(self.peak, self.alive)
