@@ -1,13 +1,13 @@
-"""Guards: compile a function again when Python values that user code reads have changed.
+"""Guards: compile a function again when values that user code reads have changed.
 
 The Python code of a compiled or replayed function runs only when it is compiled, so the
 values that it reads then become constants. `guarded(function, ...)` finds the values
 that user-defined functions and methods read. Before each call it checks whether they
 are still the same, and compiles the function again if not.
 
-    names       the names that code reads, from its bytecode, and the package it belongs to
+    names       the names that code reads, from its bytecode, and the code's package
     values      the comparison of two values
-    snapshot    recorded values by path, and generated code that checks whether they are unchanged
+    snapshot    values recorded by path, and generated code that compares them
     watching    the search for all values that user code reads, without running it
     guarding    the function that is compiled again
 

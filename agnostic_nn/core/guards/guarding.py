@@ -27,10 +27,10 @@ def guarded(
     libraries: frozenset[str],
     hidden: Callable[[], Any] | None = None,
 ) -> Callable[..., Any]:
-    """Return compiled(function), compiled again whenever a value that user code reads has changed.
+    """Return compiled(function), compiled again when a value that it reads has changed.
 
-    If the function leads to no user code or user data,
-    compiled(function) is returned unguarded.
+    Only values that user code reads are compared. If the function leads to no user code
+    or user data, compiled(function) is returned unguarded.
 
     compiled: a function that compiles a pure function.
     to_numpy: a function from an array of the backend to a host array. If it is None,
@@ -40,9 +40,9 @@ def guarded(
     hidden: returns the state of the array library's hidden random generator.
     """
     watch = partial(Watch, function, to_numpy, libraries, hidden)
-    return (
-        compiled(function) if watch().is_empty else Guarded(function, compiled, watch)
-    )
+    if watch().is_empty:
+        return compiled(function)
+    return Guarded(function, compiled, watch)
 
 
 class Guarded:
@@ -52,8 +52,8 @@ class Guarded:
     ------
     TypeError
         When called, if the function itself changes a value that it reads at each call,
-        such as a counter or the state of a random
-        generator, or if it reads an iterator.
+        such as a counter or the state of a random generator, or if it reads an
+        iterator.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class Guarded:
         return version.run(*args, **kwargs)
 
     def into(self, outcome: list[Any], *args: Any) -> None:
-        """Call the function for `atomic.into`, which reports the result in `outcome`."""
+        """Call the function for `atomic.into`, which reports in `outcome`."""
         version = self._version
         if version is None or not version.holds():
             version = self._current_version(version)
@@ -86,7 +86,7 @@ class Guarded:
         into(version.run, outcome, *args)
 
     def __getattr__(self, name: str) -> Any:
-        """Return an attribute of the library's compiled function, such as `lower` or `trace`."""
+        """Return an attribute of the compiled function, such as `lower` or `trace`."""
         if name.startswith("_"):
             raise AttributeError(name)
         version = self._version
@@ -95,7 +95,7 @@ class Guarded:
         return getattr(version.run, name)
 
     def _current_version(self, old: "_Version | None") -> "_Version":
-        """Return the function compiled for the current values: `old` if they are equal to its own.
+        """Return the function compiled for the current values: `old` if they are equal.
 
         `old.holds()` compares identities. Here the values themselves are compared, so
         that an equal value in a new object does not compile the function again.
@@ -115,7 +115,7 @@ class Guarded:
         return version
 
     def _count_change(self, changed: str) -> None:
-        """Count a change, and warn if the function is compiled again at nearly every call."""
+        """Count a change, and warn if nearly every call compiles the function again."""
         self._changes += 1
         if self._changes == WARN_AFTER and self._calls < 10 * WARN_AFTER:
             warnings.warn(
@@ -151,7 +151,7 @@ class _Version:
         self.holds = watch.holds
 
     def new_function(self) -> Callable[..., Any]:
-        """Return a new function object, as libraries cache compiled functions by identity."""
+        """Return a new function object, as libraries cache functions by identity."""
 
         def run(*args: Any, **kwargs: Any) -> Any:
             return self._run(args, kwargs)
@@ -162,8 +162,8 @@ class _Version:
         """Call the function, and raise if it changes the values that it reads.
 
         If they have changed, it is called a second time: a function that caches its
-        results changes its cache at the first call
-        and leaves it unchanged at the second.
+        results changes its cache at the first call and leaves it unchanged at the
+        second call.
         """
         for _ in range(2):
             states = self.watch.generator_states()
@@ -196,7 +196,7 @@ def _never() -> bool:
 
 
 def reads(function: Callable[..., Any], obj: Any) -> bool:
-    """Return whether a function returned by `Backend.jit` reads changing attributes of `obj`.
+    """Return whether a result of `Backend.jit` reads changing attributes of `obj`.
 
     obj: an object of this library that changes while it is used, such as a Trainer.
     """

@@ -1,4 +1,4 @@
-"""Find the names that code reads, from its bytecode, and the package that code belongs to."""
+"""Find the names that code reads, from its bytecode, and the package of the code."""
 
 import dis
 import os
@@ -19,20 +19,10 @@ __all__ = [
 ]
 
 LIBRARY_PACKAGES = "agnostic_nn", "agnostic_nn_backends"
-# methods that only write: results do not depend on,
-# for example, a list that is only appended to
+# methods that only write: results do not depend on a list that is only appended to
 WRITE_METHODS = {
-    *(
-        "add",
-        "append",
-        "appendleft",
-        "discard",
-        "extend",
-        "extendleft",
-        "insert",
-        "update",
-    ),
-    *("write", "writelines"),
+    *("add", "append", "appendleft", "discard", "extend", "extendleft", "insert"),
+    *("update", "write", "writelines"),
 }
 
 
@@ -46,23 +36,21 @@ class Names(NamedTuple):
 
 @lru_cache(4096)
 def names_of(code: CodeType) -> Names:
-    """Return the names that `code` reads, without those of objects that it only writes to."""
+    """Return the names that `code` reads, except of objects that it only writes to."""
     variables: set[str] = set()
     attributes: set[str] = set()
     modules: set[str] = set()
-    instructions = [
-        i for i in dis.get_instructions(code) if i.opname not in _IGNORED_OPCODES
-    ]
+    every = dis.get_instructions(code)
+    instructions = [i for i in every if i.opname not in _IGNORED_OPCODES]
     for position, instruction in enumerate(instructions):
-        if instruction.opname == "IMPORT_NAME":
+        opcode = instruction.opname
+        if opcode == "IMPORT_NAME":
             modules.add(instruction.argval)
-        elif instruction.opname in _ATTRIBUTE_OPCODES and not _is_written(
-            instructions, position
-        ):
+        elif _is_written(instructions, position):
+            continue
+        elif opcode in _ATTRIBUTE_OPCODES:
             attributes.add(instruction.argval)
-        elif instruction.opname in _VARIABLE_OPCODES and not _is_written(
-            instructions, position
-        ):
+        elif opcode in _VARIABLE_OPCODES:
             variables.add(instruction.argval)
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
@@ -79,13 +67,7 @@ _VARIABLE_OPCODES = {
     *("LOAD_FROM_DICT_OR_DEREF", "LOAD_FROM_DICT_OR_GLOBALS"),
 }
 _IGNORED_OPCODES = {
-    "CACHE",
-    "EXTENDED_ARG",
-    "NOP",
-    "PUSH_NULL",
-    "PRECALL",
-    "RESUME",
-    "NOT_TAKEN",
+    *("CACHE", "EXTENDED_ARG", "NOP", "NOT_TAKEN", "PRECALL", "PUSH_NULL", "RESUME"),
 }
 
 

@@ -1,4 +1,4 @@
-"""Record values by path, and generate code that checks whether they are still the same."""
+"""Record values by path, and generate code that checks whether they are the same."""
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
@@ -48,7 +48,7 @@ class Snapshot:
         self.values: dict[str, tuple[str, Any]] = {}
 
     def difference(self, old: "Snapshot") -> str | None:
-        """Describe the first value that differs from `old`; return None if all are equal."""
+        """Describe the first value that differs from `old`, or return None."""
         for path, (kind, value) in self.values.items():
             if path not in old.values:
                 return f"{path}, which is {formatted(value)} and did not exist before"
@@ -59,7 +59,8 @@ class Snapshot:
                 return f"{path}, which has made training steps"
             return f"{path}, which was {formatted(before[1])} and is {formatted(value)}"
         for path in old.values.keys() - self.values.keys():
-            return f"{path}, which was {formatted(old.values[path][1])} and no longer exists"
+            _, value = old.values[path]
+            return f"{path}, which was {formatted(value)} and no longer exists"
         return None
 
     def generator_states(self) -> list[bytes]:
@@ -67,9 +68,10 @@ class Snapshot:
         return [state_of(generator) for _, generator in self._generators.values()]
 
     def changed_generator(self, before: list[bytes]) -> str | None:
-        """Describe the first generator whose state differs from `before`, or return None."""
-        for (path, _), old, new in zip(
-            self._generators.values(), before, self.generator_states(), strict=True
+        """Describe the first generator whose state is not that of `before`, or None."""
+        states = zip(before, self.generator_states(), strict=True)
+        for (path, _), (old, new) in zip(
+            self._generators.values(), states, strict=True
         ):
             if old != new:
                 return f"it draws from {path}"
@@ -80,11 +82,11 @@ class Snapshot:
         if not self._tests:
             return _always
         lines = " and ".join(self._tests)
-        # only errors of the tests themselves: the exception
-        # of a signal handler must get through
+        # only errors of the tests themselves: an exception of a signal handler must
+        # get through
         errors = "AttributeError, LookupError, NameError, TypeError, ValueError"
-        exec(_compile(f"def holds():\n try:\n  return {lines}\n except ({errors}): return False"),
-             self._env)  # fmt: skip
+        body = f" try:\n  return {lines}\n except ({errors}): return False"
+        exec(_compile(f"def holds():\n{body}"), self._env)
         holds: Callable[[], bool] = self._env.pop("holds")
         return holds
 
@@ -97,7 +99,7 @@ class Snapshot:
         return name
 
     def _test(self, code: str, path: str, kind: str, value: Any) -> None:
-        """Add the expression `code`, which must stay true, and record the value at `path`."""
+        """Add the test `code`, which must stay true, and record the value at `path`."""
         if code not in self._tests:
             self._tests[code] = None
             self._record(path, kind, value)
@@ -143,7 +145,7 @@ class Snapshot:
             self._test(test, f"the length of {path}", "==", count)
 
     def _record_array(self, obj: Any, path: str) -> None:
-        """Record the contents of an array, which are compared unless it is read-only."""
+        """Record the contents of an array, to compare them unless it is read-only."""
         if self._to_numpy is None:
             return
         try:
@@ -151,11 +153,8 @@ class Snapshot:
         except Exception:  # an array of another library
             return
         data = host.tobytes()
-        self._record(
-            f"the numbers in {path}",
-            "==",
-            ArrayContents((host.dtype, host.shape), data),
-        )
+        contents = ArrayContents((host.dtype, host.shape), data)
+        self._record(f"the numbers in {path}", "==", contents)
         if not is_read_only(host):
             current = self._name(obj)
             if obj is not host:

@@ -69,19 +69,19 @@ def join_path(path: str, more: str) -> str:
 
 
 def is_frozen_class(kind: type) -> bool:
-    """Return whether a class itself, and not only one of its bases, is a frozen dataclass."""
+    """Return whether a class itself, not only one of its bases, is frozen."""
     settings = vars(kind).get("__dataclass_params__")
     return settings is not None and settings.frozen
 
 
 def formatted(value: Any) -> str:
-    """Format a value for an error message: a short repr, or the type of other objects."""
-    if type(value) in (tuple, frozenset) and not all(
-        isinstance(v, ATOMS) for v in value
-    ):
-        return f"a {type(value).__name__}"
-    if not isinstance(value, (*ATOMS, ArrayContents, tuple, frozenset)):
-        return f"a {type(value).__name__}"
+    """Format a value for an error: a short repr, or the type of other objects."""
+    name = f"a {type(value).__name__}"
+    if type(value) in (tuple, frozenset):
+        if not all(isinstance(entry, ATOMS) for entry in value):
+            return name
+    elif not isinstance(value, (*ATOMS, ArrayContents, tuple, frozenset)):
+        return name
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -89,8 +89,8 @@ def formatted(value: Any) -> str:
 def kind_of(value: Any) -> str:
     """Return the kind of comparison for a value, a key of EQUAL.
 
-    Of containers and arrays only the type is compared
-    here; their contents are recorded separately.
+    Of containers and arrays only the type is compared here; their contents are recorded
+    separately.
     """
     if isinstance(value, ATOMS):
         return "=="
@@ -100,7 +100,7 @@ def kind_of(value: Any) -> str:
 
 
 def _is_equal(a: Any, b: Any) -> bool:
-    """Return whether two plain values are identical: -0.0 differs from 0.0, and NaN equals NaN."""
+    """Return whether two plain values are equal: -0.0 is not 0.0, but NaN is NaN."""
     if type(a) is not type(b):
         return False
     return repr(a) == repr(b) if isinstance(a, float | complex) else a == b
@@ -151,11 +151,7 @@ def is_generator(obj: Any) -> bool:
     # numpy.random.Generator, and random.Random of the standard library
     is_modern = hasattr(kind, "bit_generator") or hasattr(kind, "getstate")
     # numpy.random.RandomState
-    is_legacy = (
-        hasattr(kind, "get_state")
-        and hasattr(kind, "set_state")
-        and hasattr(kind, "seed")
-    )
+    is_legacy = all(hasattr(kind, name) for name in ("get_state", "set_state", "seed"))
     # torch.Generator
     has_manual_seed = hasattr(kind, "get_state") and hasattr(kind, "manual_seed")
     # numpy.random.BitGenerator

@@ -54,67 +54,31 @@ MAX_ENTRIES = 20_000  # entries of containers, as all are compared before each c
 # methods that this library or an operator calls, although user code does not name them
 IMPLICITLY_CALLED = {
     *("__call__", "forward", "backward", "backward_params", "predict", "update"),
-    *(
-        "__getattr__",
-        "__getattribute__",
-        "__getitem__",
-        "__len__",
-        "__iter__",
-        "__contains__",
-    ),
-    *(
-        "__enter__",
-        "__exit__",
-        "__bool__",
-        "__float__",
-        "__int__",
-        "__index__",
-        "__array__",
-    ),
-    *(
-        f"__{side}{name}__"
-        for name in ("add", "sub", "mul", "truediv", "pow")
-        for side in ("", "r")
-    ),
     *("averaged", "divisor", "uses_divisor", "with_divisor", "takes_keyword"),
-    *(
-        "__neg__",
-        "__abs__",
-        "__eq__",
-        "__lt__",
-        "__gt__",
-        "__le__",
-        "__ge__",
-        "__next__",
-    ),
+    *("__getattr__", "__getattribute__", "__getitem__", "__len__", "__contains__"),
+    *("__iter__", "__next__", "__enter__", "__exit__"),
+    *("__bool__", "__float__", "__int__", "__index__", "__array__"),
+    *("__add__", "__radd__", "__sub__", "__rsub__", "__mul__", "__rmul__"),
+    *("__truediv__", "__rtruediv__", "__pow__", "__rpow__", "__neg__", "__abs__"),
+    *("__eq__", "__lt__", "__gt__", "__le__", "__ge__"),
 }
 # run when user code calls a class
 CONSTRUCTORS = {"__init__", "__new__", "__post_init__"}
-# functions and methods whose names contain one of
-# these draw from a library's hidden generator
+# functions and methods with one of these in their names draw from a hidden generator
 DRAWING_NAMES = (
-    "bernoulli",
-    "dropout",
-    "exponential_",
-    "multinomial",
-    "normal",
-    "rand",
+    *("bernoulli", "dropout", "exponential_", "multinomial", "normal", "rand"),
     "uniform",
 )
 # code that uses one of these may read any attribute
 DYNAMIC_ACCESS = {"getattr", "vars", "__dict__", "attrgetter", "asdict", "astuple"}
 ITERATORS: tuple[type, ...] = (
     *(type(iter(kind())) for kind in (list, tuple, dict, set, str)),
-    *(
-        type(iter(range(1))),
-        type(reversed([])),
-        GeneratorType,
-        enumerate,
-        filter,
-        map,
-        zip,
-    ),
+    *(type(iter(range(1))), type(reversed([])), GeneratorType),
+    *(enumerate, filter, map, zip),
 )
+
+
+CONTAINERS = (list, tuple, dict, set, frozenset, deque, bytearray, Mapping)
 
 
 class Watch(Snapshot):
@@ -183,8 +147,8 @@ class Watch(Snapshot):
         is_internal: the value is held by this library's code, which does not change the
         containers that it holds, so they are not compared.
         is_direct: the value was passed to this library, such as a loss, rather than
-        read by user code. A function of an installed
-        package is then treated as user code.
+        read by user code. A function of an installed package is then treated as user
+        code.
         """
         if isinstance(obj, ATOMS) or obj is MISSING:
             return
@@ -196,15 +160,13 @@ class Watch(Snapshot):
         self._visited[id(obj)] = obj, is_internal
         if isinstance(obj, ModuleType):
             if not is_library(obj.__name__):
-                self._holders.append(
-                    _Holder(obj, path, self._is_user_code(obj.__name__))
-                )
+                is_user_code = self._is_user_code(obj.__name__)
+                self._holders.append(_Holder(obj, path, is_user_code))
         elif isinstance(obj, FunctionType):
             self._function(obj, path, is_direct)
         elif isinstance(obj, MethodType):
-            self._walk(
-                obj.__self__, path or type(obj.__self__).__name__, is_direct=is_direct
-            )
+            owner_path = path or type(obj.__self__).__name__
+            self._walk(obj.__self__, owner_path, is_direct=is_direct)
             self._walk(obj.__func__, path, is_direct=is_direct)
         elif isinstance(obj, partial):
             self._partial(obj, path, is_internal)
@@ -221,9 +183,8 @@ class Watch(Snapshot):
         elif isinstance(obj, type):
             self._class(obj, path)
         elif isinstance(obj, ContextVar):
-            self._expect(
-                f"{self._name(obj)}.get(missing)", obj.get(MISSING), f"{path}.get()"
-            )
+            code = f"{self._name(obj)}.get(missing)"
+            self._expect(code, obj.get(MISSING), f"{path}.get()")
         elif isinstance(obj, ITERATORS) or type(obj).__module__ == "itertools":
             if not is_internal:
                 self._refuse(
@@ -235,9 +196,7 @@ class Watch(Snapshot):
                 self._record_array(obj, path)
         elif is_generator(obj):
             self._generators.setdefault(id(obj), (path or type(obj).__name__, obj))
-        elif isinstance(
-            obj, list | tuple | dict | set | frozenset | deque | bytearray | Mapping
-        ):
+        elif isinstance(obj, CONTAINERS):
             self._container(obj, path, is_internal, is_direct)
             # an instance of a subclass, which may have attributes
             if hasattr(obj, "__dict__"):
@@ -263,44 +222,35 @@ class Watch(Snapshot):
         if not is_user_code:
             wrapped = getattr(function, "__wrapped__", None)
             self._walk(wrapped, path, is_direct=is_direct)
-            for variable, cell in zip(
-                code.co_freevars, function.__closure__ or (), strict=False
-            ):
-                self._walk(
-                    cell_contents(cell),
-                    path or variable,
-                    is_internal=True,
-                    is_direct=True,
-                )
+            cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
+            for variable, cell in cells:
+                value = cell_contents(cell)
+                self._walk(value, path or variable, is_internal=True, is_direct=True)
             for value in function.__defaults__ or ():
                 self._walk(value, path, is_internal=True)
             return
         self._has_user_code = True
         names = names_of(code)
         name = self._name(function)
-        self._test(
-            f"{name}.__code__ is {self._name(code)}", f"the code of {where}", "is", code
-        )
+        test = f"{name}.__code__ is {self._name(code)}"
+        self._test(test, f"the code of {where}", "is", code)
         defaults = function.__defaults__
         keywords = function.__kwdefaults__
         test = f"{name}.__defaults__ is {self._name(defaults)}"
         self._test(test, f"the defaults of {where}", kind_of(defaults), defaults)
         arguments = code.co_varnames[: code.co_argcount]
-        for argument, value in zip(
-            reversed(arguments), reversed(defaults or ()), strict=False
-        ):
+        last_first = reversed(arguments), reversed(defaults or ())
+        for argument, value in zip(*last_first, strict=False):
             self._value(value, f"{argument} (a default of {where})")
         if keywords is not None:
             self._walk(keywords, f"the keyword defaults of {where}")
-        for variable, cell in zip(
-            code.co_freevars, function.__closure__ or (), strict=False
-        ):
+        cells = zip(code.co_freevars, function.__closure__ or (), strict=False)
+        for variable, cell in cells:
             if variable in names.variables and variable != "__class__":
                 path = f"{variable} (a closure variable of {where})"
                 self._cell(cell, path)
-        self._globals(
-            function.__globals__, names.variables - {*code.co_freevars}, module
-        )
+        global_names = names.variables - {*code.co_freevars}
+        self._globals(function.__globals__, global_names, module)
         self._attributes |= names.attributes
         if DYNAMIC_ACCESS & (names.attributes | names.variables):
             self._attributes.add("*")
@@ -312,7 +262,7 @@ class Watch(Snapshot):
             self._walk(getattr(function, "__wrapped__", None), path)
 
     def _value(self, value: Any, path: str) -> None:
-        """Record a value that cannot be replaced, and search it, as its contents may change."""
+        """Record a value that cannot be replaced, and search its contents."""
         self._record(path, kind_of(value), value)
         self._walk(value, path)
 
@@ -344,21 +294,16 @@ class Watch(Snapshot):
             and root_of(getattr(obj.func, "__module__", "")) in LIBRARY_PACKAGES
         )
         self._walk(obj.func, path, is_direct=True)
+        label = f"an argument of {path or 'a partial'}"
         for value in obj.args:
-            self._walk(
-                value,
-                f"an argument of {path or 'a partial'}",
-                is_internal=is_internal_partial,
-                is_direct=True,
-            )
+            self._walk(value, label, is_internal=is_internal_partial, is_direct=True)
         where = path or f"partial of {name_of(obj.func)}"
-        if obj.keywords and not is_internal_partial:
-            self._container(obj.keywords, f"the options of {where}", False, True)
-        else:
-            self._container(obj.keywords, f"the options of {where}", True, True)
+        is_internal_options = is_internal_partial or not obj.keywords
+        label = f"the options of {where}"
+        self._container(obj.keywords, label, is_internal_options, True)
 
     def _class(self, kind: type, path: str) -> None:
-        """Search a user-defined class: the methods that run when an instance is created."""
+        """Search the methods of a user-defined class that create an instance."""
         if not self._is_user_code(kind.__module__):
             return
         self._has_user_code = True
@@ -409,22 +354,17 @@ class Watch(Snapshot):
         # the fields of a frozen dataclass were passed by the user
         is_data = is_frozen_class(kind)
         if is_data:
-            values = {
-                f.name: getattr(obj, f.name, None) for f in fields(kind) if f.init
-            }
+            names = [field.name for field in fields(kind) if field.init]
+            values = {name: getattr(obj, name, None) for name in names}
         else:
             values = dict(getattr(obj, "__dict__", {}))
         path = path or kind.__name__
         for name, value in values.items():
-            self._walk(
-                value,
-                join_path(path, f".{name}"),
-                is_internal=not is_data,
-                is_direct=True,
-            )
+            field_path = join_path(path, f".{name}")
+            self._walk(value, field_path, is_internal=not is_data, is_direct=True)
 
     def _changing(self, obj: Any, path: str) -> None:
-        """Record the state of an object of this library that changes, such as a Trainer."""
+        """Record the state of a library object that changes, such as a Trainer."""
         state = obj._version()
         name = self._name(obj)
         self.changing.append(obj)
@@ -447,7 +387,7 @@ class Watch(Snapshot):
     # attributes: those whose names any user code reads
 
     def _inspect_attributes(self) -> None:
-        """Search the attributes of all holders, until no new name and no new holder is found."""
+        """Search the attributes of all holders until there are no new ones."""
         while True:
             before = len(self._holders), len(self._attributes)
             for holder in list(self._holders):
@@ -456,7 +396,7 @@ class Watch(Snapshot):
                 return
 
     def _inspect(self, holder: "_Holder") -> None:
-        """Search the attributes of a holder that have a name which was not inspected before."""
+        """Search the attributes of a holder that were not inspected before."""
         obj = holder.obj
         if isinstance(obj, ModuleType):
             inspect = self._module if holder.is_user_code else self._foreign_module
@@ -488,16 +428,15 @@ class Watch(Snapshot):
             self._expect(code, contents[name], join_path(holder.path, f".{name}"))
 
     def _foreign_module(self, holder: "_Holder", name: str) -> None:
-        """Search an installed module for functions that draw from a hidden generator."""
+        """Search an installed module for users of a hidden random generator."""
         module = holder.obj
         value = vars(module).get(name, sys.modules.get(f"{module.__name__}.{name}"))
         if isinstance(value, ModuleType):
             if not is_library(value.__name__):
                 self._walk(value, join_path(holder.path, f".{name}"))
         elif is_generator(getattr(value, "__self__", None)) or is_generator(value):
-            self._walk(
-                getattr(value, "__self__", value), join_path(holder.path, f".{name}")
-            )
+            generator = getattr(value, "__self__", value)
+            self._walk(generator, join_path(holder.path, f".{name}"))
 
     def _class_attribute(self, holder: "_Holder", name: str) -> None:
         """Record and search an attribute of a user-defined class and of its bases."""
@@ -514,7 +453,7 @@ class Watch(Snapshot):
         self._expect(code, value, f"{base.__qualname__}.{name}", is_direct=True)
 
     def _attribute(self, holder: "_Holder", name: str) -> None:
-        """Record and search an attribute of an object, or the class attribute behind it."""
+        """Record and search an attribute of an object, or that of its class."""
         obj = holder.obj
         kind = type(obj)
         instance_attributes = getattr(obj, "__dict__", None)
