@@ -93,9 +93,8 @@ def rmsprop(p, grads, rate, rho=0.99, epsilon=1e-8, momentum=0.0, centered=False
     for g in grads:
         square = rho * square + (1 - rho) * g**2
         mean = rho * mean + (1 - rho) * g
-        b = momentum * b + g / (
-            np.sqrt(square - (mean**2 if centered else 0)) + epsilon
-        )
+        variance = square - (mean**2 if centered else 0)
+        b = momentum * b + g / (np.sqrt(variance) + epsilon)
         p = p - rate * b
         yield p
 
@@ -108,10 +107,9 @@ def adam(
         m = beta1 * m + (1 - beta1) * g
         v = beta2 * v + (1 - beta2) * g**2
         most = np.maximum(most, v) if amsgrad else v
+        root = np.sqrt(most / (1 - beta2**t))
         p = p - rate(t - 1) * decay * p
-        p = p - rate(t - 1) * (m / (1 - beta1**t)) / (
-            np.sqrt(most / (1 - beta2**t)) + epsilon
-        )
+        p = p - rate(t - 1) * (m / (1 - beta1**t)) / (root + epsilon)
         yield p
 
 
@@ -147,14 +145,8 @@ def radam(p, grads, rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
         step = m / (1 - beta1**t)
         length = longest - 2 * t * beta2**t / (1 - beta2**t)
         if length > 5:
-            r = (
-                (length - 4)
-                * (length - 2)
-                * longest
-                / (longest - 4)
-                / (longest - 2)
-                / length
-            )
+            r = (length - 4) * (length - 2) * longest
+            r = r / ((longest - 4) * (longest - 2) * length)
             step = step * np.sqrt(r * (1 - beta2**t)) / (np.sqrt(v) + epsilon)
         p = p - rate * step
         yield p
@@ -191,17 +183,14 @@ def muon(p, grads, rate, momentum=0.95, nesterov=True, decay=0.0, rms=False):
     """The polynomial, of singular values found by another road."""
     v = 0.0
     fan_in, fan_out = np.prod(p.shape[:-1]), p.shape[-1]
-    factor = (
-        0.2 * np.sqrt(max(fan_in, fan_out))
-        if rms
-        else np.sqrt(max(1, fan_out / fan_in))
-    )
+    factor = np.sqrt(max(1, fan_out / fan_in))
+    if rms:
+        factor = 0.2 * np.sqrt(max(fan_in, fan_out))
     for g in grads:
         v = momentum * v + g
         along = g + momentum * v if nesterov else v
-        left, z, right = np.linalg.svd(
-            along.reshape(fan_in, fan_out), full_matrices=False
-        )
+        matrix = along.reshape(fan_in, fan_out)
+        left, z, right = np.linalg.svd(matrix, full_matrices=False)
         z = z / np.sqrt(np.sum(z**2))
         for _ in range(5):
             z = 3.4445 * z - 4.7750 * z**3 + 2.0315 * z**5
