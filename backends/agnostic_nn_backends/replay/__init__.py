@@ -42,10 +42,10 @@ made again only if x is another array than in the call before.
 
 How `program.replayed(function, library, donated)` works
 --------------------------------------------------------
-1. *Record* (`trace`). The function is called with `Traced` arrays, which wrap real ones.
-   Each operation on them is computed, and becomes a `Node` of the `Trace`. Operations
-   that no argument affects are constants, and equal operations are recorded once
-   (common-subexpression elimination).
+1. *Record* (`trace`). The function is called with `Traced` arrays, which wrap real
+   ones. Each operation on them is computed, and becomes a `Node` of the `Trace`.
+   Operations that no argument affects are constants, and equal operations are recorded
+   once (common-subexpression elimination).
 2. *Plan* (`plan`, which lists its passes). `graph` keeps the nodes that a result needs
    and finds out which share memory. `schedule` orders the calls and collects
    elementwise ones on large arrays into groups. `allocate` finds the lifetime of each
