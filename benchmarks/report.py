@@ -49,7 +49,7 @@ each round.
 
 All programs ("contenders") train the same network in float32 from the same weights on
 the same batches. Their first {losses} losses must equal ours; those that differ are
-left out, with the reason. Each runs in a process of its own.
+left out, with the reason. Each runs in a separate process.
 
 - `ms`: the median of {rounds} rounds. In each round every contender runs for about
   {seconds} s, in a new order.

@@ -1108,7 +1108,7 @@ def _forward(layer, x, w):
 
 
 def of_losses():
-    """Losses and metrics called with options and arrays that make no sense."""
+    """Yield losses and metrics with invalid options and arrays."""
 
     def called(function, w, options, **changes):
         made = {

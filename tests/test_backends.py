@@ -147,7 +147,7 @@ def test_an_unknown_name_is_refused_with_those_there_are(install):
         refuse(name, f"no backend is called {library!r}; there are ", "toy", *SHIPPED)
 
 
-def test_what_is_no_name_is_refused():
+def test_invalid_names_are_refused():
     with pytest.raises(
         TypeError, match="the name of a backend, such as 'numpy', got <module"
     ):
@@ -314,7 +314,7 @@ def test_a_number_too_large_for_32_bits_is_never_cut(backend):
 
 
 @pytest.mark.parametrize("data", [["a", "b"], [object()], [[1, 2], [3]]], ids=named)
-def test_what_is_no_array_of_numbers_is_refused(backend, data):
+def test_arrays_that_are_not_numeric_are_refused(backend, data):
     with pytest.raises((TypeError, ValueError)):
         backend.asarray(data)
 

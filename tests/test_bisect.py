@@ -280,9 +280,9 @@ def test_a_planted_fault_is_named(backend, thorough, fault):
     if fault.startswith("not initialised"):
         assert first.index == (2, 3, 1, 0)
         assert first.columns == (0, 1, 2, 3)
-        wanted, right, wrong = (np.asarray(row) for row in first.numbers)
-        np.testing.assert_allclose(right, wanted, atol=1e-5)
-        assert list(np.isclose(wrong, wanted, atol=1e-5)) == [False, True, True, True]
+        expected, right, wrong = (np.asarray(row) for row in first.numbers)
+        np.testing.assert_allclose(right, expected, atol=1e-5)
+        assert list(np.isclose(wrong, expected, atol=1e-5)) == [False, True, True, True]
 
 
 def test_the_wrong_backend_is_blamed_on_either_side(backend):

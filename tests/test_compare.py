@@ -440,9 +440,7 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
     assert only(compare(SPIRALS, ["numpy"])).first_difference.step == 1
 
 
-def test_a_loss_that_is_no_number_leaves_tolerance_and_json_stays_strict(
-    pretend, tmp_path
-):
+def test_a_loss_of_nan_exceeds_the_tolerance_and_json_stays_strict(pretend, tmp_path):
     def spoil(results):
         carry, value, finite = results
         return carry, value * math.nan, finite
@@ -602,7 +600,7 @@ def rough(pretend):
     )
 
 
-def test_the_policy_of_each_run_is_recorded_beside_what_a_probe_found(backend):
+def test_the_policy_of_each_run_is_recorded_with_the_result_of_the_probe(backend):
     report = compare(SPIRALS, [str(backend)], epochs=1, sizes=())
     result = only(report)
     policy = {key: getattr(result, key) for key in ("precision", "deterministic")}
@@ -715,7 +713,7 @@ def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
     assert report.verdict.status == "failed"
 
 
-def test_one_backend_can_stand_beside_itself_under_another_policy():
+def test_one_backend_can_be_compared_under_two_policies():
     sides = [
         nn.backend("numpy", precision="strict"),
         nn.backend("numpy", precision="fast"),
@@ -1304,7 +1302,7 @@ def test_several_outputs_and_inputs_are_judged_each():
         assert list(result.deviations.group(part)) == ["y.a", "y.b"]
 
 
-def test_outputs_that_are_no_numbers_are_evidence_whatever_rounding_did(pretend):
+def test_outputs_of_nan_are_a_difference_whatever_rounding_explains(pretend):
     def jit(function, device, donate=()):
         def run(*args):
             results = function(*args)

@@ -222,7 +222,7 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ),
     ],
 )
-def test_what_is_no_report_is_refused(saved, tmp_path, text, message):
+def test_a_file_that_is_not_a_report_is_refused(saved, tmp_path, text, message):
     path = tmp_path / "other.json"
     if text is not None:
         path.write_text(text, encoding="utf-8")

@@ -98,7 +98,7 @@ def test_a_layer_is_trained_on_labels_by_cross_entropy(folder, capsys):
     ("model", "layers"),
     [("frozen", "0, 1, "), ("graph", "a, b, c, "), ("kept", "0, 1, ")],
 )
-def test_whatever_a_layer_keeps_only_layers_are_told_of(folder, capsys, model, layers):
+def test_only_layers_are_reported_whatever_they_contain(folder, capsys, model, layers):
     report = trained(capsys, f"--model=mine:{model}", "--data=labels.npz")
     assert ", ".join(report["results"][0]["deviations"]["layers"]) == layers
 
@@ -113,7 +113,7 @@ def test_a_function_that_gives_a_layer_is_called_and_numbers_are_fitted(folder, 
     assert report["results"][0]["test_metric"] > 0.0
 
 
-def test_a_test_set_of_ones_own_is_used(folder, capsys):
+def test_a_custom_test_set_is_used(folder, capsys):
     report = trained(capsys, "--model=mine:home.wide", "--data=parted.npz")["workload"]
     assert (report["training_examples"], report["test_examples"]) == (40, 20)
     assert "the file's own" in report["about"]

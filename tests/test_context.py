@@ -60,7 +60,7 @@ def test_the_weight_of_a_loss_follows_its_schedule(backend):
     np.testing.assert_allclose(losses["loss"], means, rtol=1e-4, atol=1e-6)
 
 
-def test_an_annealed_kl_term_beside_another_loss(backend):
+def test_an_annealed_kl_term_next_to_another_loss(backend):
     """A variational loss: reconstruction plus β(t) · KL, as `Losses` of two outputs."""
 
     def kl(y, target, weights=None):

@@ -601,7 +601,7 @@ def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
         seen.append((dict(products.types), Device().id))
         return x
 
-    for chosen, wanted in {"strict": 1, "fast": 7}.items():
+    for chosen, reference in {"strict": 1, "fast": 7}.items():
         for user in (1, 7, 2):
             monkeypatch.setitem(products.types, np.dtype(np.float32), user)
             # a look at settings that the policy changes
@@ -612,7 +612,7 @@ def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
                 look(1 / len(seen[1:]))
             with one.applied():
                 look(None)
-            assert seen == [(before | {np.dtype(np.float32): wanted}, 1)] * 2
+            assert seen == [(before | {np.dtype(np.float32): reference}, 1)] * 2
             assert products.get_compute_type("float32") == user
     assert Device().id == 0
 
@@ -634,8 +634,8 @@ def test_the_adapter_adds_nothing_in_memory_if_it_has_to_be_deterministic(
     expected = train("choices", stand_in[1])
     certain = replace(stand_in[1], deterministic=True)
     monkeypatch.setattr(CUPY.add, "at", atomic)
-    for result, wanted in zip(train("choices", certain), expected, strict=True):
-        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
+    for result, reference in zip(train("choices", certain), expected, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-6)
     arguments = stand_in[0].asarray((np.ones((3, 2)), np.array([0, 1, 0])))
     with pytest.raises(AssertionError, match="in whatever order"):
         ops.scatter_add(*arguments, 2)  # by no backend, and so under no policy
@@ -676,9 +676,9 @@ def test_training_on_the_stand_in_gives_numpys_numbers(stand_in, workload):
     """NumPy computes both, by different functions; no array leaves its device."""
     expected = train(workload, nn.backend("numpy"))
     for backend in stand_in:
-        for result, wanted in zip(train(workload, backend), expected, strict=True):
-            np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-6)
-            assert result.dtype == wanted.dtype
+        for result, reference in zip(train(workload, backend), expected, strict=True):
+            np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-6)
+            assert result.dtype == reference.dtype
 
 
 @loudly
@@ -735,11 +735,11 @@ def cuda_devices():
     return count.value
 
 
-def skip_or_fail(wanted):
+def skip_or_fail(missing):
     """Fail where REQUIRE_GPU=1, else skip."""
     if os.environ.get("REQUIRE_GPU") == "1":
-        pytest.fail(f"REQUIRE_GPU=1, but there is no {wanted}", pytrace=False)
-    pytest.skip(f"no {wanted}")
+        pytest.fail(f"REQUIRE_GPU=1, but there is no {missing}", pytrace=False)
+    pytest.skip(f"no {missing}")
 
 
 @pytest.fixture
@@ -786,9 +786,9 @@ def test_a_gpu_trains_like_numpy(gpu, workload, dtype):
     """CPUs stay within one unit of 1 + |value|; functions of CUDA may err by a few."""
     expected = train(workload, nn.backend("numpy"), dtype)
     tolerance = 64 * float(np.finfo(dtype).eps)
-    for result, wanted in zip(train(workload, gpu, dtype), expected, strict=True):
-        assert result.dtype == wanted.dtype
-        np.testing.assert_allclose(result, wanted, rtol=tolerance, atol=tolerance)
+    for result, reference in zip(train(workload, gpu, dtype), expected, strict=True):
+        assert result.dtype == reference.dtype
+        np.testing.assert_allclose(result, reference, rtol=tolerance, atol=tolerance)
 
 
 @each_case
@@ -796,11 +796,11 @@ def test_a_gpu_computes_each_case_like_numpy(gpu, case):
     result = gpu.to_numpy(
         gpu.jit(partial(compute, case))(gpu.asarray(arrays_for(case)))
     )
-    for (name, leaf), wanted in zip(
+    for (name, leaf), reference in zip(
         named_leaves(result), leaves(compute(case, arrays_for(case))), strict=True
     ):
-        atol = 64 * np.finfo(np.float32).eps * np.max(np.abs(wanted), initial=1.0)
-        np.testing.assert_allclose(leaf, wanted, rtol=0, atol=atol, err_msg=name)
+        atol = 64 * np.finfo(np.float32).eps * np.max(np.abs(reference), initial=1.0)
+        np.testing.assert_allclose(leaf, reference, rtol=0, atol=atol, err_msg=name)
 
 
 def test_a_gpu_draws_the_words_that_numpy_draws(gpu):
@@ -819,9 +819,9 @@ def test_a_gpu_draws_the_words_that_numpy_draws(gpu):
         key = random.key(2**64 - 3, xp=backend.xp, device=backend.device)
         return backend.to_numpy(draw(key))
 
-    for result, wanted in zip(drawn(gpu), drawn(nn.backend("numpy")), strict=True):
-        assert result.dtype == wanted.dtype
-        np.testing.assert_array_equal(result, wanted)
+    for result, reference in zip(drawn(gpu), drawn(nn.backend("numpy")), strict=True):
+        assert result.dtype == reference.dtype
+        np.testing.assert_array_equal(result, reference)
 
 
 def test_a_gpu_finds_the_largest_among_infinities(gpu):
@@ -900,5 +900,5 @@ def test_a_second_gpu_is_used_for_all_of_a_step(gpu, workload):
     expected = train(workload, gpu)
     # CuPy warns of arrays that are read from another
     # device, and warnings are errors here
-    for result, wanted in zip(train(workload, second), expected, strict=True):
-        np.testing.assert_allclose(result, wanted, rtol=1e-5, atol=1e-5)
+    for result, reference in zip(train(workload, second), expected, strict=True):
+        np.testing.assert_allclose(result, reference, rtol=1e-5, atol=1e-5)

@@ -104,7 +104,7 @@ def test_a_shape_is_made_of_integers(length):
         ([[1, 2], [3]], ValueError, r"expected x\.a as lists of equal lengths"),
     ],
 )
-def test_what_would_lose_something_or_is_no_array_is_refused(
+def test_data_that_would_be_changed_or_are_not_arrays_are_refused(
     backend, given, kind, said
 ):
     with pytest.raises(kind, match=said):

@@ -741,7 +741,7 @@ def test_a_page_is_self_contained_and_draws_the_network():
     assert explanation._repr_html_().startswith("<iframe srcdoc=")
 
 
-def test_equations_of_a_rule_stand_beside_each_other_or_below():
+def test_equations_of_a_rule_are_next_to_or_below_each_other():
     needs_pages()
     page = explained(Signed()).to_html()
     rules = re.findall(r'<p class="rule">.*?</p>', page)
@@ -790,7 +790,7 @@ def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
         name in ("drelu_dz", "drelu_dxw, drelu_db", "drelu_dx, drelu_dw")
         or name == "loss"
     ):
-        # scalars that the notebook multiplies one by one, and losses on a line each
+        # scalars that the notebook multiplies one by one, and one loss per line
         expected = np.array(
             re.findall(r"Loss: (\S+)", text) or numbers(text).ravel(), dtype=float
         ).ravel()

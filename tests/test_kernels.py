@@ -57,7 +57,7 @@ AS_NUMBERS = [f"{name} as numbers" for name in ORDER]
 FLOATS = ["float32", "float64"]
 INTEGERS = [f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)]
 DTYPES = ["bool", *INTEGERS, *FLOATS]
-MADE = {  # of these each dtype, with numbers of its own, has one right result
+MADE = {  # operations with exactly one right result in each dtype
     "bool": {"and", "or", "xor", "invert"},
     "float": {"reciprocal", "sqrt", "absolute", "floor", "divide"},
     "int": {"and", "or", "xor", "invert"},
@@ -614,7 +614,7 @@ def test_each_part_is_made_once_whichever_thread_makes_it():
     assert_bits(x, (np.arange(70.0).reshape(10, 7) + added).astype("float32"))
 
 
-def test_all_parts_are_waited_for_and_what_goes_wrong_is_told():
+def test_all_threads_are_awaited_and_their_errors_are_raised():
     def slow(part):
         if part == "wrong":
             raise ArithmeticError(part)
@@ -655,21 +655,21 @@ class _Unloadable(ModuleType):
 
 
 @pytest.fixture
-def anew():
-    """`available`, which then finds out again what there is."""
+def available():
+    """Return `kernels.available` without its cached result."""
     kernels.available.cache_clear()
     yield kernels.available
     kernels.available.cache_clear()
 
 
-def test_kernels_are_made_where_llvmlite_is(anew, monkeypatch):
+def test_kernels_are_compiled_if_llvmlite_is_installed(available, monkeypatch):
     monkeypatch.delenv("AGNOSTIC_NN_KERNELS", raising=False)
-    assert anew()
+    assert available()
 
 
-def test_kernels_can_be_turned_off(anew, monkeypatch):
+def test_kernels_can_be_turned_off(available, monkeypatch):
     monkeypatch.setenv("AGNOSTIC_NN_KERNELS", "0")
-    assert not anew()
+    assert not available()
 
 
 @pytest.mark.parametrize(
@@ -682,8 +682,8 @@ def test_kernels_can_be_turned_off(anew, monkeypatch):
     ids=["absent", "unloadable", "old"],
 )
 def test_there_are_none_without_an_llvmlite_that_can_make_them(
-    llvmlite, anew, monkeypatch
+    llvmlite, available, monkeypatch
 ):
     monkeypatch.delenv("AGNOSTIC_NN_KERNELS", raising=False)
     monkeypatch.setitem(sys.modules, "llvmlite", llvmlite)
-    assert not anew()
+    assert not available()

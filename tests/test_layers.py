@@ -1,4 +1,4 @@
-"""Every layer and block, a line each in `cases`, held to the same promises."""
+"""Tests of every layer and block in `cases`."""
 
 import pickle
 from collections import Counter

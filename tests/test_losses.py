@@ -1069,7 +1069,7 @@ OPTIONS = [  # loss, y, target, options, values
 
 @pytest.mark.parametrize(("loss", "y", "target", "options", "values"), OPTIONS)
 def test_values_are_those_worked_out_by_hand(loss, y, target, options, values):
-    """On NumPy, which every backend is held to."""
+    """On NumPy, with which every backend is compared."""
     labels = loss in (softmax, nn.multi_class_margin) and np.ndim(target) == 1
     y = tree_map(lambda part: np.asarray(part, float), y)
     target = np.asarray(target, int if labels else float)
@@ -1206,7 +1206,7 @@ def test_a_triplet_needs_no_target(backend, draw):
     assert nn.triplet_margin.check(None, ((3,),) * 3) is None
 
 
-def test_what_a_loss_brings_is_told_its_options():
+def test_the_check_and_the_metrics_of_a_loss_receive_its_options():
     labels, logits = np.asarray([-1, 1]), np.asarray([[0.0, 1.0], [0.0, 1.0]])
     loss = functools.partial(softmax, ignore_index=-1, label_smoothing=0.1)
     check_of(loss)(labels, (2,))

@@ -182,7 +182,9 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(
     assert len(calls) == 3
 
 
-def test_calls_with_numbers_that_only_look_alike_are_told_apart(backend, library):
+def test_calls_with_numbers_that_are_equal_but_of_another_type_are_distinguished(
+    backend, library
+):
     def function(whole, real):
         return whole * 1, whole * 1.0, real * 0.0, real * -0.0
 
@@ -273,14 +275,14 @@ def test_arrays_that_change_places_are_not_lost(backend, replay):
         assert_same(pair, (np.full(3, float(first)), np.full(3, float(second))))
 
 
-def test_one_array_given_up_twice_is_no_memory_for_two(backend, replay):
+def test_an_array_donated_twice_is_not_used_as_memory(backend, replay):
     fast = replay(lambda pair: ((pair[0] + 1.0, pair[1] * 2.0),), (0,))
     for _ in range(4):
         one = backend.asarray(np.ones(3))
         assert_same(fast((one, one))[0], (np.full(3, 2.0), np.full(3, 2.0)))
 
 
-def test_a_read_only_array_is_no_memory_to_take(backend, replay):
+def test_a_read_only_array_is_not_used_as_memory(backend, replay):
     if backend.name != "numpy":
         pytest.skip("only NumPy has arrays that are read only")
     fast = replay(lambda old: (old + 1.0,), (0,))
@@ -330,7 +332,7 @@ def test_a_step_that_is_not_taken_changes_nothing(backend, replay):
     assert_same(carry, (np.full(3, 5.0), {"b": np.full(3, 6.0)}))
 
 
-def test_other_layouts_and_shapes_and_values_of_arguments_are_told_apart(
+def test_other_layouts_shapes_and_values_of_arguments_are_distinguished(
     backend, replay
 ):
     fast = replay(lambda x, double: x.T * (2.0 if double else 1.0))
@@ -594,7 +596,7 @@ def test_groups_give_the_same_bits(group, shape, backend, library):
 
 
 @pytest.mark.usefixtures("block")
-def test_arrays_that_are_no_argument_may_be_among_them(backend, library):
+def test_arrays_that_are_not_arguments_may_be_used(backend, library):
     row, tenth = backend.asarray(
         (np.arange(2, dtype="float32"), np.asarray(0.1, "float32"))
     )
@@ -692,7 +694,7 @@ def test_a_step_is_made_by_kernels(backend, library):
     assert made >= 4  # for each of two weights Adam's step, and what comes of products
 
 
-def test_few_numbers_are_no_work_for_kernels(backend, library):
+def test_small_arrays_do_not_use_kernels(backend, library):
     x = backend.asarray(np.ones((2, schedule.MIN_KERNEL_SIZE // 2), "float32"))
     for arguments, made in (
         (x, 0),
@@ -702,7 +704,7 @@ def test_few_numbers_are_no_work_for_kernels(backend, library):
         assert made_by(program)[0] == made
 
 
-def test_what_may_show_what_is_written_to_is_no_work_for_kernels(
+def test_views_of_memory_that_is_written_do_not_use_kernels(
     backend, library, monkeypatch
 ):
     monkeypatch.setattr(schedule, "MIN_KERNEL_SIZE", 0)

@@ -592,7 +592,7 @@ def cut(sizes, x=None, labels=None):
     return [(x[e - s : e], labels[e - s : e]) for e, s in zip(ends, sizes, strict=True)]
 
 
-def test_batches_of_ones_own_train_as_steps_do_and_short_ones_count_no_filler(backend):
+def test_custom_batches_train_like_steps_and_short_ones_have_no_filler_rows(backend):
     model = nn.Sequential(nn.Dense(6), nn.BatchNorm(), nn.ReLU(), nn.Dense(3))
     streamed, plain = (make(backend, model, optimizer=nn.SGD(0.1)) for _ in range(2))
     history = streamed.fit(batches=cut([8, 5, 8, 3]), epochs=2, verbose=0)
@@ -623,13 +623,13 @@ def test_weights_may_come_with_the_batches(backend):
 
 @pytest.mark.parametrize("kind", ["list", "function", "iterator", "iterator of steps"])
 @pytest.mark.parametrize("prefetch", [0, 2])
-def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
+def test_an_interrupted_epoch_of_custom_batches_continues_with_the_next_batch(
     backend, tmp_path, kind, prefetch
 ):
     sizes = [5, 8, 8, 4]
     drawn, epochs = [], []
 
-    def told(batch):
+    def recorded(batch):
         drawn.append(batch)
         return batch
 
@@ -637,7 +637,8 @@ def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
         epochs.append(epoch)
         x, labels = blobs()
         return (
-            told(b) for b in cut(sizes, np.roll(x, epoch, 0), np.roll(labels, epoch, 0))
+            recorded(b)
+            for b in cut(sizes, np.roll(x, epoch, 0), np.roll(labels, epoch, 0))
         )
 
     def source():
@@ -645,7 +646,7 @@ def test_interrupted_in_an_epoch_of_ones_own_batches_it_goes_on_with_the_next(
             return cut(sizes)
         if kind == "function":
             return make_batches
-        return (told(batch) for _ in range(3) for batch in cut(sizes))
+        return (recorded(batch) for _ in range(3) for batch in cut(sizes))
 
     steps_per_epoch = 4 if kind == "iterator of steps" else None
     options = {"steps_per_epoch": steps_per_epoch, "prefetch": prefetch, "verbose": 0}
@@ -869,7 +870,7 @@ def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
 
 
 def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
-    # each step by a call of its own
+    # one call per step
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
     step, calls = trainer._step, []
@@ -1157,7 +1158,7 @@ def test_weights_are_one_array_and_a_loss_is_one_number(backend):
         make(backend, loss=loss).step(X[:4], np.ones((4, 3), "float32"))
 
 
-def test_a_loss_of_ones_own_may_do_without_weights_where_none_are_needed(backend):
+def test_a_custom_loss_may_omit_weights_if_none_are_used(backend):
     def squares(y, target):
         error = y - target
         return nn.core.arrays.namespace(y).sum(error * error), 2.0 * error
@@ -1328,7 +1329,7 @@ def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(
     backend, monkeypatch
 ):
     x, labels = blobs()
-    # each step by a call of its own
+    # one call per step
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer = make(backend)
     step, calls = trainer._step, []

@@ -282,8 +282,8 @@ class Conv1D(_Convolution):
                    Equal to the channels, it makes the convolution depthwise
         bias       whether b is added
 
-    Parameters: weight (window, channels / groups, width), each group drawn as a layer
-    of its own, and, unless `bias` is false, bias (width,), which starts at 0.
+    Parameters: weight (window, channels / groups, width), each group drawn as for a
+    separate layer, and, unless `bias` is false, bias (width,), which starts at 0.
 
     Gradient
     --------

@@ -247,7 +247,7 @@ def matches(pattern: str, path: str) -> bool:
         return False
     for part in (names[:length], names[-length:]):
         pairs = zip(wanted_names, part, strict=True)
-        if all(wanted in ("*", name) for wanted, name in pairs):
+        if all(pattern_name in ("*", name) for pattern_name, name in pairs):
             return True
     return False
 

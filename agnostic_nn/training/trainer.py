@@ -362,7 +362,7 @@ class Trainer:
         """Bind callbacks to the memory of the interrupted run, or else of a new one.
 
         The memory is dropped once that run is over. If a callback calls `fit`, that
-        inner run gets a memory of its own.
+        inner run gets a separate memory.
         """
         before = self._memory
         is_inner = before is not None and before.is_running

@@ -150,10 +150,10 @@ def labellings(generator, shape):
     _, time, classes = shape["y"]
     batch, length = shape["target"]["labels"]
     lengths = generator.integers(0, length + 1, batch)
-    wanted = generator.integers(1, classes, (batch, length))
-    wanted[..., 1] = wanted[..., 0]
+    labels = generator.integers(1, classes, (batch, length))
+    labels[..., 1] = labels[..., 0]
     times = generator.integers(length + 1, time + 1, batch)
-    return {"labels": wanted, "label_lengths": lengths, "input_lengths": times}
+    return {"labels": labels, "label_lengths": lengths, "input_lengths": times}
 
 
 WEIGHTS = (0.5, 2.0, 0.0, 1.25)

@@ -17,7 +17,7 @@ terms of random signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r²
 The following operations magnify, damp or cancel the δ in the same way as rounding
 errors. The distance of the results from the reference is a sample of the effect of
 rounding (Parker, "Monte Carlo Arithmetic", 1997). It is also meaningful for a sum that
-is 0 but for rounding, such as the gradient of a bias before a normalization, whose own
+is 0 up to rounding, such as the gradient of a bias before a normalization, whose own
 size would be no scale for its error.
 """
 

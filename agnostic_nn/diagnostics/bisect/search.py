@@ -318,7 +318,7 @@ class Bisection:
         """Yield the findings to show, each with the number of those that it stands for.
 
         Findings of one group, such as the updates of all parameters, share a row: that
-        of the worst. Those that do not agree have a row each.
+        of the worst. Each finding that does not agree has a row.
         """
         groups: dict[Any, list[Finding]] = {}
         for i, finding in enumerate(self.findings):

@@ -3,7 +3,7 @@
 The diagnostics that watch a computation are handlers of a few lines: `profile` times
 each call, `compare.rounding` counts roundings, `bisect.noise` adds rounding errors,
 `cost` counts operations and bytes. A new function of `ops` reaches all of them without
-a line of its own.
+further code.
 """
 
 from .arrays import (
