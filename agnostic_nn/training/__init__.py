@@ -1,8 +1,12 @@
 """Training: from a user's data to better parameters.
 
-`steps.py` ties a model, a loss and an optimizer into one pure step. `inputs.py` and
-`validation.py` check a user's data, `batches.py` cuts them into batches, `feed.py`
-moves these to the device, and `trainer.py` holds what the steps return.
+`trainer.py` is what a user calls. `validation.py` checks a user's data against a model
+and a loss, and visits each array once by `inputs.py`. `batches.py` divides the examples
+into batches, `feed.py` moves these to the device, and `advance.py` takes a step with
+them: one of the pure functions of `steps.py`, which tie a model, a loss and an
+optimizer together. `run.py` holds what the steps return. `epochs.py` is the loop of
+`fit`, and `evaluation.py` computes losses and metrics over many examples.
+
 `checkpoint.py`, `checkpoint_fields.py` and `config.py` write a trainer to a file and
 read it back, in the format of `safetensors_format.py`; `abstract_init.py` finds the
 shapes that a file must hold. `context.py` holds the arrays that steps read without

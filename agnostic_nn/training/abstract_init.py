@@ -1,4 +1,4 @@
-"""Run `init` with arrays without data, to find the shapes and dtypes of a trainer's arrays.
+"""Run `init` with arrays without data, to find the shapes and dtypes of its results.
 
 A file may claim that a layer is 10⁹ wide. The arrays that `init` would create are
 compared with those in the file before any memory is allocated for them.
@@ -26,7 +26,7 @@ class TooLarge(ValueError):
 
 
 class _Bounded(CostCounter):
-    """Raises if an array is larger than a file of `size` bytes, or if there are too many arrays."""
+    """Raises if arrays are too large for a file of `size` bytes, or too many."""
 
     def __init__(self, size: int, arrays: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class _Bounded(CostCounter):
 def abstract_carry(
     model: Any, optimizer: Any, shape: Shape, dtype: str, size: int, arrays: int
 ) -> tuple[Carry, Shape]:
-    """Return the carry before the first step, as arrays without data, and the shape of one output.
+    """Return the first carry as arrays without data, and the shape of one output.
 
     size, arrays: the number of bytes and of arrays in the file that the carry is read
     from.

@@ -1,4 +1,4 @@
-"""Batches: checked examples in batches of one size, and batches that a user supplies."""
+"""Batches: checked examples in batches of one size, or batches that a user supplies."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -92,11 +92,11 @@ def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
 def batch_indices(
     indices: np.ndarray, batch_size: int, first: int = 0
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Yield `indices` in batches from batch `first` on, each with its number of new ones.
+    """Yield `indices` in batches, from batch `first` on, each with its size.
 
     All batches have the same length, so that a step is compiled once. The last one is
-    padded by repeating its last index: layers compute with padding rows, so they hold
-    real data.
+    padded by repeating its last index, which its size leaves out: layers compute with
+    padding rows, so they hold real data.
     """
     for start in range(first * batch_size, len(indices), batch_size):
         rows = indices[start : start + batch_size]
@@ -151,7 +151,7 @@ class StoredBatches:
     def groups(
         self, number: int, first: int, limit: int | None, together: int
     ) -> Iterator[tuple[list[int], Examples]]:
-        """Yield the same batches in groups of `together`: their sizes, and all their rows.
+        """Yield the same batches in groups of `together`: the sizes, and the examples.
 
         Short batches are padded as in `batch_indices`, and the last group with its last
         batch.
@@ -297,7 +297,7 @@ def prefetched(items: Iterable[Any], count: int) -> Iterator[Iterable[Any]]:
     if not count:
         yield items
         return
-    # SimpleQueue is written in C: an exception in the middle of a call leaves it intact.
+    # SimpleQueue is written in C, so an exception during a call leaves it intact.
     results: SimpleQueue[Any] = SimpleQueue()
     # an entry for each item that may be put into `results`
     slots: SimpleQueue[Any] = SimpleQueue()

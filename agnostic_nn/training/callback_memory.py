@@ -12,7 +12,7 @@ __all__ = ["BoundCallback", "RunMemory"]
 
 
 class RunMemory:
-    """Holds a dict of JSON data for each callback of a run, and the weights that it keeps.
+    """Holds, for each callback of a run, a dict of JSON data and the weights it keeps.
 
     A callback is identified by its class and its index among the callbacks of this
     class in the list passed to `fit`. Two callbacks with equal fields therefore do not
@@ -30,8 +30,8 @@ class RunMemory:
         self.notes: dict[str, dict[str, Any]] = {} if notes is None else notes
         self.best: dict[str, Carry] = {} if best is None else best
         self.is_running: bool = False
-        # By the key of a callback, or "" for `fit`: the
-        # callbacks that it calls, with their keys.
+        # By the key of a callback, or "" for `fit`: the callbacks that it calls, with
+        # their keys.
         self._called: dict[str, list[tuple[str, Any]]] = {}
         self._current = ""  # the key of the callback whose hook is running
 
@@ -67,8 +67,8 @@ class RunMemory:
             raise RuntimeError("a callback has memory only while `fit` is running")
         current = self._current
         listed = self._called.get("", [])
-        # The same object may be in the list twice: the
-        # one whose hook is running comes first.
+        # The same object may be in the list twice: the one whose hook is running comes
+        # first.
         if any(key == current and other is callback for key, other in listed):
             return current
         for key, other in (*listed, *self._called.get(current, [])):
@@ -91,7 +91,10 @@ class RunMemory:
 
 
 class BoundCallback:
-    """A callback with its key in the memory of a run, which is set while a hook is running."""
+    """A callback with its key in the memory of a run.
+
+    The key is that of the memory while a hook of the callback is running.
+    """
 
     def __init__(self, memory: RunMemory, key: str, callback: Callback) -> None:
         self._memory = memory

@@ -77,13 +77,17 @@ class Callback:
         """Called when `fit` begins, before the first batch is read."""
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
-        """Called after a complete epoch with its results; may add to `row`. True ends `fit`.
+        """Called after a complete epoch with its results; True ends `fit`.
 
-        Not called for an epoch interrupted by Ctrl-C, even in its last step.
+        It may add to `row`. Not called for an epoch interrupted by Ctrl-C, even in its
+        last step.
         """
 
     def end(self, trainer: Any, complete: bool) -> None:
-        """Called when `fit` ends; complete: after a complete epoch, not by an error or Ctrl-C."""
+        """Called when `fit` ends.
+
+        complete: whether after a complete epoch, not by an error or Ctrl-C.
+        """
 
 
 # (trainer, row) -> whether to stop
@@ -119,7 +123,7 @@ def as_callback(thing: Any) -> Callback:
 
 
 def as_callbacks(things: Any) -> list[Callback]:
-    """Return a list of callbacks; raise TypeError unless `things` is a sequence of them."""
+    """Return `things` as a list; raise TypeError unless they are callbacks."""
     expect_list("callbacks", things)
     return [as_callback(thing) for thing in things]
 
@@ -127,7 +131,7 @@ def as_callbacks(things: Any) -> list[Callback]:
 def expect_fields(
     trainer: Any, callbacks: list[Callback], fields: tuple[str, ...]
 ) -> None:
-    """Let callbacks raise, before training, if the `fields` of an epoch's row do not suit them.
+    """Let callbacks raise before training if the `fields` of a row do not suit them.
 
     A custom callback may add fields to the row. The names that callbacks after it refer
     to are therefore not checked.
@@ -170,7 +174,7 @@ class _Monitor(_CheckedCallback):
         expect_number("min_delta", self.min_delta, 0.0)
 
     def record(self, trainer: Any, row: dict[str, Any]) -> bool:
-        """Record the value of an epoch; return whether it improved by more than `min_delta`."""
+        """Record the value of an epoch; return whether it improved by `min_delta`."""
         self._expect_monitor(tuple(row))
         value = float(row[self.monitor])
         memory = self.memory(trainer)
@@ -205,7 +209,7 @@ class _Monitor(_CheckedCallback):
         )
 
     def memory(self, trainer: Any) -> dict[str, Any]:
-        """Return the memory of this callback: the best value, and the epochs waited since.
+        """Return the best value and the epochs since, from the memory of the callback.
 
         It is reset if it belongs to another metric, or if a file has other data in it.
         """
@@ -264,10 +268,11 @@ class EarlyStopping(_Monitor):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(_Monitor):
-    """Multiply the scale of a `Scaled` optimizer by `factor` whenever a value stops improving.
+    """Multiply the scale of a `Scaled` optimizer by `factor` on a plateau of a value.
 
-    That is when it has not improved for `patience` epochs, as in `EarlyStopping`; then
-    the count begins again. The scale stays at `min_scale` or above.
+    That is when the value has not improved for `patience` epochs, as in
+    `EarlyStopping`; then the count begins again. The scale stays at `min_scale` or
+    above.
 
     The scale is part of the optimizer's moments, like momentum and the step of a
     schedule, and so outlives the run: the next `fit` begins with it, but with a new
@@ -316,7 +321,7 @@ class ReduceOnPlateau(_Monitor):
 
 @dataclass(frozen=True)
 class Checkpoint(_Monitor):
-    """Save the trainer after every `every`-th epoch, or only if a value is the best so far.
+    """Save the trainer after every `every`-th epoch, or only if a value is the best.
 
     path: "{epoch}" and other fields of the row in it, such as "{loss:.3f}", make a file
     for each epoch. An existing file is replaced only once the new one is complete. With
@@ -379,7 +384,7 @@ class Checkpoint(_Monitor):
         return fields
 
     def _path_fields(self) -> list[str]:
-        """Return the fields in the path; raise ValueError if one of them has no name."""
+        """Return the fields in the path; raise ValueError if one has no name."""
         try:
             fields = [
                 name for _, name, *_ in Formatter().parse(self.path) if name is not None
@@ -473,7 +478,7 @@ class CSVLog(_CheckedCallback):
             )
 
     def _completed_rows(self, trainer: Any) -> tuple[list[str], list[list[str]]]:
-        """Return the header of the file, and its rows of epochs that the trainer has completed."""
+        """Return the header, and the rows of epochs that the trainer has completed."""
         path = Path(self.path)
         if not path.exists():
             return [], []

@@ -1,4 +1,4 @@
-"""Checkpoints: named arrays and a description, written atomically to one safetensors file.
+"""Checkpoints: arrays and a description, written atomically to one safetensors file.
 
 A digest covers every byte. Without one, a flipped bit in a weight would load as another
 weight. The digest detects damage, not attacks, because an attacker can compute it too.
@@ -60,7 +60,7 @@ _ZIPPED = {  # zip archives, by a file name within their first bytes
 
 
 class CheckpointError(ValueError):
-    """The file is not a checkpoint of this library, or has changed since it was written."""
+    """The file is not a checkpoint of this library, or was changed afterwards."""
 
 
 def write(
@@ -153,7 +153,7 @@ class OpenedCheckpoint:
     def arrays(
         self, convert: Callable[[str, np.ndarray], Any] | None = None
     ) -> dict[str, Any]:
-        """Read all arrays; with `convert`, return convert(name, array) of each, one at a time.
+        """Read all arrays, one at a time, and return them or convert(name, array).
 
         Raises
         ------
@@ -175,7 +175,7 @@ class OpenedCheckpoint:
         return arrays
 
     def verify(self) -> None:
-        """Compare the digest of all bytes with the saved one, without keeping the arrays.
+        """Compare the digest of all bytes with the saved one; no array is kept.
 
         Raises
         ------
@@ -193,7 +193,7 @@ class OpenedCheckpoint:
         self._expect_digest(total.hexdigest())
 
     def refuse(self, message: str) -> NoReturn:
-        """Raise a CheckpointError with `message`, or one that says that the file is damaged.
+        """Raise a CheckpointError with `message`, or one about a damaged file.
 
         A large file is not read to find out whether it is.
         """
@@ -223,7 +223,7 @@ class OpenedCheckpoint:
 
 
 def _expect_json(name: str, data: Any) -> None:
-    """Raise TypeError for data that JSON would refuse, or change: keys that are not text."""
+    """Raise TypeError for data that JSON would refuse or change, such as int keys."""
     if isinstance(data, dict):
         for key, value in data.items():
             if not isinstance(key, str):
@@ -240,7 +240,7 @@ def _expect_json(name: str, data: Any) -> None:
 
 
 def digest(arrays: dict[str, np.ndarray], text: str = "") -> str:
-    """Return the SHA-256 of `text` and the name, dtype, shape and bytes of every array."""
+    """Return the SHA-256 of `text` and each array's name, dtype, shape and bytes."""
     total = _new_hash(text)
     for name, array in sorted(arrays.items()):
         _add(total, name, np.asarray(array, order="C"))

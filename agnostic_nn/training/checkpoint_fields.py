@@ -166,7 +166,7 @@ def _expect_dict(name: str, value: Any) -> None:
 
 
 def restore_part(file: OpenedCheckpoint, name: str, passed: Any) -> Any:
-    """Return the model, loss or optimizer: the one that the caller passed, or that of the file.
+    """Return the model, loss or optimizer that was passed, or else that of the file.
 
     Raises
     ------
@@ -236,7 +236,7 @@ def abstract_carry_of(
 
 
 def expect_same_arrays(file: OpenedCheckpoint, like: dict[str, Any]) -> None:
-    """Raise CheckpointError unless the file has the names, dtypes and shapes of `like`."""
+    """Raise CheckpointError unless the file has names, dtypes and shapes as `like`."""
     expected = dict(named_leaves(like))
     for name in sorted(file.entries.keys() | expected.keys()):
         actual = _dtype_and_shape(file.entries, name)

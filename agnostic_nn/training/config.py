@@ -42,7 +42,7 @@ _MAX_INTEGER = 2**63
 
 
 def describe(thing: Any) -> Any:
-    """Return `thing` with its hyper-parameters as nested dicts, lists, strings and numbers.
+    """Return `thing` and its hyper-parameters as nested dicts, lists and scalars.
 
     Classes and functions that this library does not define are described too, but
     `rebuild` raises for them.

@@ -1,4 +1,4 @@
-"""Context: arrays that a step reads but does not train, which may change between steps."""
+"""Context: arrays that a step reads but does not train, and that may change."""
 
 from collections.abc import Callable
 from typing import Any

@@ -111,7 +111,7 @@ class EpochLoop:
         callback.end(self.trainer, kind is None and is_complete)
 
     def _epoch(self) -> float:
-        """Finish the open epoch or begin the next; return the mean loss of its batches."""
+        """Finish the open epoch or begin the next; return the mean loss."""
         steps_before = self.current.settled().steps
         loss = self._batches()
         is_unchanged = self.current.settled().steps == steps_before
@@ -165,7 +165,7 @@ class EpochLoop:
     def _take(
         self, call: Call, layout: tuple[int, int, bool]
     ) -> tuple[int, list[float], Any]:
-        """Make a call of a step; return the number of steps taken, and their results."""
+        """Make a call of a step; return the number of steps taken, losses and terms."""
         step = self.loop if call.is_loop else self.step
         args = call.args
         if call.is_loop:

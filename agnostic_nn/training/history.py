@@ -51,7 +51,7 @@ class History:
         return columns, [[row.get(column) for column in columns] for row in self.epochs]
 
     def _measures(self) -> dict[str, dict[str, list[float]]]:
-        """Return the columns to plot together, such as "loss" and "validation_loss", by metric."""
+        """Return, by metric, the columns to plot together, as loss and validation."""
         measures: dict[str, dict[str, list[float]]] = {}
         columns, rows = self._cells()
         for name, *values in zip(columns, *rows, strict=True):

@@ -133,7 +133,7 @@ def _nesting(data: Any) -> Any:
 def _map_named(
     function: Callable[[str, Any, Any], Any], name: str, data: Any, tree: Any
 ) -> Any:
-    """Return a tree of function(path, leaf of data, leaf of tree), nested like `tree`."""
+    """Return a tree of function(path, leaf of data, leaf of tree), like `tree`."""
     if isinstance(tree, dict):
         return {
             key: _map_named(function, f"{name}.{key}", data[key], branch)
@@ -219,7 +219,7 @@ def _is_numbers(data: Any) -> bool:
 
 
 def fetch_array(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
-    """Return one array on the host, and whether the user chose its dtype; see `fetch`."""
+    """Return one array on the host, and whether the user chose its dtype."""
     has_dtype = True
     if isinstance(data, np.ndarray | np.generic):
         if hasattr(data, "mask"):

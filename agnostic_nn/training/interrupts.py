@@ -9,7 +9,7 @@ __all__ = ["DeferredInterrupts"]
 
 
 class DeferredInterrupts:
-    """A context in which the first Ctrl-C only sets `requested`, and a second one raises at once.
+    """A context in which the first Ctrl-C only sets `requested`, and a second raises.
 
     When the context ends, KeyboardInterrupt is raised if it was deferred; the cause is
     the exception that ended the context, if any. The context does nothing if the user
@@ -45,7 +45,7 @@ class DeferredInterrupts:
 
 
 def _handler(context: Any) -> Any:
-    """Return a handler of SIGINT; `context`: a weak reference to a `DeferredInterrupts`.
+    """Return a handler of SIGINT for `context`, a weak reference.
 
     If an exception comes at the moment when a context ends, its handler may stay
     installed. It then behaves like the default one.

@@ -11,12 +11,12 @@ __all__ = ["MeanLoss"]
 
 
 class MeanLoss:
-    """Σ divisor · value / Σ divisor over batches, for each term of a loss; then their sum.
+    """Σ divisor · value / Σ divisor over batches, summed over the terms of a loss.
 
     The value of a batch is a sum over its examples, divided by its divisor. So this is
     the loss of one batch of all examples, however they are divided into batches. Terms
-    without a divisor are sums, and are added. A divisor
-    of 0 is replaced by 1, as in `BatchLoss`.
+    without a divisor are sums, and are added. A divisor of 0 is replaced by 1, as in
+    `BatchLoss`.
 
     to_numpy: converts an array of the backend to a NumPy array.
     """

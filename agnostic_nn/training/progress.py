@@ -24,7 +24,7 @@ class Progress:
     """Receives reports of a training loop; this base class ignores them."""
 
     def begin(self, title: str, count: int | None, done: int = 0) -> None:
-        """Begin a bar for `count` steps (None: unknown), `done` of which are complete."""
+        """Begin a bar for `count` steps (None: unknown), of which `done` are done."""
 
     def advance(self, done: int, loss: float) -> None:
         """Report that `done` steps are complete, and the mean loss so far."""
@@ -71,7 +71,7 @@ class _Bars(Progress):
         self.draw()
 
     def draw(self) -> None:
-        """Draw the bars. On a terminal a thread of rich does that, so this does nothing."""
+        """Draw the bars; on a terminal a thread of rich does that instead."""
 
 
 class _NotebookBars(_Bars):
@@ -95,7 +95,7 @@ class _NotebookBars(_Bars):
 
 @contextmanager
 def progress(is_shown: bool) -> Iterator[Progress]:
-    """Yield a `Progress` that draws bars if `is_shown`, and ignores reports otherwise."""
+    """Yield a `Progress` that draws bars if `is_shown`, and otherwise does nothing."""
     if not is_shown:
         yield Progress()
         return

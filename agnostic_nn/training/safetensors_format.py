@@ -1,4 +1,4 @@
-"""The safetensors format: writes headers, and reads them without allocating unchecked sizes.
+"""The safetensors format: writes headers, and reads them without trusting sizes.
 
 A file is the length of a header (8 bytes, little-endian), the header (JSON), and the
 bytes of all arrays without gaps. The header gives the dtype, shape and offsets of each
@@ -48,7 +48,7 @@ _MAX_BYTES = 2**62
 
 @dataclass(frozen=True)
 class Entry:
-    """An array in a file: its dtype, shape and number of bytes, and the offset of the first."""
+    """An array in a file: dtype, shape, number of bytes, and offset of the first."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -74,7 +74,7 @@ def entry_of(name: str, array: Any) -> Entry:
 
 
 def plain(array: np.ndarray, entry: Entry) -> np.ndarray:
-    """Return `array` contiguous and in the dtype of `entry`, without a copy if it already is.
+    """Return `array` contiguous and in the dtype of `entry`; copy it only if needed.
 
     safetensors 0.8.0 would write wrong bytes for other arrays.
     """
@@ -84,7 +84,7 @@ def plain(array: np.ndarray, entry: Entry) -> np.ndarray:
 def header(
     entries: dict[str, Entry], metadata: dict[str, str]
 ) -> tuple[bytes, list[str]]:
-    """Return the first bytes of a file, and the names of its arrays in the order of their bytes.
+    """Return the first bytes of a file, and the names of its arrays in their order.
 
     The first bytes are the length of the header and the header. Wide dtypes come first
     and the header is padded with spaces, so that each array is aligned.
@@ -106,7 +106,7 @@ def header(
 
 
 def parse(data: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
-    """Return the arrays and the metadata of `data`, the header of a file of `size` bytes.
+    """Return the arrays and the metadata in the header of a file of `size` bytes.
 
     Raises
     ------
@@ -159,17 +159,17 @@ def parsed_json(name: str, text: str, size: int) -> Any:
 
 
 def _memory(text: str) -> int:
-    """Estimate the bytes of memory of a parsed JSON text; the true number is at most 3 times that.
+    """Estimate the bytes of memory of a parsed JSON text.
 
-    A string takes one byte per character, or four if one of them is outside Latin-1. A
-    number or a short string takes up to 60 bytes,
-    an empty list 70 and a dict of one entry 190.
+    The true number is at most 3 times that. A string takes one byte per character, or
+    four if one of them is outside Latin-1. A number or a short string takes up to 60
+    bytes, an empty list 70 and a dict of one entry 190.
     """
     wide = not text.isascii() or "\\u" in text
     characters = (5 if wide else 2) * len(text)
-    return (
-        characters + 150 * text.count("{") + 80 * text.count("[") + 60 * text.count(",")
-    )
+    dicts = text.count("{")
+    lists = text.count("[")
+    return characters + 150 * dicts + 80 * lists + 60 * text.count(",")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _entry(name: str, field: Any, begin: int) -> Entry:
-    """Return the entry of the array called `name`, whose offsets are relative to `begin`."""
+    """Return the entry of the array `name`, whose offsets are relative to `begin`."""
     if not isinstance(field, dict) or field.keys() != {
         "dtype",
         "shape",

@@ -14,7 +14,7 @@ __all__ = ["class_weights", "stratified_split"]
 def stratified_split(
     target: Any, share: float, *, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Split examples into two parts, the second with a `share` of each class; return the indices.
+    """Return the indices of two parts, the second with a `share` of each class.
 
     target: (examples,) labels on the host, of any sortable type. Of a class of n
     examples, ⌊n · share⌋ or one more go into the second part. The classes with the
@@ -46,12 +46,11 @@ def stratified_split(
 
     root = random.key(seed, xp=namespace(np.zeros(())))
     shuffled = random.permutation(root, len(labels))
-    # The first `taken` examples of each class, in
-    # shuffled order, go into the second part.
+    # The first `taken` examples of each class, in shuffled order, go into the second
+    # part.
     by_class = shuffled[np.argsort(classes[shuffled], kind="stable")]
-    rank_in_class = np.arange(len(labels)) - np.repeat(
-        np.cumsum(counts) - counts, counts
-    )
+    first_of_class = np.cumsum(counts) - counts
+    rank_in_class = np.arange(len(labels)) - np.repeat(first_of_class, counts)
     is_second = np.zeros(len(labels), bool)
     is_second[by_class] = rank_in_class < np.repeat(taken, counts)
     return shuffled[~is_second[shuffled]], shuffled[is_second[shuffled]]

@@ -93,9 +93,10 @@ def make_step(
 def make_step_with_terms(
     model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
 ) -> _StepWithTerms:
-    """Return a step like that of `make_step`, which returns (carry, value, finite, terms).
+    """Return a step like that of `make_step`, which also returns terms.
 
-    terms: see `Terms`; the mean over several batches is computed from them.
+    It returns (carry, value, finite, terms). terms: see `Terms`; the mean over several
+    batches is computed from them.
     """
     needs_divisor = uses_divisor(optimizer)
 
@@ -111,8 +112,8 @@ def make_step_with_terms(
     ) -> tuple[Carry, Array, Array, Terms]:
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
-        # a list, so that backward_params can take the
-        # only reference to the cache and free it
+        # a list, so that backward_params can take the only reference to the cache and
+        # free it
         y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         result = batch_loss(loss, y, target, weights, step=t, context=context)
@@ -131,8 +132,8 @@ def make_step_with_terms(
         # its own divisor over the sum of all divisors, then gradients are added. Means
         # of devices are never averaged.
         if not term_dys:
-            # The cache is popped, so that a block frees
-            # each entry once it has been used.
+            # The cache is popped, so that a block frees each entry once it has been
+            # used.
             grads = model.backward_params(params, cache.pop(), result.dy)
         else:
             grads = tuple(
@@ -165,7 +166,7 @@ def _terms(result: BatchLoss) -> Terms:
 
 
 def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple[Any, ...], Any]:
-    """Return dy of each term and their divisors, or () and the divisor of the whole loss.
+    """Return dy of each term and their divisors, or () and the divisor of the loss.
 
     Raises
     ------
@@ -190,7 +191,7 @@ def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple[Any, ...
 
 
 def _only(dy: Any, path: tuple[str, ...]) -> Any:
-    """Return dy with 0 for all outputs except that at `path`, the names in nested dicts."""
+    """Return dy with 0 for all outputs except that at `path`, the names of dicts."""
     if not path:
         return dy
     selected, *rest = path
@@ -206,7 +207,7 @@ def _only(dy: Any, path: tuple[str, ...]) -> Any:
 def make_loop(
     step: _StepWithTerms, keep_finite: bool
 ) -> Callable[..., tuple[Carry, Array, Array, Any]]:
-    """Return a function that takes several steps in one loop, which a backend may compile.
+    """Return a function that takes several steps in a loop, which may be compiled.
 
     step: a result of `make_step_with_terms`.
 
@@ -214,8 +215,8 @@ def make_loop(
     terms), where batches are the arguments of `step` with a new first axis, and ()
     stands for None. due: (steps,), which steps are to be taken: the first ones. ts:
     (steps,), the t of each; context is the same for all. With `keep_finite`, no step is
-    taken after one that is not finite. values,
-    finites and the arrays in terms: (steps,).
+    taken after one that is not finite. values, finites and the arrays in terms:
+    (steps,).
     """
 
     def steps(

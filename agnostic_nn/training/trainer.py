@@ -213,7 +213,7 @@ class Trainer:
 
     @property
     def steps(self) -> int:
-        """Steps so far, including those that `step` skipped because of `keep_finite`."""
+        """Steps so far, including those that `step` skipped as not finite."""
         return self._current.settled().steps
 
     @steps.setter
@@ -231,7 +231,7 @@ class Trainer:
 
     @property
     def params(self) -> Params:
-        """The current parameters on the backend; later steps do not change these arrays."""
+        """The current parameters on the backend; later steps change other arrays."""
         return self._current.shared_carry()[0]
 
     @property
@@ -254,7 +254,7 @@ class Trainer:
 
     @property
     def context(self) -> Any:
-        """The arrays that steps read, on the backend, or the function that returns them.
+        """The arrays on the backend that steps read, or the function that returns them.
 
         Assign to it between steps: `target.context = online.params`. A tree is copied.
         A new tree must have the nesting, shapes and dtypes of the old one, so that
@@ -386,7 +386,7 @@ class Trainer:
     # -----------------------------------------------------------------------
 
     def step(self, x: Any, target: Any, weights: Any = None) -> Array:
-        """Train on one batch; return its loss before the step, a 0-d array of the backend.
+        """Train on one batch; return its loss before the step, as a 0-d array.
 
         With `keep_finite`, a step whose loss or gradients are not finite changes
         nothing.
@@ -684,7 +684,7 @@ class Trainer:
         return y if is_on_backend else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:
-        """Return a table of the layers, and the predicted peak memory of a training step.
+        """Return a table of the layers, and the predicted peak memory of a step.
 
         It lists their shapes, parameters, FLOPs, and bytes cached for `backward`.
         """
