@@ -493,17 +493,17 @@ class Trainer:
             expect_function("augment", augment, "x, target, generator")
 
         source: StoredBatches | StreamedBatches
-        if batches is None:
-            if steps_per_epoch is not None:
-                raise ValueError(
-                    "steps_per_epoch is for user-supplied batches; see also steps"
-                )
+        if batches is not None:
+            if not (x is None and target is None and weights is None):
+                raise ValueError("expected x and target or batches, got both")
+            source = self._streamed(batches, steps_per_epoch)
+        elif steps_per_epoch is not None:
+            raise ValueError(
+                "steps_per_epoch is for user-supplied batches; see also steps"
+            )
+        else:
             source = self._stored(x, target, weights, batch_size, shuffle)
             batch_size = source.batch_size
-        elif x is not None or target is not None or weights is not None:
-            raise ValueError("expected x and target or batches, got both")
-        else:
-            source = self._streamed(batches, steps_per_epoch)
         held_out = None
         evaluate = None
         if validation is not None:
@@ -757,6 +757,8 @@ class Trainer:
                 replay=self.backend.replay,
             )
         context = self.context
+        if not self._context.is_called:
+            context = self.backend.to_numpy(context)
         moved = Trainer(
             self.model,
             self.loss,
@@ -766,9 +768,7 @@ class Trainer:
             dtype=self.dtype,
             metrics=self.metrics if self._has_custom_metrics else None,
             keep_finite=self.keep_finite,
-            context=context
-            if self._context.is_called
-            else self.backend.to_numpy(context),
+            context=context,
         )
         run = self._current.settled()
         moved._current.run = run._replace(carry=None, is_shared=False)
@@ -888,11 +888,8 @@ class Trainer:
 
         def on_backend(name: str, array: np.ndarray) -> Any:
             """Move an array to the backend, except those that were kept on the host."""
-            return (
-                array
-                if name.startswith(("kept ", "best "))
-                else self.backend.asarray(array)
-            )
+            stays = name.startswith(("kept ", "best "))
+            return array if stays else self.backend.asarray(array)
 
         tree = tree_from_leaves(file.arrays(on_backend), like)
         carry = tree["params"], tree["state"], tree["moments"]
