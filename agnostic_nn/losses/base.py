@@ -193,8 +193,8 @@ def reduced(
             value = value * share
             slopes = tree_map(lambda slope: slope * share, slopes)
     else:
-        ones = xp.ones_like(values)
-        share = ones if weights is None else _with_axes_of(values, weights)
+        has_weights = weights is not None
+        share = _with_axes_of(values, weights) if has_weights else xp.ones_like(values)
         if mean and counts is None:
             ratio = size(values) / size(share)
             divisor = xp.sum(share) * ratio
