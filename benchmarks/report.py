@@ -15,7 +15,7 @@ from .running import AGAIN, BEFORE, REFERENCE
 from .targets import DRAWS, compared, judged, twins
 from .worker import LOSSES
 
-__all__ = ["text", "write"]
+__all__ = ["markdown", "text", "write"]
 
 OURS = (REFERENCE, "agnostic_nn jax", "agnostic_nn torch")
 LOWER_BOUND = "products"
@@ -96,7 +96,7 @@ def write(results: dict, folder: Path) -> list[Path]:
     plots = list(_plots(results, folder))
     data, page = folder / "benchmarks.json", folder / "benchmarks.md"
     write_text(data, json.dumps(results, indent=1) + "\n")
-    write_text(page, _markdown(results, plots))
+    write_text(page, markdown(results, plots))
     return [data, page, *plots]
 
 
@@ -244,7 +244,8 @@ def _megabytes(count):
 # --- Markdown -------------------------------------------------------------------------
 
 
-def _markdown(results, plots):
+def markdown(results: dict, plots: list[Path]) -> str:
+    """Return the page of all measurements."""
     environment = _grid(["", ""], _facts(results["environment"]))
     head = _HEAD.format(
         **results["settings"],
