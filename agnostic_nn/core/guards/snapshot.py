@@ -69,10 +69,9 @@ class Snapshot:
 
     def changed_generator(self, before: list[bytes]) -> str | None:
         """Describe the first generator whose state is not that of `before`, or None."""
-        states = zip(before, self.generator_states(), strict=True)
-        for (path, _), (old, new) in zip(
-            self._generators.values(), states, strict=True
-        ):
+        after = self.generator_states()
+        paths = [path for path, _ in self._generators.values()]
+        for path, old, new in zip(paths, before, after, strict=True):
             if old != new:
                 return f"it draws from {path}"
         return None

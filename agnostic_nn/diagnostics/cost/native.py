@@ -187,12 +187,12 @@ def _largest_input(dy: Any, _: Any, lengths: Any, *spans: Any) -> Any:
 
 @ops.lstm.register(Counted)
 def _lstm(
-    xs: Any, params: Any, start: Any, reverse: bool, keep: bool, by_steps: Function
+    xs: Any, params: Any, start: Any, reverse: bool, keep: bool, fallback: Function
 ) -> Any:
     time, batch, fan_in = xs.shape
     width = len(params["recurrent"])
     with current().only(operations=True):
-        end, (_, standard_cache) = by_steps()
+        end, (_, standard_cache) = fallback()
     # h, x and 1 of every step
     table = blank((time + 1, batch, width + fan_in + 1), xs.dtype)
     hs = Counted(table.value[..., :width], table.memory)

@@ -47,7 +47,7 @@ def lstm(
     start: _Arrays,
     reverse: bool,
     keep: bool,
-    by_steps: Callable[[], Any],
+    fallback: Callable[[], Any],
 ) -> tuple[_Arrays, tuple[np.ndarray, _LSTMCache]]:
     """Implement `agnostic_nn.ops.lstm`."""
     time, batch, _ = xs.shape
@@ -171,7 +171,7 @@ def lstm_backward(
     dend: _Arrays,
     reverse: bool,
     need_dx: bool,
-    by_steps: Callable[[], Any],
+    fallback: Callable[[], Any],
 ) -> tuple[np.ndarray | tuple[()], _Arrays, _Arrays]:
     """Implement `agnostic_nn.ops.lstm_backward`."""
     table, f, di, df, dg, do, dtanh = cache

@@ -485,9 +485,9 @@ def opaque_if(
 
     @wraps(function)
     def recorded(*args: Any) -> Any:
-        *arrays, by_steps = args
+        *arrays, fallback = args
         if not is_supported(args[0]):
-            return by_steps()
+            return fallback()
         return record(function, *arrays, None)
 
     return recorded

@@ -466,10 +466,10 @@ def _lstm(
     start: _Tensors,
     reverse: bool,
     keep: bool,
-    by_steps: Callable[[], _Forward],
+    fallback: Callable[[], _Forward],
 ) -> _Forward:
     if not _has_lstm(xs):
-        return by_steps()
+        return fallback()
     bias = params["bias"]
     width = len(params["recurrent"])
     weights = params["weight"].T, params["recurrent"].T, bias, torch.zeros_like(bias)
@@ -488,10 +488,10 @@ def _lstm_backward(
     dend: _Tensors,
     reverse: bool,
     need_dx: bool,
-    by_steps: Callable[[], _Backward],
+    fallback: Callable[[], _Backward],
 ) -> _Backward:
     if not _has_lstm(xs):
-        return by_steps()
+        return fallback()
     *arrays, workspace = cache
     width = len(params["recurrent"])
     dys_or_none = dys or (None,)
