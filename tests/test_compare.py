@@ -1204,10 +1204,10 @@ def test_a_weight_that_follows_a_schedule_follows_it_here_too(backend):
         return Examples(train.x, train.x), Examples(test.x, test.x)
 
     loss = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 1.5, steps=5))
+    workload = replace(SPIRALS, read=read, model=nn.Dense(2), loss=loss, metric=None)
     workload = replace(
-        *(SPIRALS,), read=read, model=nn.Dense(2), loss=loss, metric=None, batch_size=100,
-        optimizer=nn.SGD(1e-30), epochs=4,
-    )  # fmt: skip
+        workload, optimizer=nn.SGD(1e-30), epochs=4, batch_size=len(_spirals()[0])
+    )
     result = only(compare(workload, [str(backend)], sizes=(4,)))
     assert (result.error, result.status) == (None, "agrees")
     losses = np.asarray(result.losses)
@@ -1252,10 +1252,8 @@ def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
         return Examples(train.x, target), Examples(test.x, np.ones((20, 1), np.float32))
 
     model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(1))
-    workload = replace(
-        *(SPIRALS,), read=read, model=model, loss=nn.mean_squared_error, metric=None,
-        optimizer=nn.SGD(1e-9), epochs=1,
-    )  # fmt: skip
+    workload = replace(SPIRALS, read=read, model=model, metric=None, epochs=1)
+    workload = replace(workload, loss=nn.mean_squared_error, optimizer=nn.SGD(1e-9))
     report = compare(workload, ["numpy"], sizes=())
     losses = report.reference.losses
     assert max(losses) > 1e6 * min(losses)
@@ -1332,8 +1330,8 @@ def test_the_page_tells_of_every_result_and_loads_nothing(drawn, eventful):
     for result in eventful.results:
         assert (result.error or result.verdict) in unescape(drawn)
     assert "absent is absent" in drawn
-    short = r'<li class="doubt"><b>[^<]*</b> <span>agrees over .* It is strict, but multiplies'
-    assert re.search(short, drawn)
+    item = r'<li class="doubt"><b>[^<]*</b> <span>'
+    assert re.search(item + "agrees over .* It is strict, but multiplies", drawn)
     assert "precision: requested, and as measured" in drawn.lower()
     assert eventful.start_sha256 in drawn
     assert not re.search(r"<script|src=|@import|https?://(?!www\.w3\.org)", drawn)
