@@ -106,19 +106,32 @@ def admit(
     if shape is not None:
         expect_shapes(name, arrays, shape)
     if problem is None:
-        try:
-            if any(leaves(nesting)):
-                problems += _check_chunks(name, arrays, check)
-            elif check is not None:
-                check(arrays)
-        except Exception as error:
-            problem = error
-    if problem is None and problems:
-        problem = problems[0]
+        problem = _first_problem(name, arrays, check, any(leaves(nesting)), problems)
     if problem is not None:
         return Admitted(arrays, problem)
     in_order = iter(results)
     return Admitted(tree_map(lambda _: next(in_order), arrays), None)
+
+
+def _first_problem(
+    name: str,
+    arrays: Any,
+    check: Callable[[Any], None] | None,
+    has_mapped: bool,
+    problems: list[Exception],
+) -> Exception | None:
+    """Return the error of `check`, or else the first one of `problems`, or None.
+
+    has_mapped: whether an array is mapped from a file; all are then checked in chunks.
+    """
+    try:
+        if has_mapped:
+            problems = problems + _check_chunks(name, arrays, check)
+        elif check is not None:
+            check(arrays)
+    except Exception as error:
+        return error
+    return problems[0] if problems else None
 
 
 def _nesting(data: Any) -> Any:
