@@ -724,7 +724,7 @@ def test_one_backend_can_be_compared_under_two_policies():
     assert "numpy:cpu fast: agrees" in summary(report)
 
 
-def test_what_cannot_be_deterministic_is_a_result_if_named_and_else_left_out(
+def test_a_backend_that_cannot_be_deterministic_is_a_result_if_named_else_left_out(
     pretend, monkeypatch
 ):
     def policy(device, precision, deterministic):

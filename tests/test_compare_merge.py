@@ -88,7 +88,7 @@ def test_machines_are_called_by_labels_if_given(saved):
     assert [r.machine for r in merged.results] == ["laptop", "server"]
 
 
-def test_what_was_merged_can_be_merged_again(saved, tmp_path):
+def test_a_merged_report_can_be_merged_again(saved, tmp_path):
     write(merge([saved("one"), saved("two")]), tmp_path / "both")
     merged = merge([tmp_path / "both" / "report.json", saved("three", **ELSEWHERE)])
     assert [m.label for m in merged.machines] == [
@@ -111,7 +111,7 @@ def test_a_merged_report_has_the_fields_of_others_and_holds_all_results(saved, r
         assert getattr(merged, key) == getattr(report, key)
 
 
-def test_what_differs_is_said_in_sentences_with_what_it_meant(saved, report):
+def test_sentences_name_each_difference_of_machines_and_its_effect(saved, report):
     here = report.machines[0].label
     sentences = merge([saved("one"), saved("two", **ELSEWHERE)]).differences
     text = "\n".join(sentences)
@@ -190,7 +190,9 @@ def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_na
         ),
     ],
 )
-def test_what_is_not_comparable_is_refused_with_what_differs(saved, changes, message):
+def test_reports_that_cannot_be_compared_are_refused_with_their_difference(
+    saved, changes, message
+):
     with pytest.raises(
         CannotCompare, match=r"two.*cannot be compared with .*one.*: " + message
     ):

@@ -217,7 +217,9 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
         (["--merge", "a.json", "b.json"], "a.json cannot be read: No such file"),
     ],
 )
-def test_what_does_not_fit_is_refused_in_one_line(folder, capsys, arguments, message):
+def test_arguments_that_do_not_fit_are_refused_in_one_line(
+    folder, capsys, arguments, message
+):
     assert main(["compare", "--quiet", *arguments]) == 2
     out, err = capsys.readouterr()
     assert out == ""
@@ -314,7 +316,9 @@ def test_commands_name_the_dtype_and_the_policy_of_a_run(folder, capsys, rough):
     )
 
 
-def test_what_cannot_be_judged_is_status_2_and_named(folder, capsys):
+def test_parameters_and_devices_that_cannot_be_checked_are_named_with_status_2(
+    folder, capsys
+):
     options = ["--model=mine:biased", "--data=labels.npz"]
     status, out, report = printed(capsys, *options, "--optimizer=Adam(0.02)")
     assert (status, report["verdict"]["status"]) == (2, "not checked")

@@ -399,7 +399,7 @@ def asarray(data, device):
 """
 
 
-def test_what_hangs_or_ends_the_process_is_unsupported_and_the_rest_is_tried(
+def test_a_case_that_hangs_or_ends_the_process_is_unsupported_and_the_rest_runs(
     tmp_path, monkeypatch
 ):
     (tmp_path / "adapter_of_mine.py").write_text(MINE, encoding="utf-8")

@@ -126,7 +126,7 @@ def assert_no_thread_is_left():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 50])
-def test_what_is_made_ahead_comes_in_order(count):
+def test_prefetched_items_come_in_order(count):
     with batches.prefetched(iter(range(20)), count) as items:
         assert list(items) == list(range(20))
     assert_no_thread_is_left()

@@ -496,7 +496,7 @@ def test_arrays_are_met_whole_or_as_a_row_or_as_a_column(shape, dtype):
     assert_bits(smaller, moved < column)
 
 
-def test_what_lies_around_the_results_is_left_alone():
+def test_memory_around_the_results_is_left_alone():
     for rows, width in SHAPES:
         memory = np.full((rows + 2, width), 7, "float32")
         inside, x = memory[1:-1], np.ones((rows, width), "float32")

@@ -141,7 +141,7 @@ def test_jit_changes_nothing(backend):
     assert_close(*backend.to_numpy((compiled, run(model, there, train=True))), 16 * EPS)
 
 
-def test_what_init_makes_lies_where_the_key_is(backend, thorough):
+def test_init_makes_arrays_on_the_device_of_the_key(backend, thorough):
     if backend.compiles and not thorough:
         pytest.skip("all layers at once, which takes a compiler long: nox -s sweep")
     xp = backend.xp

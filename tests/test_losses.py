@@ -677,7 +677,7 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
 @pytest.mark.parametrize(
     ("loss", "y", "target", "weights", "error", "message"), REFUSED
 )
-def test_what_does_not_fit_is_refused(
+def test_arguments_that_do_not_fit_are_refused(
     backend, loss, y, target, weights, error, message
 ):
     args = (y, target) if weights is None else (y, target, weights)

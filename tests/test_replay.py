@@ -254,7 +254,7 @@ def test_arguments_that_are_not_given_up_are_left_alone(backend, replay):
     assert_same((old, x), (4 * kept, kept))
 
 
-def test_what_is_given_up_holds_what_became_of_it(backend, replay):
+def test_a_donated_array_holds_the_result_that_replaces_it(backend, replay):
     fast = replay(lambda carry, x: ({"a": carry["a"] * 2.0 + x}, x), (0,))
     carry, x = backend.asarray(({"a": np.ones(5)}, np.ones(5)))
     for _ in range(3):
@@ -293,7 +293,7 @@ def test_a_read_only_array_is_not_used_as_memory(backend, replay):
         assert old[0] == 1.0
 
 
-def test_what_autograd_looks_at_is_left_to_it(backend, replay):
+def test_calls_that_autograd_tracks_are_left_to_it(backend, replay):
     if backend.name != "torch":
         pytest.skip("only PyTorch has arrays with gradients of their own")
     torch = pytest.importorskip("torch", reason="it is what is tested")
@@ -386,7 +386,7 @@ def test_threads_do_not_meet_in_one_program(backend, replay):
     assert not wrong
 
 
-def test_what_a_trainer_shows_is_left_alone_by_later_steps(backend, library):
+def test_arrays_read_from_a_trainer_are_left_alone_by_later_steps(backend, library):
     model = nn.Sequential(nn.Dense(3), nn.BatchNorm())
     trainer = nn.Trainer(
         model, nn.mean_squared_error, nn.Adam(0.1), backend=backend, shape=(2,)

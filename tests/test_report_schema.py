@@ -217,7 +217,9 @@ def _change(data, path, value):
         ),
     ],
 )
-def test_what_is_not_a_report_is_refused_with_its_path(data, path, value, message):
+def test_an_invalid_report_is_refused_with_the_path_of_the_wrong_value(
+    data, path, value, message
+):
     changed = json.loads(data)
     changed["workload"]["options"] = ["--workload"]
     validator = Draft202012Validator(json.loads(schema()))
@@ -230,7 +232,7 @@ def test_what_is_not_a_report_is_refused_with_its_path(data, path, value, messag
         assert not validator.is_valid(changed)
 
 
-def test_what_is_not_even_an_object_is_refused():
+def test_a_report_that_is_not_an_object_is_refused():
     with pytest.raises(ValueError, match=r"^expected an object, got \[1\]$"):
         Report.from_json([1])
 

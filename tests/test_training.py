@@ -555,7 +555,7 @@ def test_mapped_files_train_as_arrays_do_and_are_never_held_as_a_whole(
     np.testing.assert_array_equal(first.predict(mapped[:10]), second.predict(x[:10]))
 
 
-def test_what_is_wrong_in_a_file_is_found_and_counted_from_its_piece(
+def test_an_invalid_value_in_a_file_is_located_from_the_start_of_its_chunk(
     backend, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(inputs, "CHUNK_BYTES", 8 * 16)
@@ -863,7 +863,7 @@ def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
         (lambda x, target, _: (x, target + 3), ValueError, "labels from 0 to 2"),
     ],
 )
-def test_what_augment_makes_is_checked_too(backend, augment, kind, said):
+def test_augmented_examples_are_checked_too(backend, augment, kind, said):
     trainer = make(backend, nn.Dense(3))
     with pytest.raises(kind, match=said):
         trainer.fit(X, LABELS, batch_size=16, augment=augment, prefetch=1, verbose=0)
@@ -1422,7 +1422,7 @@ def test_bars_of_many_epochs_keep_the_newest_in_sight_and_end_with_all(backend, 
 # --- from what another model learned --------------------------------------------------
 
 
-def test_what_one_model_learned_is_frozen_in_another(backend):
+def test_layers_trained_in_one_model_stay_frozen_in_another(backend):
     body = nn.Sequential(nn.Dense(8), nn.BatchNorm(), nn.Tanh())
     old = make(backend, nn.Sequential(body, nn.Dense(3)))
     old.fit(X, LABELS, epochs=2, verbose=0)
