@@ -54,7 +54,7 @@ class World:
         self._trainers: dict[str, nn.Trainer] = {}
 
     def trainer(self, kind: str = "trained") -> nn.Trainer:
-        """Return a trainer: "trained", "new" without weights, or "numbers" (regression)."""
+        """Return a trainer: "trained", "new" (no weights) or "numbers" (regression)."""
         if kind not in self._trainers:
             loss = (
                 nn.mean_squared_error if kind == "numbers" else nn.softmax_cross_entropy

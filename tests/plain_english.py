@@ -24,17 +24,18 @@ PLACES = (
 PATTERNS = {
     "archaic word": r"\b(anew|afresh|lest|whence|thereof|nought|to be had|beside)\b",
     "'is no X' instead of 'is not an X'": r"(?<!there )\b(is|are) no (?!longer\b|more\b"
-    r"|less\b|way\b|need\b|different\b|such\b|gradients?\b|difference\b|other\b|value\b)\w+",
+    r"|less\b|way\b|need\b|different\b|such\b|gradients?\b|difference\b|other\b"
+    r"|value\b)\w+",
     "pronoun instead of a noun": r"\b(nobody|somebody|one's own|a stranger|a user's own"
     r"|who(ever)? (does|takes|learns|adds|gives|looks|has))\b",
     "'of its own' at the end of a phrase": r"\bof (its|their|our) own *([,.;:]|$)",
     "personification": r"\b((is|are|was|were) (told|asked)|lets back|says so"
     r"|looks (up|down)|(is|are) held to)\b",
-    "metaphor": r"\b(workshops?|the house|front doors?|upstairs|downstairs|on a floor)\b",
+    "metaphor": r"\b(workshops?|the house|front doors?|(up|down)stairs|on a floor)\b",
     "riddle": r"\b(what is (asked|given|made|said|kept|wanted|left over)|by turns"
     r"|in earnest|far out|makes? no sense)\b",
-    "ellipsis": r"\b((a|one) (line|row|number) each|but for (rounding|the|a|its|what|how"
-    r"|where))\b",
+    "ellipsis": r"\b((a|one) (line|row|number) each"
+    r"|but for (rounding|the|a|its|what|how|where))\b",
 }
 OPENINGS = (
     r"(What|Whatever|Whether|That which|Of what|Of which|By whom|How|Where)\b(?!.*\?$)"

@@ -22,7 +22,7 @@ def missing_names(readme):
 
 
 def with_missing_names(readme):
-    """Return the text with each missing name in the row of its file, after the last one."""
+    """Return the text with each missing name added to the row of its file."""
     lines = readme.splitlines(keepends=True)
     for name in missing_names(readme):
         module = getattr(nn, name).__module__

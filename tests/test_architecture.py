@@ -446,7 +446,7 @@ def adapters(root):
             "__all__"
         }
         for name in sorted(public - documented):
-            yield f"{path} defines {name}, which is not a member of Adapter or FullAdapter"
+            yield f"{path} defines {name}, which Adapter and FullAdapter do not have"
         missing = documented - bound(tree)
         yield from (f"{path} has no {name}" for name in sorted(missing))
         ours = (

@@ -164,7 +164,7 @@ MESSAGES = [  # call, message
     ),
     (
         lambda b: nn.Dense(3, initializer=lambda shape: shape),
-        r"initializer to be a function of \(key, shape, dtype\), but .*\(shape\) cannot take these",
+        r"a function of \(key, shape, dtype\), but .*\(shape\) cannot take these",
     ),
     (lambda b: nn.Sequential(nn.ReLU), r"the class ReLU: write ReLU\(...\)"),
     (lambda b: nn.Sequential([nn.ReLU()]), r"one by one, as in Sequential\(\*layers\)"),

@@ -1,4 +1,4 @@
-"""Pages in docs/ have the text of the programs that write them, and are in its index."""
+"""Pages in docs/ are what their programs write, and are in its index."""
 
 import json
 import re

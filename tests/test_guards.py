@@ -466,7 +466,7 @@ SELF_CHANGING = {  # function: what the error names
     pythons_generator: "random.random",
     pythons_own_generator: "drawn (a closure",
     Counter: "Counter.calls",
-    counter_in_a_closure: "calls (a closure variable of counter_in_a_closure.<locals>.function)",
+    counter_in_a_closure: "calls (a closure variable of counter_in_a_closure.<locals>",
     list_that_grows: "items (a closure variable of list_that_grows.<locals>.function)",
     iterator: "values (a closure variable of iterator.<locals>.<lambda>), an iterator",
     generator_object: "an iterator (generator)",

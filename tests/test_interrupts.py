@@ -321,9 +321,8 @@ def programs(trainer):
             if hasattr(function, "_version")
             else function.function
         )
-    cells = {name: cell.cell_contents for name, cell in zip(
-        function.into.__code__.co_freevars, function.into.__closure__, strict=True)}  # fmt: skip
-    run = cells["_run"]
+    names = function.into.__code__.co_freevars
+    run = function.into.__closure__[names.index("_run")].cell_contents
     cells = dict(zip(run.__code__.co_freevars, run.__closure__, strict=True))
     entries = cells["programs"].cell_contents.values()
     return [entry for entry in entries if isinstance(entry, Program)]

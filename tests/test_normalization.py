@@ -284,7 +284,8 @@ def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):
     params, state, _ = layer.init(nn.random.key(0, xp=host), (5, 4), host.float32)
     result = []
     for dtype in ("float16", "float32"):
-        trees = nn.trees.tree_map(lambda a: a.astype(dtype), (params, state, x, dy))  # noqa: B023
+        arrays = (params, state, x, dy)
+        trees = nn.trees.tree_map(lambda a, dtype=dtype: a.astype(dtype), arrays)
         result.append(run(backend, layer, *trees))
     for narrow, wide in zip(*map(list, map(nn.trees.leaves, result)), strict=True):
         assert narrow.dtype == np.float16

@@ -223,8 +223,9 @@ def test_inner_layers_are_indented_and_default_options_are_omitted():
         *("0", "\u00a0\u00a0Repeat(count=2)"),
         *(
             "0",
-            "\u00a0\u00a0\u00a0\u00a0TransformerBlock(attention=MultiHeadAttention(heads=4, "
-            "causal=True), hidden=64, norm=RMSNorm())",
+            "\u00a0\u00a0\u00a0\u00a0TransformerBlock("
+            "attention=MultiHeadAttention(heads=4, causal=True), hidden=64, "
+            "norm=RMSNorm())",
         ),
         *("1", "\u00a0\u00a0Conv2D(width=3, window=(2, 2))"),
     ]

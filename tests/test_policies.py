@@ -670,9 +670,12 @@ def watched():
 
 
 SMALL = nn.Sequential(
-    nn.Dense(4), nn.Residual(nn.LayerNorm(), nn.Dense(4)), nn.BatchNorm(), nn.Dropout(0.1),
+    nn.Dense(4),
+    nn.Residual(nn.LayerNorm(), nn.Dense(4)),
+    nn.BatchNorm(),
+    nn.Dropout(0.1),
     nn.Dense(2),
-)  # fmt: skip
+)
 DATA = (
     np.random.default_rng(0).standard_normal((20, 3)).astype(np.float32),
     (np.arange(20) % 2).astype(np.int32),
@@ -929,27 +932,34 @@ def test_each_recurrent_layer_gives_the_same_bits_again(deterministic, name):
 
 def test_a_difference_of_one_bit_is_detected(backend):
     factors = iter((1.0, 1.0 + 2.0**-23))
+    names = vars(backend.adapter) | {
+        "policy": None,
+        "eager": lambda function, _: function,
+    }
+    adapter = SimpleNamespace(**names)
+    changed = replace(backend, deterministic=False, replay=False, adapter=adapter)
     with pytest.raises(AssertionError):
-        assert_repeats(
-            replace(backend, deterministic=False, replay=False, adapter=SimpleNamespace(
-                **{**vars(backend.adapter), "policy": None, "eager": lambda function, _: function}
-            )),
-            lambda x: x * next(factors),
-            (np.ones(1, np.float32),),
-        )  # fmt: skip
+        assert_repeats(changed, lambda x: x * next(factors), (np.ones(1, np.float32),))
 
 
 MODELS = {  # name: (model, shape of an example, size of the vocabulary or None)
     "images": (
         nn.Sequential(
-            nn.Conv2D(6, 3, stride=2), nn.BatchNorm(), nn.ReLU(), nn.MaxPool2D(2), nn.Flatten(),
-            nn.Dropout(0.3), nn.Dense(4),
+            nn.Conv2D(6, 3, stride=2),
+            nn.BatchNorm(),
+            nn.ReLU(),
+            nn.MaxPool2D(2),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Dense(4),
         ),
         (13, 12, 3),
         None,
     ),
     "words": (
-        nn.Sequential(nn.Embedding(5, 8), nn.LSTM(16), nn.LayerNorm(), nn.Flatten(), nn.Dense(4)),
+        nn.Sequential(
+            nn.Embedding(5, 8), nn.LSTM(16), nn.LayerNorm(), nn.Flatten(), nn.Dense(4)
+        ),
         (9,),
         5,
     ),

@@ -709,7 +709,10 @@ def masks() -> Iterator[Fault]:
     from agnostic_nn import random
 
     for model, places in (("CNN", ("8.3",)), ("graph", ("noisy",))):
-        changes = lambda: [(random, "words", last_word), (stages, "words", last_word)]  # noqa: E731
+
+        def changes():
+            return [(random, "words", last_word), (stages, "words", last_word)]
+
         yield Fault(
             *("masks and random words", "the last random word", model, places),
             *(("random words", "forward"), changes),
