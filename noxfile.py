@@ -95,7 +95,7 @@ nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
 
 
 def session(check):
-    """Return a nox session that, with CI set, deletes its environment after it passed."""
+    """Return a nox session; with CI set it deletes its environment after it passed."""
 
     @functools.wraps(check)
     def passing(session, **parameters):

@@ -656,7 +656,7 @@ PLANTED = [  # check, file, code that is added to it, complaint
         adapters,
         "/torch/__init__",
         "def bonus(): pass",
-        "torch/__init__.py defines bonus, which is not a member of Adapter",
+        "torch/__init__.py defines bonus, which Adapter and FullAdapter do not have",
     ),
     (
         adapters,

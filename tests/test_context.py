@@ -1,4 +1,4 @@
-"""Weights of losses that follow a schedule, and arrays that a step reads and does not train."""
+"""Weights of losses that follow a schedule, and arrays that a step does not train."""
 
 import functools
 import types
@@ -27,7 +27,7 @@ def annealed(backend, loss=None, **options):
 
 
 def by_hand(backend, steps, x, target, weights):
-    """Losses of gradient steps for y = x W with the mean of squares times each of `weights`."""
+    """Return the losses of gradient steps for y = x W, one for each of `weights`."""
     weight = backend.to_numpy(annealed(backend).params)["weight"].astype("float64")
     values = []
     for k in range(steps):
@@ -135,7 +135,9 @@ def test_a_resumed_run_goes_on_with_the_weight_of_its_step(backend, tmp_path):
         nn.Weighted(functools.partial(nn.huber, delta=2.0), RAMP),
         nn.Weighted(nn.softmax_cross_entropy, 0.5),
         nn.Losses(
-            a=nn.huber, b=nn.Weighted(nn.huber, RAMP), weights={"a": nn.schedules.Constant(2.0)}
+            a=nn.huber,
+            b=nn.Weighted(nn.huber, RAMP),
+            weights={"a": nn.schedules.Constant(2.0)},
         ),
     ],
     ids=["partial", "number", "losses"],
@@ -376,7 +378,7 @@ def critic_loss(y, target, weights=None):
 
 
 def gan(backend, together, rounds):
-    """Train a generator of numbers around 3 against a critic; return their means before and after.
+    """Train a generator of numbers near 3 against a critic; return their means.
 
     together: whether the generator's loss reads the critic's parameters as a context,
     or has them copied by hand in each round, as a loop without a context would.
@@ -418,7 +420,7 @@ def test_two_trainers_make_a_gan(backend):
 
 
 def test_a_target_network_that_lags_behind(backend):
-    """Values of a chain of states, learned from those of a network that is copied now and then."""
+    """Learn the values of a chain of states from a network that is sometimes copied."""
     model, discount = nn.Dense(1, bias=False), 0.5
     states = np.eye(4, dtype="float32")
     after = np.roll(states, -1, axis=0) * (np.arange(4)[:, None] < 3)

@@ -1,4 +1,4 @@
-"""Data are taken as they come, in batches of one shape, and nothing is read that is not used."""
+"""Data of many kinds are read in batches of one shape, and only as far as used."""
 
 import threading
 import time

@@ -78,7 +78,7 @@ def drawn(case, dtype, seed=0):
 
 
 def learned(backend, loss, dtype, shape, data, weights, batch_size, optimizer=None):
-    """The loss of an epoch, and the parameters after one step along the gradient of it all."""
+    """Return the loss of an epoch, and the parameters after a step on all examples."""
     if optimizer is None:
         optimizer = nn.Average(
             nn.Accumulate(nn.SGD(0.125), math.ceil(ROWS / batch_size))
@@ -267,7 +267,7 @@ def test_several_terms_hold_no_accumulate():
 def test_an_output_is_reached_through_a_whole_model_for_each_term(
     backend, widest, epsilon
 ):
-    """Two losses, two backward passes of one cache, and the gradient of a shared layer."""
+    """Two losses need two backward passes of one cache; a shared layer adds both."""
     shared = nn.Sequential(nn.Dense(3), nn.Tanh())
     nodes = {"h": (shared, "x"), "a": (nn.Dense(4), "h"), "b": (nn.Dense(2), "h")}
     model = nn.Graph(outputs={"a": "a", "b": "b"}, **nodes)
@@ -283,7 +283,7 @@ def test_an_output_is_reached_through_a_whole_model_for_each_term(
 
 
 def test_outputs_of_different_sizes_are_joined_by_examples():
-    """Or by their weights: so that it makes no difference how long the sequences of a batch are."""
+    """Weights divide instead of examples, whatever the lengths of the sequences are."""
     loss = SEVERAL["plain"][0]
     assert batch_loss(loss, X, TARGET).divisor == ROWS
     assert batch_loss(loss, X, TARGET, WEIGHTS).divisor == np.sum(WEIGHTS)
@@ -398,7 +398,7 @@ def absolute(y, target):
 
 
 def test_rows_that_only_fill_a_batch_up_leave_metrics_as_they_are(backend):
-    """0 · inf is NaN: a filler row is a copy of the last, whose metric may be infinite."""
+    """0 · inf is NaN, and filler rows copy the last, whose metric may be infinite."""
     x, target = np.asarray([[1], [2], [9]], "f"), np.zeros((3, 1), "f")
     options = {"backend": backend, "shape": (1,), "metrics": {"error": absolute}}
     made = Trainer(Spike(), nn.mean_absolute_error, nn.Fixed(), **options)

@@ -122,7 +122,7 @@ def test_all_backends_learn_the_same(backend):
 
 
 class Counting(nn.Layer):
-    """The identity, with a state that remembers how often it saw each row number in x[:, 0]."""
+    """The identity, with a state that counts each row number in x[:, 0]."""
 
     def init(self, key, shape, dtype):
         xp = nn.core.arrays.namespace(key)
@@ -166,7 +166,7 @@ def test_a_filled_up_batch_trains_as_the_short_one_does(backend):
 
 @pytest.mark.parametrize("shape", [(0,), (0, 4)])
 def test_examples_without_numbers_are_trained_on(backend, shape):
-    """There is nothing to look at, and so the model learns how often each class comes."""
+    """Without inputs, the model learns how often each class comes."""
     labels = np.repeat([0, 1, 2], [5, 10, 15])
     model = nn.Sequential(nn.Dense(2), nn.Flatten(), nn.Dense(3))
     trainer = make(backend, model, optimizer=nn.SGD(1.0))
@@ -243,7 +243,7 @@ def test_all_batches_compile_once(backend):
 def test_steps_taken_by_one_call_are_those_taken_one_by_one(
     backend, monkeypatch, weighted
 ):
-    """Eleven batches, the last one short, by calls of four; and what is left of an epoch."""
+    """Eleven batches, the last one short, in calls of four; then the rest of it"""
     monkeypatch.setattr(nn.Backend, "compiles", True)
     x, labels = blobs(43)
     weights = np.linspace(0.5, 2.0, 43).astype("float32") if weighted else None
@@ -1278,7 +1278,7 @@ def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
 
 @dataclass(frozen=True)
 class Poisoned(nn.Layer):
-    """y = gain · x, where forward or backward turns NaN if the batch begins with a 7."""
+    """y = gain · x, where forward or backward is NaN if the batch begins with a 7."""
 
     way: str
 
@@ -1302,7 +1302,7 @@ def poison(x):
 
 
 @pytest.mark.parametrize("way", ["forward", "backward"])
-def test_fit_stops_at_the_first_step_that_is_not_finite_and_keeps_the_last_good_parameters(
+def test_fit_stops_at_a_step_that_is_not_finite_and_keeps_the_last_good_parameters(
     backend, way
 ):
     x, labels = blobs(20)

@@ -1,6 +1,7 @@
 """The current run of a trainer: the arrays of its steps, and the counters of them."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -76,7 +77,7 @@ class CurrentRun:
         dtype: str,
     ) -> None:
         self.run: Run | Attempt = Run()
-        self.lock = RLock()
+        self.lock: AbstractContextManager[Any] = RLock()
         self._model = model
         self._optimizer = optimizer
         self._backend = backend

@@ -1,8 +1,8 @@
 """Malicious checkpoints, each with a valid digest where possible.
 
-`python tests/cases/hostile.py` loads each in a separate process, and prints how many are
-refused as documented, and the worst time and memory. It creates the files without the
-library.
+`python tests/cases/hostile.py` loads each in a separate process, and prints how many
+are refused as documented, and the worst time and memory. It creates the files without
+the library.
 """
 
 import contextlib
