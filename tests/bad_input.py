@@ -723,7 +723,7 @@ def of_parameters():
         "half of them": changed(lambda p: p[:2]),
         "one more": changed(lambda p: (*p, {})),
         "by number": changed(lambda p: dict(enumerate(p))),
-        "by name": changed(lambda p: {str(i): one for i, one in enumerate(p)}),
+        "by name": changed(lambda p: {str(i): layer for i, layer in enumerate(p)}),
         "a leaf less": changed(lambda p: ({"weight": p[0]["weight"]}, *p[1:])),
         "a leaf more": changed(lambda p: (p[0] | {"scale": p[0]["bias"]}, *p[1:])),
         "another dtype": changed(
@@ -1111,14 +1111,14 @@ def of_losses():
     """Yield losses and metrics with invalid options and arrays."""
 
     def called(function, w, options, **changes):
-        made = {
+        defaults = {
             "y": lambda: w.array(4, 3),
             "target": lambda: w.backend.asarray(np.asarray([0, 1, 2, 0], "int32")),
             "numbers": lambda: w.array(4, 3),
         }
         labelled = function in LABELLED
-        target = made["target" if labelled else "numbers"]()
-        arguments = {"y": made["y"](), "target": target} | {
+        target = defaults["target" if labelled else "numbers"]()
+        arguments = {"y": defaults["y"](), "target": target} | {
             k: v(w) if isinstance(v, From) else v for k, v in changes.items()
         }
         return function(

@@ -98,10 +98,10 @@ def test_every_device_is_another_backend(backend):
     assert backend in status.devices
     assert nn.backend(backend.name) == status.devices[0]
     assert len(set(status.devices)) == len(status.devices)
-    for one in status.devices:
-        assert nn.backend(str(one)) == one
-        assert one.hardware
-        assert one.version == status.version
+    for listed in status.devices:
+        assert nn.backend(str(listed)) == listed
+        assert listed.hardware
+        assert listed.version == status.version
     kind, _, number = status.devices[0].device_name.rpartition(":")
     if number == "0":
         assert nn.backend(f"{backend.name}:{kind}") == status.devices[0]
@@ -220,15 +220,15 @@ TROUBLE = {  # fault, source of the adapter, message, whether the version is kno
 }
 
 
-@pytest.mark.parametrize(("source", "said", "known"), TROUBLE.values(), ids=TROUBLE)
+@pytest.mark.parametrize(("source", "reason", "known"), TROUBLE.values(), ids=TROUBLE)
 def test_a_library_that_cannot_run_says_why_and_nothing_falls_back(
-    install, source, said, known
+    install, source, reason, known
 ):
     install("toy", source)
-    refuse("toy", said)
-    refuse("toy:gpu:0", said)
+    refuse("toy", reason)
+    refuse("toy:gpu:0", reason)
     (status,) = (status for status in nn.backends() if status.name == "toy")
-    assert said in status.reason
+    assert reason in status.reason
     assert status.devices == ()
     assert (status.version is not None) == known
 
@@ -320,9 +320,9 @@ def test_arrays_that_are_not_numeric_are_refused(backend, data):
 
 
 def test_nested_lists_numbers_and_trees_become_arrays(backend, widest):
-    one = np.asarray([1, 0], widest)
-    result = backend.to_numpy(backend.asarray({"a": (one, {}), "b": [[True, False]]}))
-    np.testing.assert_array_equal(result["a"][0], one)
+    array = np.asarray([1, 0], widest)
+    result = backend.to_numpy(backend.asarray({"a": (array, {}), "b": [[True, False]]}))
+    np.testing.assert_array_equal(result["a"][0], array)
     assert result["a"][1] == {}
     assert result["b"].dtype == bool
     np.testing.assert_array_equal(result["b"], [[True, False]])

@@ -177,8 +177,8 @@ def backwards(old):
 
 def too_far(old):
     def move(self, p, g, *rest):
-        new, kept = old(self, p, g, *rest)
-        return p + 1.01 * (new - p), kept
+        new, moments = old(self, p, g, *rest)
+        return p + 1.01 * (new - p), moments
 
     return move
 
@@ -534,10 +534,10 @@ def test_examples_that_are_moved_in_another_order_are_named():
 def test_an_update_that_is_wrong_only_in_the_first_step_is_named():
     def at_first(old):
         def update(self, params, grads, moments):
-            new, kept = old(self, params, grads, moments)
-            if int(kept["step"]) > 1:
-                return new, kept
-            return tree_map(lambda p, n: p + 1.01 * (n - p), params, new), kept
+            new, new_moments = old(self, params, grads, moments)
+            if int(new_moments["step"]) > 1:
+                return new, new_moments
+            return tree_map(lambda p, n: p + 1.01 * (n - p), params, new), new_moments
 
         return update
 

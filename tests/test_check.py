@@ -602,15 +602,15 @@ class Blend(nn.Layer):
         return {"gain": gain}, {}, {"product": shape["x"], "kept": shape["x"]}
 
     def forward(self, params, state, x, *, train=False):
-        kept = namespace(x["x"]).astype(x["mask"], x["x"].dtype)
+        mask = namespace(x["x"]).astype(x["mask"], x["x"].dtype)
         product = x["x"] * x["other"]
-        y = {"product": product * params["gain"], "kept": (x["x"] + x["other"]) * kept}
-        return y, state, (x["x"], x["other"], product, kept)
+        y = {"product": product * params["gain"], "kept": mask * (x["x"] + x["other"])}
+        return y, state, (x["x"], x["other"], product, mask)
 
     def backward(self, params, cache, dy):
-        x, other, product, kept = cache
+        x, other, product, mask = cache
         through = dy["product"] * params["gain"]
-        around = dy["kept"] * kept
+        around = dy["kept"] * mask
         dx = {"x": through * other + around, "other": through * x + around}
         dx["mask"] = None
         return dx, {"gain": namespace(x).sum(dy["product"] * product, axis=0)}
@@ -635,8 +635,8 @@ class SwapsInputs(Blend):
 
 class ForgetsTheMask(Blend):
     def backward(self, params, cache, dy):
-        x, other, product, kept = cache
-        return super().backward(params, (x, other, product, kept * 0.0 + 1.0), dy)
+        x, other, product, mask = cache
+        return super().backward(params, (x, other, product, mask * 0.0 + 1.0), dy)
 
 
 TREE = {"x": (2, 3), "other": (2, 3), "mask": (2, 3)}

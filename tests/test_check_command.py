@@ -58,7 +58,7 @@ wrong = Gain(1.5)
 number = 3
 
 
-def made():
+def model():
     return nn.Sequential(nn.Dense(3), Gain())
 '''
 
@@ -130,7 +130,7 @@ def checks_in(path):
     return json.loads(path.read_text(encoding="utf-8"))["checks"]
 
 
-@pytest.mark.parametrize("name", ["Gain", "made"])
+@pytest.mark.parametrize("name", ["Gain", "model"])
 def test_a_custom_layer_is_loaded_from_the_current_folder(run_check, name):
     shape = "--shape=2,3" if name == "Gain" else "--shape=4"
     status, out = run_check(f"layers_of_mine:{name}", shape)

@@ -233,10 +233,10 @@ def test_a_file_that_is_not_a_report_is_refused(saved, tmp_path, text, message):
 
 
 def test_one_report_and_labels_that_do_not_fit_are_refused(saved):
-    one, two = saved("one"), saved("two")
+    first, second = saved("one"), saved("two")
     with pytest.raises(CannotCompare, match="two reports or more"):
-        merge([one])
+        merge([first])
     with pytest.raises(CannotCompare, match="expected 2 labels, one per report, got 1"):
-        merge([one, two], ["a"])
+        merge([first, second], ["a"])
     with pytest.raises(CannotCompare, match="expected different labels, got a, a"):
-        merge([one, two], ["a", "a"])
+        merge([first, second], ["a", "a"])

@@ -274,7 +274,7 @@ ADAPTERS = [  # names of an adapter, section, name, reason
         "is float64 (2, 3), expected float32 (2, 3)",
     ),
     (
-        {"jit": lambda function, device, donate=(): lambda *given: {}},
+        {"jit": lambda function, device, donate=(): lambda *args: {}},
         "layers",
         "ReLU",
         "is missing",

@@ -459,11 +459,11 @@ def test_a_teacher_whose_answers_are_imitated(backend):
         shape=(2,),
         context=lambda: teacher.params,
     )
-    kept = tree_map(np.array, backend.to_numpy(teacher.params))
+    before = tree_map(np.array, backend.to_numpy(teacher.params))
     pupil.fit(x, x, epochs=90, batch_size=16, verbose=0)
     np.testing.assert_allclose(pupil.predict(x), teacher.predict(x), atol=1e-3)
     np.testing.assert_array_equal(
-        backend.to_numpy(teacher.params)["weight"], kept["weight"]
+        backend.to_numpy(teacher.params)["weight"], before["weight"]
     )
     teacher.fit(x, target, verbose=0, batch_size=4)
     assert isinstance(pupil.context, types.FunctionType)

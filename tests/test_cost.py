@@ -315,10 +315,10 @@ def test_a_training_step_takes_the_predicted_memory(table):
 
 
 def test_targets_are_class_numbers_or_like_y():
-    seen = []
+    targets = []
 
     def loss(y, target):
-        seen.append((target.shape, str(target.dtype)))
+        targets.append((target.shape, str(target.dtype)))
         if target.shape != y.shape:
             raise ValueError("these are not class numbers")
         return nn.mean_squared_error(y, target)
@@ -327,7 +327,7 @@ def test_targets_are_class_numbers_or_like_y():
         nn.Dense(2), loss, nn.SGD(0.1), backend="numpy", shape=(5, 3), metrics={}
     )
     assert trainer.summary(7).bytes_of_training > 7 * 5 * 3 * 4
-    assert seen == [((7, 5), "int32"), ((7, 5, 2), "float32")]
+    assert targets == [((7, 5), "int32"), ((7, 5, 2), "float32")]
 
 
 def test_without_a_target_that_the_loss_accepts_nothing_is_predicted():

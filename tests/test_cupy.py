@@ -225,7 +225,7 @@ def test_a_call_that_cupy_would_refuse_is_noticed(cupy, name, args, kwargs):
 
 
 def test_every_call_in_the_source_fits_cupys_signatures(cupy):
-    seen = 0
+    count = 0
     for place, node in nodes(ast.Call):
         name = name_in_namespace(node.func)
         spread = [part for part in node.args if isinstance(part, ast.Starred)]
@@ -239,8 +239,8 @@ def test_every_call_in_the_source_fits_cupys_signatures(cupy):
             raise AssertionError(
                 f"{place}: CuPy refuses {ast.unparse(node)}: {error}"
             ) from error
-        seen += 1
-    assert seen > 100
+        count += 1
+    assert count > 100
 
 
 class Recorder:
@@ -551,14 +551,14 @@ def test_the_adapter_moves_arrays_to_the_chosen_gpu_and_back(stand_in):
 @loudly
 def test_the_adapter_computes_on_the_chosen_gpu_and_leaves_it_again(stand_in):
     def failing():
-        seen.append(Device().id)
+        devices.append(Device().id)
         raise ArithmeticError
 
     for number, backend in enumerate(stand_in):
-        seen = []
+        devices = []
         with pytest.raises(ArithmeticError):
             backend.jit(failing)()
-        assert seen == [number]
+        assert devices == [number]
         assert Device().id == 0
     x = stand_in[1].asarray(np.ones(2))
     with pytest.raises(ValueError, match="array on device 1, current device 0"):
@@ -598,7 +598,7 @@ def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
     before = dict(products.types)
 
     def look(x):
-        seen.append((dict(products.types), Device().id))
+        settings.append((dict(products.types), Device().id))
         return x
 
     for chosen, reference in {"strict": 1, "fast": 7}.items():
@@ -606,13 +606,13 @@ def test_the_adapter_sets_the_compute_type_for_as_long_as_a_call_takes(
             monkeypatch.setitem(products.types, np.dtype(np.float32), user)
             # a look at settings that the policy changes
             # is not pure: no guard, every call runs
-            one, seen = replace(stand_in[1], precision=chosen, replay=False), []
-            one.jit(look)(one.asarray(np.ones(2, np.float32)))
-            with pytest.raises(ZeroDivisionError), one.applied():
-                look(1 / len(seen[1:]))
-            with one.applied():
+            backend, settings = replace(stand_in[1], precision=chosen, replay=False), []
+            backend.jit(look)(backend.asarray(np.ones(2, np.float32)))
+            with pytest.raises(ZeroDivisionError), backend.applied():
+                look(1 / len(settings[1:]))
+            with backend.applied():
                 look(None)
-            assert seen == [(before | {np.dtype(np.float32): reference}, 1)] * 2
+            assert settings == [(before | {np.dtype(np.float32): reference}, 1)] * 2
             assert products.get_compute_type("float32") == user
     assert Device().id == 0
 

@@ -28,7 +28,7 @@ def test_a_short_batch_is_filled_up_with_its_last_example():
 
 
 @pytest.mark.parametrize(
-    ("given", "chosen"),
+    ("data", "chosen"),
     [
         (((1.0, 2.0), (3.0, 4.0)), False),
         ((np.float32(1.0), 2), False),
@@ -38,9 +38,9 @@ def test_a_short_batch_is_filled_up_with_its_last_example():
     ],
 )
 def test_a_tuple_of_numbers_is_one_array_and_a_tuple_of_arrays_is_a_tree(
-    backend, given, chosen
+    backend, data, chosen
 ):
-    assert inputs.fetch("x", given, backend)[1] == chosen
+    assert inputs.fetch("x", data, backend)[1] == chosen
 
 
 def test_arrays_of_the_backend_are_fetched_from_trees_too(backend):
@@ -94,7 +94,7 @@ def test_a_shape_is_made_of_integers(length):
 
 
 @pytest.mark.parametrize(
-    ("given", "kind", "said"),
+    ("data", "kind", "message"),
     [
         (
             np.ma.masked_array(np.ones(3), [0, 1, 0]),
@@ -105,10 +105,10 @@ def test_a_shape_is_made_of_integers(length):
     ],
 )
 def test_data_that_would_be_changed_or_are_not_arrays_are_refused(
-    backend, given, kind, said
+    backend, data, kind, message
 ):
-    with pytest.raises(kind, match=said):
-        inputs.fetch("x", {"a": given}, backend)
+    with pytest.raises(kind, match=message):
+        inputs.fetch("x", {"a": data}, backend)
 
 
 def test_a_dtype_that_numpy_lacks_is_refused_by_name():
@@ -134,35 +134,35 @@ def test_prefetched_items_come_in_order(count):
 
 @pytest.mark.parametrize("count", [0, 1, 5])
 def test_an_error_comes_where_its_item_would_have_come(count):
-    def made():
+    def failing():
         yield from range(3)
         raise OSError("gone")
 
     result = []
     with (
         pytest.raises(OSError, match="gone"),
-        batches.prefetched(made(), count) as items,
+        batches.prefetched(failing(), count) as items,
     ):
         result.extend(items)
     assert result == [0, 1, 2]
     assert_no_thread_is_left()
 
 
-def test_no_more_is_made_ahead_than_was_asked_for():
-    made = []
+def test_no_more_items_are_prefetched_than_requested():
+    produced = []
 
     def items():
         for i in range(100):
-            made.append(i)
+            produced.append(i)
             yield i
 
     with batches.prefetched(items(), 3) as result:
         assert next(iter(result)) == 0
         deadline = time.monotonic() + 10
-        while len(made) < 5 and time.monotonic() < deadline:
+        while len(produced) < 5 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.05)
-        assert len(made) == 5, "one that is used, three that wait, and one on its way"
+        assert len(produced) == 5, "one in use, three waiting, one on its way"
     assert_no_thread_is_left()
 
 
@@ -173,7 +173,7 @@ def test_items_are_made_while_others_are_used():
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, GeneratorExit])
-def test_whatever_ends_the_use_ends_the_making(error):
+def test_the_thread_ends_when_the_consumer_stops(error):
     def leave(items):
         next(iter(items))
         raise error
@@ -213,7 +213,7 @@ def test_a_stratified_split_is_random_and_fixed_by_its_seed():
 
 
 @pytest.mark.parametrize(
-    ("target", "share", "said"),
+    ("target", "share", "message"),
     [
         (np.zeros((4, 1)), 0.5, r"labels \(examples,\), got \(4, 1\)"),
         (np.zeros(4), 1.0, r"share in \(0, 1\), got 1.0"),
@@ -221,8 +221,8 @@ def test_a_stratified_split_is_random_and_fixed_by_its_seed():
         (np.zeros(4), 0.9, "share of 0.9 of 4 examples leaves a part empty"),
     ],
 )
-def test_a_split_that_cannot_be_is_refused(target, share, said):
-    with pytest.raises(ValueError, match=said):
+def test_a_split_that_cannot_be_is_refused(target, share, message):
+    with pytest.raises(ValueError, match=message):
         nn.stratified_split(target, share)
 
 
@@ -242,15 +242,15 @@ def test_weights_of_classes_make_them_count_alike():
 
 
 @pytest.mark.parametrize(
-    ("target", "kind", "said"),
+    ("target", "kind", "message"),
     [
         ([0.0, 1.0], TypeError, "integer labels, got float64"),
         (np.zeros(0, int), ValueError, "expected labels, got none"),
         ([0, -1], ValueError, r"labels from 0, but label\[1\] is -1"),
     ],
 )
-def test_labels_that_cannot_be_weighed_are_refused(target, kind, said):
-    with pytest.raises(kind, match=said):
+def test_labels_that_cannot_be_weighed_are_refused(target, kind, message):
+    with pytest.raises(kind, match=message):
         nn.class_weights(target)
 
 

@@ -595,8 +595,8 @@ def test_saved_arrays_are_those_that_the_summary_counts():
 def params_of(model, change, shape=(4,)):
     params, _, _ = model.init(nn.random.key(0, xp=XP), shape, XP.float64)
     return tuple(
-        {name: change(name, leaf) if i == 0 else leaf for name, leaf in one.items()}
-        for i, one in enumerate(params)
+        {name: change(name, leaf) if i == 0 else leaf for name, leaf in tree.items()}
+        for i, tree in enumerate(params)
     )
 
 
@@ -764,10 +764,10 @@ def matrices(page):
         np.array(
             [
                 [float(x) for x in re.findall(r"<td[^>]*>([^<]*)</td>", row)]
-                for row in one
+                for row in table_rows
             ]
         )
-        for one in rows
+        for table_rows in rows
     ]
 
 
@@ -802,9 +802,9 @@ def test_the_numbers_of_each_notebook_are_in_its_page(script, name):
     expected = numbers(text)
     shapes = [m for m in matrices(page) if m.size == expected.size]
     alike = [
-        np.allclose(np.reshape(one, expected.shape), expected, rtol=1e-7, atol=1e-8)
+        np.allclose(np.reshape(matrix, expected.shape), expected, rtol=1e-7, atol=1e-8)
         for m in shapes
-        for one in (m, m.T)
+        for matrix in (m, m.T)
     ]
     assert any(alike), f"{name} is missing"
 

@@ -24,7 +24,7 @@ def assert_refused(path):
 
 def test_the_file_from_which_hostile_ones_are_made_is_valid(tmp_path):
     path = tmp_path / "a"
-    path.write_bytes(hostile.made())
+    path.write_bytes(hostile.encode())
     trainer = nn.Trainer.load(path, "numpy")
     assert (trainer.steps, trainer.epoch, trainer.shape) == (7, 2, (4,))
     assert trainer.predict(np.ones((2, 4), "float32")).shape == (2, 3)

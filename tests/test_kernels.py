@@ -147,22 +147,20 @@ def run(calls, arrays, shape, scalars=()):
     """The kernel of these calls, on arrays that are met as their shapes say."""
     rows, width = shape
     met = {(rows, 1): "column", (width,): "row", (rows, width): "whole"}
-    described = tuple(Array(str(one.dtype), met[one.shape]) for one in arrays)
-    made = kernel(described, tuple(str(one.dtype) for one in scalars), tuple(calls))
-    made(
+    described = tuple(Array(str(x.dtype), met[x.shape]) for x in arrays)
+    compute = kernel(described, tuple(str(x.dtype) for x in scalars), tuple(calls))
+    compute(
         rows,
         width,
-        *(one.ctypes.data for one in arrays),
-        *(one.item() for one in scalars),
+        *(x.ctypes.data for x in arrays),
+        *(x.item() for x in scalars),
     )
 
 
 def outcomes(calls, arrays, shape=None, scalars=()):
     """Return the result of each call as a separate array."""
     shape = (1, arrays[0].size) if shape is None else shape
-    arrays = [
-        one.reshape(shape) if one.size == shape[0] * shape[1] else one for one in arrays
-    ]
+    arrays = [x.reshape(shape) if x.size == shape[0] * shape[1] else x for x in arrays]
     outs = [np.empty(shape, call.dtype) for call in calls]
     placed = [
         Call(call.operation, call.operands, call.dtype, len(arrays) + k)
@@ -186,8 +184,8 @@ def assert_bits(actual, expected, message=""):
 
 def made_of(dtype):
     """The operations of numbers of one dtype that give numbers of it."""
-    made = MADE[dtype.rstrip("0123456789").lstrip("u")]
-    return made if dtype == "bool" else made | FOR_NUMBERS
+    operations = MADE[dtype.rstrip("0123456789").lstrip("u")]
+    return operations if dtype == "bool" else operations | FOR_NUMBERS
 
 
 # --- each operation -------------------------------------------------------------------
@@ -206,8 +204,8 @@ def test_each_operation_gives_the_bits_of_numpy(dtype):
         for name in names
     ]
     for shape in ((1, x.size), (x.size, 1), (x.size // 3, 3)):
-        kept = shape[0] * shape[1]
-        one, other = x[:kept], y[:kept]
+        size = shape[0] * shape[1]
+        one, other = x[:size], y[:size]
         results = outcomes(calls, [one, other], shape)
         for name, result in zip(names, results, strict=True):
             by_numpy = (ONE | TWO | ORDER)[name]
@@ -219,16 +217,18 @@ def test_each_operation_gives_the_bits_of_numpy(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_no_operation_is_made_that_has_no_one_right_result(dtype):
-    def made(name, given, result):
-        return is_exact(Call(name, given, result, 1))
+def test_kernels_have_only_operations_with_one_correct_result(dtype):
+    def exact(name, operands, result):
+        return is_exact(Call(name, operands, result, 1))
 
-    one, two = (a(0, dtype),), (a(0, dtype), a(1, dtype))
+    unary, binary = (a(0, dtype),), (a(0, dtype), a(1, dtype))
     results = {
-        name for name in (*ONE, *TWO) if made(name, one if name in ONE else two, dtype)
+        name
+        for name in (*ONE, *TWO)
+        if exact(name, unary if name in ONE else binary, dtype)
     }
     assert results == made_of(dtype)
-    assert all(made(name, two, "bool") for name in ORDER)
+    assert all(exact(name, binary, "bool") for name in ORDER)
     for name in (
         "exp",
         "tanh",
@@ -239,17 +239,20 @@ def test_no_operation_is_made_that_has_no_one_right_result(dtype):
         "rint",
         *SHIFTS,
     ):
-        assert not made(name, one, dtype)
-        assert not made(name, two, dtype)
+        assert not exact(name, unary, dtype)
+        assert not exact(name, binary, dtype)
     for other in set(DTYPES) - {dtype}:
-        assert not any(made(name, (a(0, dtype), a(1, other)), dtype) for name in TWO)
-        assert not any(made(name, (a(0, dtype), s(0, other)), dtype) for name in TWO)
-        assert not any(made(name, (a(0, dtype), a(1, other)), "bool") for name in ORDER)
+        assert not any(exact(name, (a(0, dtype), a(1, other)), dtype) for name in TWO)
+        assert not any(exact(name, (a(0, dtype), s(0, other)), dtype) for name in TWO)
         assert not any(
-            made(name, one if name in ONE else two, other) for name in (*ONE, *TWO)
+            exact(name, (a(0, dtype), a(1, other)), "bool") for name in ORDER
+        )
+        assert not any(
+            exact(name, unary if name in ONE else binary, other)
+            for name in (*ONE, *TWO)
         )
     for other in set(DTYPES) - {"bool"}:
-        assert not any(made(name, two, other) for name in ORDER)
+        assert not any(exact(name, binary, other) for name in ORDER)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -368,8 +371,8 @@ def test_a_number_among_floats_is_rounded_as_numpy_rounds_it(value, dtype):
     ]
     assert all(map(is_exact, calls))
     expected = [x + value, value - x, x * value, x / value, value / x, x < value]
-    for call, one, other in zip(calls, outcomes(calls, [x]), expected, strict=True):
-        assert_bits(one, other, call.operation)
+    for call, result, right in zip(calls, outcomes(calls, [x]), expected, strict=True):
+        assert_bits(result, right, call.operation)
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
@@ -384,8 +387,8 @@ def test_a_number_among_integers_is_one_of_them(dtype):
         ]
         assert all(map(is_exact, calls))
         expected = [x + value, value - x, value * x, x < value]
-        for one, other in zip(outcomes(calls, [x]), expected, strict=True):
-            assert_bits(one, other)
+        for result, right in zip(outcomes(calls, [x]), expected, strict=True):
+            assert_bits(result, right)
     for value in (ends.min - 1, ends.max + 1, 1.0, 0.5, True, np.float64(1.0)):
         assert not is_exact(Call("add", (a(0, dtype), number(value)), dtype)), value
         assert not is_exact(Call("less", (number(value), a(0, dtype)), "bool")), value
@@ -429,7 +432,7 @@ def test_scalars_may_be_more_than_fit_into_registers():
     scalars = [values(dtype, seed)[-1] for seed, dtype in enumerate(dtypes)]
     calls = []
     for dtype in DTYPES:
-        places = [k for k, one in enumerate(dtypes) if one == dtype]
+        places = [k for k, each in enumerate(dtypes) if each == dtype]
         name = "xor" if dtype == "bool" else "multiply"
         calls += [
             Call(name, (a(DTYPES.index(dtype), dtype), s(k, dtype)), dtype)
@@ -438,7 +441,7 @@ def test_scalars_may_be_more_than_fit_into_registers():
     arrays = [np.resize(values(dtype), 20) for dtype in DTYPES]
     results = outcomes(calls, arrays, scalars=scalars)
     for call, result in zip(calls, results, strict=True):
-        array, scalar = (one.place for one in call.operands)
+        array, scalar = (operand.place for operand in call.operands)
         assert_bits(result, TWO[call.operation](arrays[array], scalars[scalar]))
 
 
@@ -486,10 +489,10 @@ def test_arrays_are_met_whole_or_as_a_row_or_as_a_column(shape, dtype):
     met = ("whole", "row", "column", "whole", "column", "whole", "whole")
     arrays = (whole, row, column, mask, hidden, result, smaller)
     described = tuple(
-        Array(str(one.dtype), how) for one, how in zip(arrays, met, strict=True)
+        Array(str(array.dtype), how) for array, how in zip(arrays, met, strict=True)
     )
-    made = kernel(described, (dtype,), tuple(calls))
-    made(rows, width, *(one.ctypes.data for one in arrays), scalar.item())
+    compute = kernel(described, (dtype,), tuple(calls))
+    compute(rows, width, *(array.ctypes.data for array in arrays), scalar.item())
     moved = scalar + (whole * row - column)
     chosen = np.where(hidden, np.where(mask, moved, whole), np.asarray(1, dtype))
     assert_bits(result, chosen)
@@ -601,14 +604,14 @@ def test_nothing_is_left_out_that_only_looks_as_if_it_changed_nothing(dtype):
 
 def test_each_part_is_made_once_whichever_thread_makes_it():
     x = np.arange(70.0, dtype="float32").reshape(10, 7)
-    made = kernel(
+    add = kernel(
         (Array("float32", "whole"),),
         ("float32",),
         (Call("add", (a(0, "float32"), s(0, "float32")), "float32", 0),),
     )
     starts = ((0, 3, 1.0), (3, 4, 2.0), (7, 3, 3.0))
     run_parallel(
-        made, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts)
+        add, *((rows, 7, x[start:].ctypes.data, by) for start, rows, by in starts)
     )
     added = np.repeat([1.0, 2.0, 3.0], (3, 4, 3))[:, None]
     assert_bits(x, (np.arange(70.0).reshape(10, 7) + added).astype("float32"))

@@ -148,12 +148,12 @@ def test_init_makes_arrays_on_the_device_of_the_key(backend, thorough):
     key = nn.random.key(0, xp=xp, device=backend.device)
     one_of_each = {type(case.layer): case for case in CASES}.values()
 
-    def made(key):
+    def init_all(key):
         return tuple(
             case.layer.init(key, case.shape, xp.float32)[:2] for case in one_of_each
         )
 
-    for name, leaf in named_leaves(backend.jit(made)(key)):
+    for name, leaf in named_leaves(backend.jit(init_all)(key)):
         assert device(leaf) == device(key), name
         assert leaf.dtype == (xp.uint32 if name.endswith("key") else xp.float32), name
 

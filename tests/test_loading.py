@@ -16,7 +16,7 @@ number = 3
 class home:
     wide = nn.Dense(5)
 
-def made():
+def build():
     return nn.Dense(1)
 
 def broken():
@@ -60,7 +60,7 @@ def test_modules_and_their_attributes_are_loaded():
 def test_a_layer_or_a_function_that_returns_one_is_loaded():
     assert str(load_layer("mine:model")).startswith("Sequential(")
     assert load_layer("mine:home.wide") == nn.Dense(5)
-    assert load_layer("mine:made") == nn.Dense(1)
+    assert load_layer("mine:build") == nn.Dense(1)
     assert load_layer("agnostic_nn:Tanh") == nn.Tanh()
 
 

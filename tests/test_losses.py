@@ -196,12 +196,12 @@ def test_jit_changes_nothing(backend, widest, epsilon):
 @each_loss
 def test_a_weight_of_0_leaves_an_example_out(backend, widest, epsilon, loss, y, target):
     y, target, weights = (cast(x, widest) for x in (y, target, WEIGHTS))
-    kept = weights > 0
+    rest = weights > 0
     value, dy = run(backend, loss, y, target, weights)
-    kept_value, kept_dy = run(backend, loss, y[kept], target[kept], weights[kept])
-    np.testing.assert_allclose(value, kept_value, rtol=8 * epsilon)
-    np.testing.assert_allclose(dy[kept], kept_dy, rtol=8 * epsilon, atol=epsilon)
-    np.testing.assert_array_equal(dy[~kept], 0)
+    rest_value, rest_dy = run(backend, loss, y[rest], target[rest], weights[rest])
+    np.testing.assert_allclose(value, rest_value, rtol=8 * epsilon)
+    np.testing.assert_allclose(dy[rest], rest_dy, rtol=8 * epsilon, atol=epsilon)
+    np.testing.assert_array_equal(dy[~rest], 0)
 
 
 @each_loss
@@ -918,8 +918,8 @@ def counted(options, x):
     weights = np.asarray(options.get("class_weights", [1.0] * y.shape[-1]))
     if target.dtype.kind == "f":
         return np.sum(weights * target, axis=-1)
-    kept = target != options.get("ignore_index")
-    return np.where(kept, weights[np.where(kept, target, 0)], 0.0)
+    counts = target != options.get("ignore_index")
+    return np.where(counts, weights[np.where(counts, target, 0)], 0.0)
 
 
 def spread(weights, like):
@@ -1100,22 +1100,22 @@ def test_a_label_and_the_distribution_that_says_it_are_alike(
 
 @pytest.mark.parametrize("ignored", [-100, 2], ids=["no class", "a class"])
 @pytest.mark.parametrize("smoothing", [{}, SOME], ids=["sharp", "smooth"])
-def test_to_ignore_is_to_leave_out(backend, draw, epsilon, ignored, smoothing):
+def test_ignored_labels_have_no_influence(backend, draw, epsilon, ignored, smoothing):
     """The logits there have no influence."""
     y, labels = logits_and_labels(draw)
     labels[2:4] = ignored
     y[2] = np.nan
     options = {**smoothing, "class_weights": UNEQUAL, "gamma": 1.5}
     value, dy = run(backend, softmax, y, labels, ignore_index=ignored, **options)
-    kept = labels != ignored
-    kept_value, kept_dy = run(backend, softmax, y[kept], labels[kept], **options)
-    np.testing.assert_allclose(value, kept_value, rtol=8 * epsilon)
-    np.testing.assert_allclose(dy[kept], kept_dy, rtol=8 * epsilon, atol=epsilon)
-    np.testing.assert_array_equal(dy[~kept], 0)
+    rest = labels != ignored
+    rest_value, rest_dy = run(backend, softmax, y[rest], labels[rest], **options)
+    np.testing.assert_allclose(value, rest_value, rtol=8 * epsilon)
+    np.testing.assert_allclose(dy[rest], rest_dy, rtol=8 * epsilon, atol=epsilon)
+    np.testing.assert_array_equal(dy[~rest], 0)
 
 
 @pytest.mark.parametrize("loss", [softmax, nn.negative_log_likelihood])
-def test_where_all_is_ignored_the_loss_is_0(backend, draw, loss):
+def test_the_loss_is_0_if_all_labels_are_ignored(backend, draw, loss):
     value, dy = run(
         backend, loss, draw(3, 4), np.full(3, -1, np.int32), ignore_index=-1
     )
@@ -1127,9 +1127,9 @@ def test_labels_of_a_narrow_dtype_may_be_ignored(backend, draw, epsilon):
     """-100 does not fit into uint8, 255 does."""
     y, labels = draw(3, 4), np.asarray([1, 255, 2], np.uint8)
     for ignored in (255, -100):
-        kept = labels[labels != ignored][labels[labels != ignored] < 4]
-        value, _ = run(backend, softmax, y[[0, 2]], kept, ignore_index=ignored)
-        plain, _ = run(backend, softmax, y[[0, 2]], kept)
+        valid = labels[labels != ignored][labels[labels != ignored] < 4]
+        value, _ = run(backend, softmax, y[[0, 2]], valid, ignore_index=ignored)
+        plain, _ = run(backend, softmax, y[[0, 2]], valid)
         np.testing.assert_allclose(value, plain, rtol=8 * epsilon)
     value, dy = run(backend, softmax, y, labels, ignore_index=255)
     np.testing.assert_allclose(value, plain, rtol=8 * epsilon)
@@ -1306,11 +1306,11 @@ def test_several_losses_print_compare_hash_pickle_and_are_rebuilt():
         assert other == BOTH
         assert hash(other) == hash(BOTH)
         assert repr(other) == repr(BOTH)
-    shown = (
+    representation = (
         "Losses(box=partial(huber, delta=0.5), label=softmax_cross_entropy, "
         "weights={'box': 2.0})"
     )
-    assert repr(BOTH) == shown
+    assert repr(BOTH) == representation
     others = [
         nn.Losses(label=softmax),
         nn.Losses(

@@ -33,11 +33,8 @@ class Shift(nn.Layer):
 
     def init(self, key, shape, dtype):
         xp = namespace(key)
-        return (
-            {"b": shape_map(lambda one: xp.zeros(one, dtype=dtype), shape)},
-            {},
-            shape,
-        )
+        bias = shape_map(lambda leaf: xp.zeros(leaf, dtype=dtype), shape)
+        return {"b": bias}, {}, shape
 
     def forward(self, params, state, x, *, train=False):
         return tree_map(lambda leaf, b: leaf + b, x, params["b"]), state, ()
@@ -60,10 +57,10 @@ def wide(tree):
     )
 
 
-def close(found, expected, epsilon, what=""):
-    for one, other in zip(leaves(found), leaves(expected), strict=True):
-        atol = 64 * epsilon * max(1.0, np.max(np.abs(other), initial=0.0))
-        np.testing.assert_allclose(one, other, rtol=0, atol=atol, err_msg=str(what))
+def close(actual, expected, epsilon, what=""):
+    for leaf, right in zip(leaves(actual), leaves(expected), strict=True):
+        atol = 64 * epsilon * max(1.0, np.max(np.abs(right), initial=0.0))
+        np.testing.assert_allclose(leaf, right, rtol=0, atol=atol, err_msg=str(what))
 
 
 def drawn(case, dtype, seed=0):
@@ -83,10 +80,10 @@ def learned(backend, loss, dtype, shape, data, weights, batch_size, optimizer=No
         optimizer = nn.Average(
             nn.Accumulate(nn.SGD(0.125), math.ceil(ROWS / batch_size))
         )
-    made = trainer(backend, loss, optimizer, dtype, shape=shape)
+    training = trainer(backend, loss, optimizer, dtype, shape=shape)
     options = {"batch_size": batch_size, "shuffle": False, "verbose": 0}
-    history = made.fit(*data, weights=weights, **options)
-    return history["loss"][0], backend.to_numpy(made.params)
+    history = training.fit(*data, weights=weights, **options)
+    return history["loss"][0], backend.to_numpy(training.params)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -276,9 +273,9 @@ def test_an_output_is_reached_through_a_whole_model_for_each_term(
     options = {"backend": backend, "dtype": widest, "metrics": {}, "shape": (2,)}
     moved = []
     for optimizer, size in ((nn.SGD(0.125), ROWS), (accumulated(3, 2), 3)):
-        made = Trainer(model, loss, optimizer, **options)
-        made.fit(x, target, epochs=2, batch_size=size, shuffle=False, verbose=0)
-        moved.append(backend.to_numpy(made.params))
+        training = Trainer(model, loss, optimizer, **options)
+        training.fit(x, target, epochs=2, batch_size=size, shuffle=False, verbose=0)
+        moved.append(backend.to_numpy(training.params))
     close(moved[1], moved[0], epsilon)
 
 
@@ -342,14 +339,14 @@ def test_divisors_that_are_python_numbers_may_differ_between_batches():
 
 def test_weights_count_in_the_loss_and_not_in_metrics():
     data, w = (X["a"], SOME["a"]), np.asarray([0.0, 1.0, 2.0, 3.0, 0.0, 0.0, 0.0])
-    made = Trainer(
+    still = Trainer(
         Shift(), IGNORING, nn.Fixed(), backend="numpy", dtype="float64", shape=(3, 4)
     )
-    result = made.evaluate(*data, weights=w, batch_size=2)
+    result = still.evaluate(*data, weights=w, batch_size=2)
     close(result["loss"], IGNORING(*data, w)[0], 1e-15)
-    close(result["accuracy"], made.evaluate(*data)["accuracy"], 1e-15)
+    close(result["accuracy"], still.evaluate(*data)["accuracy"], 1e-15)
     with pytest.raises(ValueError, match=r"weights of shape \(7,\), got \(3,\)"):
-        made.evaluate(*data, weights=w[:3])
+        still.evaluate(*data, weights=w[:3])
 
 
 def test_the_mean_of_nothing_is_0(backend, widest):
@@ -401,8 +398,8 @@ def test_rows_that_only_fill_a_batch_up_leave_metrics_as_they_are(backend):
     """0 · inf is NaN, and filler rows copy the last, whose metric may be infinite."""
     x, target = np.asarray([[1], [2], [9]], "f"), np.zeros((3, 1), "f")
     options = {"backend": backend, "shape": (1,), "metrics": {"error": absolute}}
-    made = Trainer(Spike(), nn.mean_absolute_error, nn.Fixed(), **options)
-    assert made.evaluate(x, target, batch_size=2)["error"] == math.inf
+    still = Trainer(Spike(), nn.mean_absolute_error, nn.Fixed(), **options)
+    assert still.evaluate(x, target, batch_size=2)["error"] == math.inf
 
 
 def test_metrics_are_the_same_in_batches_of_any_size(backend, widest, epsilon):
@@ -414,14 +411,14 @@ def test_metrics_are_the_same_in_batches_of_any_size(backend, widest, epsilon):
     }
     data = cast((X["a"], SOME["a"]), widest)
     options = {"backend": backend, "shape": (3, 4), "dtype": widest, "metrics": metrics}
-    made = Trainer(Shift(), IGNORING, nn.Fixed(), **options)
-    whole = made.evaluate(*data)
+    still = Trainer(Shift(), IGNORING, nn.Fixed(), **options)
+    whole = still.evaluate(*data)
     keep = SOME["a"] >= 0
     right = np.argmax(X["a"], axis=-1) == SOME["a"]
     close(whole["accuracy"], np.mean(right[keep]), epsilon)
     close(whole["perplexity"], math.exp(whole["loss"]), 4 * epsilon)
     for size in (3,) if backend.compiles else (1, 2, 3):
-        result = made.evaluate(*data, batch_size=size)
+        result = still.evaluate(*data, batch_size=size)
         for name, value in whole.items():
             close(result[name], value, epsilon, name)
 
@@ -494,15 +491,17 @@ def test_batches_left_over_are_saved_and_gone_on_with(
     _, at_once = learned(
         backend, IGNORING, widest, (3, 4), data, None, 100, nn.SGD(0.125)
     )
-    made = trainer(
+    interrupted = trainer(
         backend, IGNORING, nn.Accumulate(nn.SGD(0.125), 3), widest, shape=(3, 4)
     )
-    made.fit(*data, steps=2, **options)
-    assert not any(np.any(leaf) for leaf in leaves(backend.to_numpy(made.params)))
-    assert float(backend.to_numpy(made.moments["divisor"])) == np.sum(
+    interrupted.fit(*data, steps=2, **options)
+    assert not any(
+        np.any(leaf) for leaf in leaves(backend.to_numpy(interrupted.params))
+    )
+    assert float(backend.to_numpy(interrupted.moments["divisor"])) == np.sum(
         SOME["a"][:6] >= 0
     )
-    made.save(tmp_path / "half.safetensors")
+    interrupted.save(tmp_path / "half.safetensors")
     loaded = Trainer.load(
         tmp_path / "half.safetensors", backend, model=Shift(), metrics={}
     )

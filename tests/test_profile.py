@@ -148,11 +148,11 @@ def test_a_slow_layer_has_the_largest_share(eager, layer, slow):
 
 
 @pytest.mark.parametrize(
-    ("part", "given"),
+    ("part", "options"),
     [("loss", {"loss": slow_loss}), ("update", {"optimizer": SlowSGD(1e-2)})],
 )
-def test_a_slow_loss_or_optimizer_is_the_slowest_part(eager, part, given):
-    result = profiled(nn.Dense(3), eager, steps=1, **given)
+def test_a_slow_loss_or_optimizer_is_the_slowest_part(eager, part, options):
+    result = profiled(nn.Dense(3), eager, steps=1, **options)
     assert max(result.parts, key=result.parts.get) == part
     assert result.parts[part] >= LONG
 
@@ -285,7 +285,7 @@ def infinite(y, target):
 
 
 @pytest.mark.parametrize(
-    ("given", "error", "message"),
+    ("changes", "error", "message"),
     [
         ({"steps": 0}, ValueError, "steps of at least 1, got 0"),
         ({"steps": 2.0}, TypeError, "steps to be an integer"),
@@ -296,13 +296,13 @@ def infinite(y, target):
         ({"backend": "nonesuch"}, nn.BackendUnavailable, "no backend is called"),
     ],
 )
-def test_invalid_arguments_are_refused(backend, given, error, message):
+def test_invalid_arguments_are_refused(backend, changes, error, message):
     options = {
         "loss": nn.mean_squared_error,
         "x": X,
         "target": TARGET,
         "backend": backend,
-    } | given
+    } | changes
     with pytest.raises(error, match=message):
         nn.profile(nn.Dense(3), optimizer=nn.SGD(1e-2), **options)
 
@@ -368,10 +368,10 @@ def test_a_file_that_cannot_be_written_does_not_hide_the_table(tmp_path, capsys)
 
 
 def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
-    seen = []
+    steps = []
 
     def weight(t):
-        seen.append(float(t))
+        steps.append(float(t))
         return 1.0 + t
 
     x = np.ones((4, 3), np.float32)
@@ -381,11 +381,11 @@ def test_a_weight_that_follows_a_schedule_gets_the_number_of_the_step():
     assert result.step > 0.0
     assert result.parts["loss"] > 0.0
     once = [float(number) for number in range(WARM_UP + 2)]
-    assert [t for t in seen if t in once] == seen
-    assert seen[: len(once)] == once
+    assert [t for t in steps if t in once] == steps
+    assert steps[: len(once)] == once
     # by whole steps, part by part, operation by operation
-    assert seen[-len(once) :] == once
-    assert len(seen) == 3 * len(once)
+    assert steps[-len(once) :] == once
+    assert len(steps) == 3 * len(once)
 
 
 def test_a_loss_that_takes_a_context_is_refused():

@@ -73,7 +73,7 @@ def test_every_layer_and_loss_is_on_the_page():
     passed = {
         line.split()[1] for line in SOUND.splitlines() if line.endswith(" | passed |")
     }
-    assert passed == {one.name for one in (*LAYERS, *LOSSES)}, (
+    assert passed == {case.name for case in (*LAYERS, *LOSSES)}, (
         "nox -s proofs -- --write"
     )
 

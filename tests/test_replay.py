@@ -31,25 +31,25 @@ def library(backend):
 def looked_at(kernel):
     """`kernel`, which sees to it that nothing else lies where it writes."""
 
-    def made(arrays, scalars, calls):
+    def checked_kernel(arrays, scalars, calls):
         plain = kernel(arrays, scalars, calls)
         written = {call.out for call in calls} - {None}
 
-        def run(rows, width, *given):
+        def run(rows, width, *arguments):
             counts = {"whole": rows * width, "row": width, "column": rows}
             spans = []
-            for array, start in zip(arrays, given, strict=False):
+            for array, start in zip(arrays, arguments, strict=False):
                 itemsize = np.dtype(array.dtype).itemsize
                 spans.append((start, start + counts[array.broadcast] * itemsize))
             for k in written:
                 first, last = spans[k]
                 rest = [span for j, span in enumerate(spans) if j != k]
                 assert all(end <= first or last <= start for start, end in rest)
-            plain(rows, width, *given)
+            plain(rows, width, *arguments)
 
         return run
 
-    return made
+    return checked_kernel
 
 
 @pytest.fixture(
@@ -155,7 +155,7 @@ OPTIMIZERS = [
 
 
 @pytest.mark.usefixtures("block")
-@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda one: repr(one)[:40])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS, ids=lambda rule: repr(rule)[:40])
 def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(
     optimizer, backend, library
 ):
@@ -171,7 +171,9 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(
     )
     step = nn.make_step(model, nn.softmax_cross_entropy, optimizer)
     calls = []
-    fast = replayed(lambda *given: calls.append(1) or step(*given), library, (0,))
+    fast = replayed(
+        lambda *arguments: calls.append(1) or step(*arguments), library, (0,)
+    )
     carry = (trainer.params, trainer.state, trainer.moments)
     ours = tree_map(library.copy, carry)
     for _ in range(6):
@@ -242,16 +244,16 @@ def test_results_are_not_overwritten_by_the_next_call(backend, replay):
         for i in range(5)
     ]
     result = [fast(x) for x in arguments]
-    for x, one in zip(arguments, result, strict=True):
-        assert_same(one, function(x))
+    for x, y in zip(arguments, result, strict=True):
+        assert_same(y, function(x))
 
 
 def test_arguments_that_are_not_given_up_are_left_alone(backend, replay):
-    x, kept, old = backend.asarray((np.arange(6.0), np.arange(6.0), np.zeros(6)))
+    x, before, old = backend.asarray((np.arange(6.0), np.arange(6.0), np.zeros(6)))
     fast = replay(lambda old, x: (old + x, x * 2.0), (0,))
     for _ in range(4):
         old, _ = fast(old, x)
-    assert_same((old, x), (4 * kept, kept))
+    assert_same((old, x), (4 * before, before))
 
 
 def test_a_donated_array_holds_the_result_that_replaces_it(backend, replay):
@@ -278,8 +280,8 @@ def test_arrays_that_change_places_are_not_lost(backend, replay):
 def test_an_array_donated_twice_is_not_used_as_memory(backend, replay):
     fast = replay(lambda pair: ((pair[0] + 1.0, pair[1] * 2.0),), (0,))
     for _ in range(4):
-        one = backend.asarray(np.ones(3))
-        assert_same(fast((one, one))[0], (np.full(3, 2.0), np.full(3, 2.0)))
+        array = backend.asarray(np.ones(3))
+        assert_same(fast((array, array))[0], (np.full(3, 2.0), np.full(3, 2.0)))
 
 
 def test_a_read_only_array_is_not_used_as_memory(backend, replay):
@@ -394,10 +396,10 @@ def test_arrays_read_from_a_trainer_are_left_alone_by_later_steps(backend, libra
     x, target = np.random.default_rng(0).standard_normal((2, 8, 3)).astype("float32")
     for _ in range(5):
         trainer.step(x[:, :2], target)
-        shown = (trainer.params, trainer.state, trainer.moments)
-        kept = tree_map(library.copy, shown)
+        trees = (trainer.params, trainer.state, trainer.moments)
+        copies = tree_map(library.copy, trees)
         trainer.step(x[:, :2], target)
-        assert_same(shown, kept)
+        assert_same(trees, copies)
 
 
 @pytest.mark.parametrize("by", ["field", "environment"])
@@ -551,25 +553,25 @@ def operands(shape, backend, seed=0):
     return backend.asarray(result)
 
 
-def called(group, given):
+def results_of(group, arguments):
     """A tuple of what comes of a group."""
     with np.errstate(all="ignore"):
-        result = group(namespace(given["x"]), SimpleNamespace(**given))
+        result = group(namespace(arguments["x"]), SimpleNamespace(**arguments))
     return result if isinstance(result, tuple) else (result,)
 
 
-def shown(group, given):
+def views_of(group, arguments):
     """Return views: all memory belongs to the program, and nothing is a result."""
-    return tuple(a[None] for a in called(group, given))
+    return tuple(a[None] for a in results_of(group, arguments))
 
 
 @pytest.mark.usefixtures("block")
 @pytest.mark.parametrize(
     "shape", [(7, 2), (9, 1), (3, 5), (2, 3, 2), (11,), (1, 6)], ids=str
 )
-@pytest.mark.parametrize("group", GROUPS, ids=lambda one: one.__name__)
+@pytest.mark.parametrize("group", GROUPS, ids=lambda group: group.__name__)
 def test_groups_give_the_same_bits(group, shape, backend, library):
-    for how, donated in ((shown, ()), (called, (0,))):
+    for how, donated in ((views_of, ()), (results_of, (0,))):
 
         def function(x, rest, how=how):
             return how(group, {**rest, "x": x})
@@ -580,19 +582,20 @@ def test_groups_give_the_same_bits(group, shape, backend, library):
             rest = operands(shape, backend, seed)
             args = rest.pop("x"), rest
             expected = function(*args)
-            kept = tree_map(library.copy, args)
-            assert program.fits(kept)
+            copies = tree_map(library.copy, args)
+            assert program.fits(copies)
             with np.errstate(all="ignore"):
-                result = program(kept)
+                result = program(copies)
             assert_same(result, expected)
-            for one, other in zip(leaves(result), leaves(expected), strict=True):
-                one, other = (np.asarray(a) for a in (one, other))
-                if one.dtype.kind == "f":
+            for actual, right in zip(leaves(result), leaves(expected), strict=True):
+                actual, right = (np.asarray(a) for a in (actual, right))
+                if actual.dtype.kind == "f":
                     signs = (
-                        np.signbit(np.where(np.isnan(a), 1.0, a)) for a in (one, other)
+                        np.signbit(np.where(np.isnan(a), 1.0, a))
+                        for a in (actual, right)
                     )
                     np.testing.assert_array_equal(*signs)
-            assert_same(kept[1], rest)
+            assert_same(copies[1], rest)
 
 
 @pytest.mark.usefixtures("block")
@@ -661,7 +664,7 @@ def test_kernels_make_what_they_can_and_the_library_the_rest(
     group, expected, backend, library
 ):
     arguments = operands((7, 2), backend)
-    program = Program(lambda tree: shown(group, tree), (arguments,), library, ())
+    program = Program(lambda tree: views_of(group, tree), (arguments,), library, ())
     assert made_by(program) == expected
 
 
@@ -690,18 +693,18 @@ def test_a_step_is_made_by_kernels(backend, library):
     x, y = np.random.default_rng(0).standard_normal((2, 32, 30)).astype("float32")
     step = nn.make_step(model, nn.mean_squared_error, nn.Adam())
     carry = (trainer.params, trainer.state, trainer.moments)
-    made, _ = made_by(Program(step, (carry, *backend.asarray((x, y))), library, (0,)))
-    assert made >= 4  # for each of two weights Adam's step, and what comes of products
+    count, _ = made_by(Program(step, (carry, *backend.asarray((x, y))), library, (0,)))
+    assert count >= 4  # for each of two weights Adam's step, and what comes of products
 
 
 def test_small_arrays_do_not_use_kernels(backend, library):
     x = backend.asarray(np.ones((2, schedule.MIN_KERNEL_SIZE // 2), "float32"))
-    for arguments, made in (
+    for arguments, count in (
         (x, 0),
         (backend.xp.concat((x, x)), int(kernels.available())),
     ):
         program = Program(lambda x: (x * 2.0 + 1.0,), (arguments,), library, (0,))
-        assert made_by(program)[0] == made
+        assert made_by(program)[0] == count
 
 
 def test_views_of_memory_that_is_written_do_not_use_kernels(
@@ -711,8 +714,8 @@ def test_views_of_memory_that_is_written_do_not_use_kernels(
 
     def step(old, x, finite):
         # old itself, if it is not finite
-        shown = ops.select(finite, lambda: old + x, old)
-        return (shown * 2.0 + 1.0,)
+        selected = ops.select(finite, lambda: old + x, old)
+        return (selected * 2.0 + 1.0,)
 
     old, x = backend.asarray((np.ones((3, 2)), np.ones((3, 2))))
     for holds in (False, True):

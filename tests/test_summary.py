@@ -301,8 +301,8 @@ def test_a_transformer_block_has_rows_for_its_layers():
 
 def test_a_transformer_block_mapped_to_its_own_layers_is_the_same():
     block = nn.TransformerBlock(nn.MultiHeadAttention(2), 8)
-    seen = []
-    same = block.map_layers(lambda name, layer: seen.append(name) or layer)
+    names = []
+    same = block.map_layers(lambda name, layer: names.append(name) or layer)
     x = np.random.default_rng(0).standard_normal((2, 5, 4)).astype("float32")
     params, state, _ = block.init(nn.random.key(0, xp=HOST), (5, 4), HOST.float32)
     y, _, cache = block.forward(params, state, x)
@@ -310,7 +310,7 @@ def test_a_transformer_block_mapped_to_its_own_layers_is_the_same():
     np.testing.assert_array_equal(y, same_y)
     dx, _ = block.backward(params, cache, y)
     np.testing.assert_array_equal(dx, same.backward(params, same_cache, y)[0])
-    assert seen == ["attention", "attention_norm", "feed", "feed_norm"]  # once each
+    assert names == ["attention", "attention_norm", "feed", "feed_norm"]  # once each
     assert same == block
 
 

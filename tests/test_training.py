@@ -148,8 +148,8 @@ def test_an_epoch_counts_each_example_exactly_once(backend, batch_size):
     x[:, 0] = np.arange(50)
     trainer = make(backend, classifier(Counting()), optimizer=nn.SGD(1e-6))
     trainer.fit(x, labels, epochs=2, batch_size=batch_size, verbose=0)
-    seen = backend.to_numpy(trainer.state[0]["seen"])
-    np.testing.assert_array_equal(seen, np.full(50, 2.0))
+    counts = backend.to_numpy(trainer.state[0]["seen"])
+    np.testing.assert_array_equal(counts, np.full(50, 2.0))
 
 
 def test_a_filled_up_batch_trains_as_the_short_one_does(backend):
@@ -197,21 +197,21 @@ def test_weights_count_as_repetitions_do(backend):
     x, labels = blobs(8)
     weights = np.array([2, 1, 0, 1, 1, 0, 3, 0], "float32")
     repeated = np.repeat(np.arange(8), weights.astype(int))
-    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
-    one.fit(x, labels, batch_size=8, weights=weights, verbose=0)
-    other.step(x[repeated], labels[repeated])
-    for a, b in zip(host(one), host(other), strict=True):
+    weighted, plain = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    weighted.fit(x, labels, batch_size=8, weights=weights, verbose=0)
+    plain.step(x[repeated], labels[repeated])
+    for a, b in zip(host(weighted), host(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_fillers_count_nothing_among_weighted_examples_either(backend):
     x, labels = blobs(8)
     weights = np.linspace(0.5, 1.5, 8, dtype="float32")
-    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
-    one.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
+    filled, plain = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    filled.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
     for part in (slice(0, 5), slice(5, 8)):
-        other.step(x[part], labels[part], weights[part])
-    for a, b in zip(host(one), host(other), strict=True):
+        plain.step(x[part], labels[part], weights[part])
+    for a, b in zip(host(filled), host(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -220,11 +220,13 @@ def test_weights_may_be_those_of_positions_in_an_example(backend):
     x = generator.standard_normal((8, 5, 4)).astype("float32")
     labels = generator.integers(0, 3, (8, 5))
     weights = generator.random((8, 5)).astype("float32")
-    one, other = (make(backend, nn.Dense(3), optimizer=nn.SGD(0.1)) for _ in range(2))
-    one.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
+    filled, plain = (
+        make(backend, nn.Dense(3), optimizer=nn.SGD(0.1)) for _ in range(2)
+    )
+    filled.fit(x, labels, batch_size=5, shuffle=False, weights=weights, verbose=0)
     for part in (slice(0, 5), slice(5, 8)):
-        other.step(x[part], labels[part], weights[part])
-    for a, b in zip(host(one), host(other), strict=True):
+        plain.step(x[part], labels[part], weights[part])
+    for a, b in zip(host(filled), host(plain), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -252,7 +254,7 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(
     together, alone = make(backend, model), make(backend, model)
     calls, steps = [], together._steps
     monkeypatch.setattr(
-        together, "_steps", lambda *given: calls.append(1) or steps(*given)
+        together, "_steps", lambda *args: calls.append(1) or steps(*args)
     )
     together.build((4,))
     each = feed.multiplications_per_row(model, together.params, (4,))
@@ -276,9 +278,9 @@ def test_the_order_of_an_epoch_is_fixed_by_seed_and_epoch():
     orders = [
         batches.epoch_order(seed, epoch, 100) for seed in (0, 1) for epoch in (0, 1)
     ]
-    for i, one in enumerate(orders):
-        assert sorted(one) == list(range(100))
-        assert all(not np.array_equal(one, other) for other in orders[i + 1 :])
+    for i, order in enumerate(orders):
+        assert sorted(order) == list(range(100))
+        assert all(not np.array_equal(order, other) for other in orders[i + 1 :])
     np.testing.assert_array_equal(orders[0][:6], batches.epoch_order(0, 0, 100)[:6])
 
 
@@ -477,15 +479,15 @@ WRONG_TREES = [
 
 
 @pytest.mark.parametrize(
-    ("x", "target", "kind", "said"),
+    ("x", "target", "kind", "message"),
     [w[1:] for w in WRONG_TREES],
     ids=[w[0] for w in WRONG_TREES],
 )
 def test_wrong_trees_are_refused_by_the_name_of_the_leaf(
-    backend, x, target, kind, said
+    backend, x, target, kind, message
 ):
     trainer = two_by_two(backend, shape={"x": (4,), "mask": (3,)})
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         trainer.fit(GIVEN | x, WANTED | target, verbose=0)
 
 
@@ -612,12 +614,12 @@ def test_custom_batches_train_like_steps_and_short_ones_have_no_filler_rows(back
 def test_weights_may_come_with_the_batches(backend):
     x, labels = blobs(8)
     weights = np.array([2, 1, 0, 1, 1, 0, 3, 0], "float32")
-    one, other = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
+    fitted, stepped = (make(backend, optimizer=nn.SGD(0.1)) for _ in range(2))
     batches = [(x[:5], labels[:5], weights[:5]), [x[5:], labels[5:], weights[5:]]]
-    one.fit(batches=batches, verbose=0)
+    fitted.fit(batches=batches, verbose=0)
     for batch in batches:
-        other.step(*batch)
-    for a, b in zip(host(one), host(other), strict=True):
+        stepped.step(*batch)
+    for a, b in zip(host(fitted), host(stepped), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
@@ -708,7 +710,7 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
 
 
 @pytest.mark.parametrize(
-    ("batches", "options", "kind", "said"),
+    ("batches", "options", "kind", "message"),
     [
         (
             iter(cut([8, 8])),
@@ -750,10 +752,10 @@ def test_a_generator_that_has_nothing_left_completes_its_epoch_in_the_next_fit()
     ],
 )
 @pytest.mark.parametrize("prefetch", [0, 1])
-def test_wrong_batches_are_refused(backend, batches, options, kind, said, prefetch):
+def test_wrong_batches_are_refused(backend, batches, options, kind, message, prefetch):
     trainer = make(backend, nn.Dense(3), shape=(4,))
     batches = iter(cut([8, 8])) if isinstance(batches, Iterator) else batches
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         trainer.fit(
             **{"batches": batches, "prefetch": prefetch, "verbose": 0} | options
         )
@@ -828,21 +830,21 @@ def test_augmented_and_prepared_ahead_it_is_interrupted_without_a_trace(
 
 def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
     x, labels = blobs()
-    seen, draws = [], []
+    augmented, draws = [], []
 
     def record(x, target, generator):
-        seen.extend(x[:, 0])
+        augmented.extend(x[:, 0])
         draws.append(generator.integers(2**60))
         return x, target
 
     trainer = make(backend, nn.Dense(3))
     trainer.fit(x, labels, epochs=2, batch_size=16, augment=record, verbose=0)
-    assert sorted(seen) == sorted(2 * [*x[:, 0]]), "no filler is augmented"
+    assert sorted(augmented) == sorted(2 * [*x[:, 0]]), "no filler is augmented"
     assert len(set(draws)) == len(draws) == 8
 
 
 @pytest.mark.parametrize(
-    ("augment", "kind", "said"),
+    ("augment", "kind", "message"),
     [
         (
             lambda x, target, _: x,
@@ -863,9 +865,9 @@ def test_each_batch_is_augmented_once_by_draws_of_its_own(backend):
         (lambda x, target, _: (x, target + 3), ValueError, "labels from 0 to 2"),
     ],
 )
-def test_augmented_examples_are_checked_too(backend, augment, kind, said):
+def test_augmented_examples_are_checked_too(backend, augment, kind, message):
     trainer = make(backend, nn.Dense(3))
-    with pytest.raises(kind, match=said):
+    with pytest.raises(kind, match=message):
         trainer.fit(X, LABELS, batch_size=16, augment=augment, prefetch=1, verbose=0)
 
 
@@ -1037,21 +1039,23 @@ WRONG = [
 
 
 @pytest.mark.parametrize(
-    ("x", "target", "kind", "said"), [w[1:] for w in WRONG], ids=[w[0] for w in WRONG]
+    ("x", "target", "kind", "message"),
+    [w[1:] for w in WRONG],
+    ids=[w[0] for w in WRONG],
 )
 def test_wrong_data_are_refused_with_what_was_expected_and_what_came(
-    backend, x, target, kind, said
+    backend, x, target, kind, message
 ):
     trainer = make(backend, shape=(4,))
     before = host(trainer)
     for call in (trainer.fit, trainer.step, trainer.evaluate):
-        with pytest.raises(kind, match=said):
+        with pytest.raises(kind, match=message):
             call(x, target)
     assert_same_bits(host(trainer), before)
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"batch_size": 0}, "batch_size to be an integer of at least 1, got 0"),
         ({"batch_size": 2.5}, "batch_size to be an integer of at least 1, got 2.5"),
@@ -1065,18 +1069,18 @@ def test_wrong_data_are_refused_with_what_was_expected_and_what_came(
         ({"validation": (X, LABELS + 1)}, "labels from 0 to 2"),
     ],
 )
-def test_wrong_options_are_refused(backend, options, said):
-    with pytest.raises(ValueError, match=said):
+def test_wrong_options_are_refused(backend, options, message):
+    with pytest.raises(ValueError, match=message):
         make(backend).fit(X, LABELS, verbose=0, **options)
 
 
 @pytest.mark.parametrize(
-    ("validation", "said"),
+    ("validation", "message"),
     [((X, LABELS, np.ones(50, "float32")), "tuple of 3"), (X, "ndarray"), (7, "int")],
 )
-def test_validation_is_a_pair(backend, validation, said):
+def test_validation_is_a_pair(backend, validation, message):
     with pytest.raises(
-        TypeError, match=rf"expected validation \(x, target\), got a {said}"
+        TypeError, match=rf"expected validation \(x, target\), got a {message}"
     ):
         make(backend).fit(X, LABELS, validation=validation, verbose=0)
 
@@ -1106,7 +1110,7 @@ def test_weights_may_be_integers_or_booleans(backend, weights):
 
 
 @pytest.mark.parametrize(
-    ("model", "loss", "target", "said"),
+    ("model", "loss", "target", "message"),
     [
         (
             TwoByTwo(),
@@ -1137,13 +1141,13 @@ def test_weights_may_be_integers_or_booleans(backend, weights):
     ],
 )
 def test_targets_that_do_not_suit_the_loss_are_refused_by_its_name(
-    backend, model, loss, target, said
+    backend, model, loss, target, message
 ):
     target = tree_map(
         lambda leaf: leaf.astype("float32") if leaf.dtype == float else leaf, target
     )
     x = {"x": X, "mask": np.ones((50, 3), bool)} if isinstance(model, TwoByTwo) else X
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises(ValueError, match=message) as caught:
         make(backend, model, loss).fit(x, target, verbose=0)
     assert caught.value.__notes__ == [f"for the loss {loss.__name__}"]
 
@@ -1186,7 +1190,7 @@ def test_a_custom_loss_may_omit_weights_if_none_are_used(backend):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "options", "kind", "said"),
+    ("arguments", "options", "kind", "message"),
     [
         (
             ("model", nn.mean_squared_error, nn.SGD()),
@@ -1227,8 +1231,10 @@ def test_a_custom_loss_may_omit_weights_if_none_are_used(backend):
         ),
     ],
 )
-def test_a_trainer_of_wrong_parts_is_refused(backend, arguments, options, kind, said):
-    with pytest.raises(kind, match=said):
+def test_a_trainer_of_wrong_parts_is_refused(
+    backend, arguments, options, kind, message
+):
+    with pytest.raises(kind, match=message):
         nn.Trainer(*arguments, backend=backend, **options)
 
 
@@ -1261,13 +1267,13 @@ def test_arrays_of_another_device_are_refused(backend):
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):
     trainer = make(backend)
     trainer.fit(X, LABELS, batch_size=16, steps=2, verbose=0)
-    begun = (
+    refusal = (
         "begun with 50 examples in batches of 16 and shuffle=True, "
         "got 50 examples in batches of "
     )
-    with pytest.raises(ValueError, match=f"{begun}8"):
+    with pytest.raises(ValueError, match=f"{refusal}8"):
         trainer.fit(X, LABELS, batch_size=8, verbose=0)
-    with pytest.raises(ValueError, match=f"{begun}16 and shuffle=False"):
+    with pytest.raises(ValueError, match=f"{refusal}16 and shuffle=False"):
         trainer.fit(X, LABELS, batch_size=16, shuffle=False, verbose=0)
     trainer.fit(X, LABELS, batch_size=16, verbose=0)
     assert (trainer.epoch, trainer.steps) == (1, 4)
@@ -1392,15 +1398,15 @@ def test_a_progress_bar_is_drawn_on_the_error_stream_unless_silenced(backend, ca
     x, labels = blobs()
     trainer = make(backend)
     trainer.fit(x, labels, batch_size=16, validation=(x, labels))
-    shown = capsys.readouterr()
-    assert "epoch 1/1" in shown.err
-    assert "4/4" in shown.err
-    assert "validation_accuracy" in shown.err
+    output = capsys.readouterr()
+    assert "epoch 1/1" in output.err
+    assert "4/4" in output.err
+    assert "validation_accuracy" in output.err
     trainer.fit(batches=cut([16, 16, 9]))
     assert "3/3" in capsys.readouterr().err, "a bar whose length nobody knew"
     trainer.fit(x, labels, batch_size=16, verbose=0)
     assert capsys.readouterr() == ("", "")
-    assert shown.out == ""
+    assert output.out == ""
 
 
 def test_bars_of_many_epochs_keep_the_newest_in_sight_and_end_with_all(backend, capsys):
@@ -1434,8 +1440,8 @@ def test_layers_trained_in_one_model_stay_frozen_in_another(backend):
     new.start_from((params, backend.to_numpy(drawn)), (state, {}))
     assert int(new.moments["step"]) == 0
     new.fit(X, LABELS, epochs=2, verbose=0)
-    kept = nn.Freeze.release(new.params[0], new.state[0])
-    assert_same_bits(leaves(backend.to_numpy(kept)), leaves(learned))
+    frozen = nn.Freeze.release(new.params[0], new.state[0])
+    assert_same_bits(leaves(backend.to_numpy(frozen)), leaves(learned))
     assert_same_bits(leaves(backend.to_numpy(old.params[0])), leaves(learned[0]))
 
 

@@ -57,7 +57,7 @@ def module(heads, causal=False):
         x, source = arguments["x"], arguments.get("source", arguments["x"])
         width, other = x.shape[-1], source.shape[-1]
         bias = "bias" in g.params["query"]
-        made = t.nn.MultiheadAttention(
+        torch_layer = t.nn.MultiheadAttention(
             width,
             heads,
             bias=bias,
@@ -73,7 +73,7 @@ def module(heads, causal=False):
             else None
         )
         return t.func.functional_call(
-            made,
+            torch_layer,
             as_theirs(t, g.params, width == other),
             (x, source, source),
             {"key_padding_mask": padded, "attn_mask": later, "need_weights": False},
@@ -100,7 +100,7 @@ def as_theirs(t, params, fused, prefix=""):
 
 def encoder_layer(heads, hidden):
     def theirs(t, g):
-        made = t.nn.TransformerEncoderLayer(
+        torch_layer = t.nn.TransformerEncoderLayer(
             *(g.x.shape[-1], heads, hidden, 0.0, "gelu"),
             batch_first=True,
             norm_first=True,
@@ -108,7 +108,7 @@ def encoder_layer(heads, hidden):
         )
         later = t.ones(g.x.shape[1], g.x.shape[1], dtype=t.bool).triu(1)
         parts = layer_as_theirs(t, g.params, {"attention": "self_attn"})
-        return t.func.functional_call(made, parts, (g.x,), {"src_mask": later})
+        return t.func.functional_call(torch_layer, parts, (g.x,), {"src_mask": later})
 
     return theirs
 
@@ -116,7 +116,7 @@ def encoder_layer(heads, hidden):
 def decoder_layer(heads, hidden):
     def theirs(t, g):
         x = g.x["x"]
-        made = t.nn.TransformerDecoderLayer(
+        torch_layer = t.nn.TransformerDecoderLayer(
             *(x.shape[-1], heads, hidden, 0.0, "relu"), batch_first=True, dtype=x.dtype
         )
         masks = {
@@ -126,7 +126,7 @@ def decoder_layer(heads, hidden):
         }
         names = {"attention": "self_attn", "cross": "multihead_attn"}
         parts = layer_as_theirs(t, g.params, names)
-        return t.func.functional_call(made, parts, (x, g.x["source"]), masks)
+        return t.func.functional_call(torch_layer, parts, (x, g.x["source"]), masks)
 
     return theirs
 

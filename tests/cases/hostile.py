@@ -96,10 +96,10 @@ def framed(head: bytes, data: bytes) -> bytes:
     return struct.pack("<Q", len(head)) + head + data
 
 
-def made(
+def encode(
     description=None, arrays=None, entries=None, data=None, metadata=None, text=None
 ):
-    """The bytes of a file of these parts, the others as in a sound one."""
+    """Return the bytes of a checkpoint in which only these parts are changed."""
     sound, zeros = plain(arrays)
     entries, data = (
         sound if entries is None else entries,
@@ -142,7 +142,7 @@ FOREIGN = {
 
 
 def framing() -> Iterator[tuple[str, bytes]]:
-    sound = made()
+    sound = encode()
     for length in (0, 1, 7, 8, 9, 20, len(sound) - 1):
         yield f"the first {length} bytes", sound[:length]
     yield "one byte more", sound + b"\0"
@@ -171,7 +171,7 @@ def headers() -> Iterator[tuple[str, bytes]]:
     yield "deep lists", framed(b'{"a": ' + b"[" * 100_000 + b"]" * 100_000 + b"}", b"")
     yield "deep dicts", framed(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, b"")
     yield "a long number", framed(b'{"a": ' + b"9" * 100_000 + b"}", b"")
-    whole = made()
+    whole = encode()
     head = whole[8 : 8 + int.from_bytes(whole[:8], "little")].strip()
     _, data = plain()
     again = json.dumps(plain()[0]["params.bias"])
@@ -184,13 +184,13 @@ def headers() -> Iterator[tuple[str, bytes]]:
     yield "a dtype twice", framed(twice, data)
     for wrong in (None, 1, "a", [], {}, {"dtype": "F32"}):
         entries, _ = plain()
-        yield f"the entry {wrong}", made(entries=entries | {"params.bias": wrong})
+        yield f"the entry {wrong}", encode(entries=entries | {"params.bias": wrong})
     for field in ("dtype", "shape", "data_offsets"):
         yield (
             f"an entry without {field}",
-            made(entries=changed("params.bias", **{field: ...})),
+            encode(entries=changed("params.bias", **{field: ...})),
         )
-    yield "an entry with more", made(entries=changed("params.bias", more=1))
+    yield "an entry with more", encode(entries=changed("params.bias", more=1))
     for wrong in (
         None,
         1,
@@ -204,7 +204,7 @@ def headers() -> Iterator[tuple[str, bytes]]:
         "float32",
         "O",
     ):
-        yield f"dtype {wrong}", made(entries=changed("params.bias", dtype=wrong))
+        yield f"dtype {wrong}", encode(entries=changed("params.bias", dtype=wrong))
     lengths = (
         None,
         3,
@@ -229,7 +229,7 @@ def headers() -> Iterator[tuple[str, bytes]]:
     ):
         yield (
             f"shape {str(wrong)[:40]}",
-            made(entries=changed("params.bias", shape=wrong)),
+            encode(entries=changed("params.bias", shape=wrong)),
         )
     places = (
         None,
@@ -253,9 +253,15 @@ def headers() -> Iterator[tuple[str, bytes]]:
         [NAN, 1],
     )
     for wrong in (*places, [47, 59], [60, 72], [52, 64], [True, True]):
-        yield f"place {wrong}", made(entries=changed("params.bias", data_offsets=wrong))
+        yield (
+            f"place {wrong}",
+            encode(entries=changed("params.bias", data_offsets=wrong)),
+        )
     empty = {"dtype": "F32", "shape": [2**61, 0, 2**61], "data_offsets": [0, 0]}
-    yield "an empty array too large", made(entries=plain()[0] | {"params.bias": empty})
+    yield (
+        "an empty array too large",
+        encode(entries=plain()[0] | {"params.bias": empty}),
+    )
 
 
 def metadata() -> Iterator[tuple[str, bytes]]:
@@ -264,10 +270,10 @@ def metadata() -> Iterator[tuple[str, bytes]]:
         yield f"metadata {wrong}", framed(head, plain()[1])
     for name in ("agnostic_nn", "sha256"):
         for wrong in (..., None, 1, {}, []):
-            yield f"{name} {wrong}", made(metadata={name: wrong})
+            yield f"{name} {wrong}", encode(metadata={name: wrong})
     for wrong in ("", "0" * 64, "é", "A" * 10**6):
-        yield f"sha256 {wrong[:9]}", made(metadata={"sha256": wrong})
-    yield "half of Unicode", made(text=json.dumps(DESCRIPTION) + "\ud800")
+        yield f"sha256 {wrong[:9]}", encode(metadata={"sha256": wrong})
+    yield "half of Unicode", encode(text=json.dumps(DESCRIPTION) + "\ud800")
 
 
 NAMES = (
@@ -285,15 +291,24 @@ NAMES = (
 
 def arrays() -> Iterator[tuple[str, bytes]]:
     for name in (*NAMES, "params", "params.weight.0", "kept 0.0.weight", "n" * 10**5):
-        yield f"an array {name[:20]!r} more", made(arrays=ARRAYS | {name: ("F32", [3])})
+        yield (
+            f"an array {name[:20]!r} more",
+            encode(arrays=ARRAYS | {name: ("F32", [3])}),
+        )
         renamed = {
             name if key == "params.bias" else key: v for key, v in ARRAYS.items()
         }
-        yield f"an array called {name[:20]!r}", made(arrays=renamed)
-    yield "an array of half of Unicode", made(arrays=ARRAYS | {"\ud800": ("F32", [3])})
+        yield f"an array called {name[:20]!r}", encode(arrays=renamed)
+    yield (
+        "an array of half of Unicode",
+        encode(arrays=ARRAYS | {"\ud800": ("F32", [3])}),
+    )
     for name in ARRAYS:
-        yield f"no {name}", made(arrays={k: v for k, v in ARRAYS.items() if k != name})
-    yield "no arrays", made(arrays={})
+        yield (
+            f"no {name}",
+            encode(arrays={k: v for k, v in ARRAYS.items() if k != name}),
+        )
+    yield "no arrays", encode(arrays={})
     for wrong in (
         ("F32", [3, 4]),
         ("F32", [12]),
@@ -301,9 +316,9 @@ def arrays() -> Iterator[tuple[str, bytes]]:
         ("I32", [4, 3]),
         ("F32", [0]),
     ):
-        yield f"weight {wrong}", made(arrays=ARRAYS | {"params.weight": wrong})
+        yield f"weight {wrong}", encode(arrays=ARRAYS | {"params.weight": wrong})
     for wrong in (("I64", []), ("F32", []), ("I32", [1]), ("BOOL", [])):
-        yield f"step {wrong}", made(arrays=ARRAYS | {"moments.step": wrong})
+        yield f"step {wrong}", encode(arrays=ARRAYS | {"moments.step": wrong})
 
 
 WRONG = (
@@ -341,16 +356,16 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         "\0",
         '{"format": 1, "format": 1}',
     ):
-        yield f"description {text}", made(text=text)
+        yield f"description {text}", encode(text=text)
     for wrong in (..., None, True, 1.0, "1", 0, -1, 2, 99, BIG, NAN, []):
         message = {
             k: v for k, v in (DESCRIPTION | {"format": wrong}).items() if v is not ...
         }
-        yield f"format {str(wrong)[:20]}", made(message)
+        yield f"format {str(wrong)[:20]}", encode(message)
     for name in DESCRIPTION:
         if name in ("keep_finite", "largest", "notes", "kept", "format"):
             continue  # an older file may lack them
-        yield f"no {name}", made({k: v for k, v in DESCRIPTION.items() if k != name})
+        yield f"no {name}", encode({k: v for k, v in DESCRIPTION.items() if k != name})
     for name in (*DESCRIPTION, "fit", "best"):
         for wrong in WRONG:
             if name == "format" or str(wrong) in ALLOWED.get(name, ()):
@@ -360,7 +375,7 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
                 None,
             ):
                 continue
-            yield f"{name} {str(wrong)[:20]}", made(DESCRIPTION | {name: wrong})
+            yield f"{name} {str(wrong)[:20]}", encode(DESCRIPTION | {name: wrong})
     for wrong in (
         [0, 0, 0],
         [0, 0, 0, 0],
@@ -368,9 +383,9 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         [-1, 8, 20, True],
         [0, 0, 0, True, 1],
     ):
-        yield f"open {wrong}", made(DESCRIPTION | {"open": wrong})
+        yield f"open {wrong}", encode(DESCRIPTION | {"open": wrong})
     for wrong in ([9, 8, 2**60, True], [10**18, 0, 0, False], ["1", 1, 1, True]):
-        yield f"open {wrong}", made(DESCRIPTION | {"open": wrong})
+        yield f"open {wrong}", encode(DESCRIPTION | {"open": wrong})
     for wrong in (
         [-4],
         ["4"],
@@ -384,13 +399,13 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         [5],
         4,
     ):
-        yield f"shape {str(wrong)[:20]}", made(DESCRIPTION | {"shape": wrong})
+        yield f"shape {str(wrong)[:20]}", encode(DESCRIPTION | {"shape": wrong})
     for wrong in (["a"], ["a", "a"], [1], [None], [["a"]]):
-        yield f"kept {wrong}", made(DESCRIPTION | {"kept": wrong})
+        yield f"kept {wrong}", encode(DESCRIPTION | {"kept": wrong})
     deep = (
         json.dumps(DESCRIPTION)[:-1] + ', "more": ' + "[" * 50_000 + "]" * 50_000 + "}"
     )
-    yield "a description of deep lists", made(text=deep)
+    yield "a description of deep lists", encode(text=deep)
     dicts = (
         json.dumps(DESCRIPTION)[:-1]
         + ', "notes": '
@@ -398,7 +413,7 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         + "1"
         + "}" * 20_001
     )
-    yield "notes of deep dicts", made(text=dicts.replace('"notes": {}, ', "", 1))
+    yield "notes of deep dicts", encode(text=dicts.replace('"notes": {}, ', "", 1))
 
 
 def deep(kind, depth):
@@ -413,7 +428,7 @@ def deep(kind, depth):
 
 def models() -> Iterator[tuple[str, bytes]]:
     def model(config, **more):
-        return made(DESCRIPTION | {"model": config} | more)
+        return encode(DESCRIPTION | {"model": config} | more)
 
     for width in (10**9, 2**62, 2**63, BIG, 0, -1, 1.5, True, "3", None, [3], {}):
         yield f"width {str(width)[:20]}", model(MODEL | {"width": width})
@@ -459,11 +474,13 @@ def models() -> Iterator[tuple[str, bytes]]:
     for depth in (50, 100, 300, 450):
         for kind in ("Sequential", "Residual", "Recompute", "Freeze"):
             yield f"{kind} {depth} deep", model(deep(kind, depth))
-    inside = {name.replace("params", "params.1"): one for name, one in ARRAYS.items()}
+    inside = {
+        name.replace("params", "params.1"): array for name, array in ARRAYS.items()
+    }
     for name in ("Layer", "Elementwise"):
         layers = [{"type": name}, MODEL]
         config = DESCRIPTION | {"model": {"type": "Sequential", "layers": layers}}
-        yield f"{name} in a Sequential", made(config, arrays=inside)
+        yield f"{name} in a Sequential", encode(config, arrays=inside)
     names = (
         "Popen",
         "os.system",
@@ -509,7 +526,7 @@ def models() -> Iterator[tuple[str, bytes]]:
 
 def losses() -> Iterator[tuple[str, bytes]]:
     def loss(config):
-        return made(DESCRIPTION | {"loss": config})
+        return encode(DESCRIPTION | {"loss": config})
 
     square = {"function": "mean_squared_error"}
     yield "a layer for a loss", loss({"type": "ReLU"})
@@ -535,34 +552,34 @@ def losses() -> Iterator[tuple[str, bytes]]:
         {"function": "huber"},
     ):
         config = {"type": "SGD", "rate": rate}
-        yield f"rate {str(rate)[:20]}", made(DESCRIPTION | {"optimizer": config})
+        yield f"rate {str(rate)[:20]}", encode(DESCRIPTION | {"optimizer": config})
     for wrong in (
         {"type": "ReLU"},
         square,
         {"type": "Adam", "rate": 0.1},
         {"type": "Scaled"},
     ):
-        yield f"optimizer {wrong}", made(DESCRIPTION | {"optimizer": wrong})
+        yield f"optimizer {wrong}", encode(DESCRIPTION | {"optimizer": wrong})
     average = {"type": "SGD", "rate": 0.1}
     for _ in range(300):
         average = {"type": "Average", "optimizer": average}
-    yield "300 averages", made(DESCRIPTION | {"optimizer": average})
+    yield "300 averages", encode(DESCRIPTION | {"optimizer": average})
 
 
 def floods() -> Iterator[tuple[str, bytes]]:
     """Many arrays, which take long to make: not among the tests."""
-    one = json.dumps({"dtype": "F32", "shape": [], "data_offsets": [0, 0]})
-    keys = ", ".join(f'"k{i}": {one}' for i in range(100_000))
+    entry = json.dumps({"dtype": "F32", "shape": [], "data_offsets": [0, 0]})
+    keys = ", ".join(f'"k{i}": {entry}' for i in range(100_000))
     yield "100,000 arrays", framed(f"{{{keys}}}".encode(), b"")
     sound = {f"k{i}": ("F32", [1]) for i in range(100_000)}
-    yield "100,000 sound arrays", made(arrays=sound)
+    yield "100,000 sound arrays", encode(arrays=sound)
     yield (
         "10,000 sound arrays",
-        made(arrays={f"k{i}": ("F32", [1]) for i in range(10_000)}),
+        encode(arrays={f"k{i}": ("F32", [1]) for i in range(10_000)}),
     )
     yield (
         "16,000 larger ones",
-        made(arrays={f"k{i}": ("F32", [256]) for i in range(16_000)}),
+        encode(arrays={f"k{i}": ("F32", [256]) for i in range(16_000)}),
     )
 
 
@@ -576,7 +593,7 @@ def bombs() -> Iterator[tuple[str, bytes]]:
     }
     for name, part in parts.items():
         text = json.dumps(DESCRIPTION)[:-1] + ', "more": [' + part * 400_000 + "0]}"
-        yield f"many {name}", made(text=text)
+        yield f"many {name}", encode(text=text)
         yield (
             f"{name} in a header",
             framed(('{"a": [' + part * 400_000 + "0]}").encode(), b""),
@@ -587,16 +604,16 @@ def bombs() -> Iterator[tuple[str, bytes]]:
         + "a" * 4 * 10**6
         + '"}'
     )
-    yield "a wide text", made(text=wide)
+    yield "a wide text", encode(text=wide)
     yield (
         "a wide header",
         framed(b'{"a": "\xf0\x9f\x98\x80' + b"a" * 4 * 10**6 + b'"}', b""),
     )
     yield (
         "a shape of many axes",
-        made(entries=changed("params.bias", shape=[1] * 10**6)),
+        encode(entries=changed("params.bias", shape=[1] * 10**6)),
     )
-    yield "one value in 60 digits", made(DESCRIPTION | {"seed": int("9" * 4000)})
+    yield "one value in 60 digits", encode(DESCRIPTION | {"seed": int("9" * 4000)})
 
 
 KINDS = (framing, headers, metadata, arrays, descriptions, models, losses, bombs)
@@ -619,7 +636,7 @@ def special(folder) -> Iterator[tuple[str, str]]:
         yield f"a {name}", named(name)
     yield "zeros without end", "/dev/zero"
     yield "nothing", "/dev/null"
-    sound = made()
+    sound = encode()
     for name, begin in (
         ("sparse", sound),
         ("a sparse header", struct.pack("<Q", 2**33 - 8) + b"{"),

@@ -508,11 +508,11 @@ def optax_walk(optax, case, start, grads):
     return {path: np.stack([step[path] for step in walked]) for path in walked[0]}
 
 
-def apart(found, expected):
+def apart(actual, expected):
     """Return the worst error of all steps, relative to the largest number of a leaf."""
-    assert found.keys() == expected.keys()
+    assert actual.keys() == expected.keys()
     return max(
-        np.max(abs(found[path] - right)) / np.max(abs(right))
+        np.max(abs(actual[path] - right)) / np.max(abs(right))
         for path, right in expected.items()
     )
 

@@ -58,18 +58,18 @@ def packed_sequences(t, g):
     packed = t.nn.utils.rnn.pack_sequence(
         [x[row][mask[row]] for row in there], enforce_sorted=False
     )
-    begun = [part[:, there].contiguous() for part in start]
+    initial = [part[:, there].contiguous() for part in start]
     run = partial(
         t.func.functional_call, module(t, layer, x.shape[2]), weights(t, g.params)
     )
-    packed, ends = run((packed, tuple(begun) if len(begun) == 2 else begun[0]))
+    packed, ends = run((packed, tuple(initial) if len(initial) == 2 else initial[0]))
     result, _ = t.nn.utils.rnn.pad_packed_sequence(packed, batch_first=True)
 
     y = x.new_zeros(*x.shape[:2], result.shape[2])
     final = [part.clone() for part in start]
     for place, row in enumerate(there):
         y[row, mask[row]] = result[place, : int(mask[row].sum())]
-    for part, end in zip(final, ends if len(begun) == 2 else (ends,), strict=True):
+    for part, end in zip(final, ends if len(initial) == 2 else (ends,), strict=True):
         part[:, there] = end
     if not layer.sequence:
         y = t.cat(list(final[0][-len(ways) :]), dim=-1)
@@ -115,8 +115,8 @@ def case(layer, time=5, fan_in=3, mask=False, state=False, **more):
     if state:
         names = ("h", "c") if isinstance(layer, nn.LSTM) else ("h",)
         ways = ("forward", "reverse")[: 1 + layer.bidirectional]
-        one = dict.fromkeys(names, (layer.width,))
-        shape["state"] = (dict.fromkeys(ways, one),) * layer.depth
+        state_shape = dict.fromkeys(names, (layer.width,))
+        shape["state"] = (dict.fromkeys(ways, state_shape),) * layer.depth
     return Case(layer, shape if len(shape) > 1 else shape["x"], **more)
 
 

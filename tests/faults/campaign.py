@@ -164,12 +164,12 @@ def _side(fault: Fault) -> nn.Backend:
 
 
 def _bisect(
-    model: str, seed: int, one: Any, other: Any, steps: int = 1
+    model: str, seed: int, first: Any, second: Any, steps: int = 1
 ) -> search.Bisection:
     work = workload(model, seed)
     train, _ = work.read()
     training = work.model, work.loss, work.optimizer, train.x, train.target
-    return nn.bisect(*training, one, other, steps=steps, batch_size=BATCH, seed=seed)
+    return nn.bisect(*training, first, second, steps=steps, batch_size=BATCH, seed=seed)
 
 
 def _compare(model: str, seed: int, backend: Any) -> Result:
