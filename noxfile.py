@@ -300,6 +300,17 @@ def typecheck(session):
 
 
 @session
+def docs(session):
+    """Build the documentation in ./site, check its links, and run its code."""
+    tools = nox.project.dependency_groups(PROJECT, "docs")
+    extras = ".[jax,llvm,report,strict]"
+    session.install("-e", extras, "torch==2.13.0", *tools, *TEST)
+    session.run("zensical", "build", "--clean", "--strict")
+    session.run("python", "tests/documented_names.py", "site/objects.inv")
+    session.run("pytest", "tests/test_site.py", env={"OMP_NUM_THREADS": "1"})
+
+
+@session
 def publictypes(session):
     """Check with pyright that a user in strict mode sees complete types."""
     session.install("-e", ".", "pyright")

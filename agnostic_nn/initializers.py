@@ -97,17 +97,30 @@ class VarianceScaling(_Initializer):
         return (2.0 * uniform(key, shape, dtype) - 1.0) * math.sqrt(3.0 * variance)
 
 
-# Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
-# networks" (2010), eq. 12 and 16; He et al., arXiv:1502.01852, eq. 10; LeCun et al.,
-# "Efficient BackProp" (1998), eq. 16.
 glorot_normal: VarianceScaling = VarianceScaling(1.0, "average", distribution="normal")
+"""Normal weights of variance 2 / (fan_in + fan_out).
+
+Glorot & Bengio, "Understanding the difficulty of training deep feedforward neural
+networks" (2010), eq. 12. Also called Xavier's.
+"""
 glorot_uniform: VarianceScaling = VarianceScaling(
     1.0, "average", distribution="uniform"
 )
+"""Uniform weights of variance 2 / (fan_in + fan_out), the default of most layers.
+
+Glorot & Bengio (2010), eq. 16. Also called Xavier's.
+"""
 he_normal: VarianceScaling = VarianceScaling(2.0, "in", distribution="normal")
+"""Normal weights of variance 2 / fan_in, for ReLU.
+
+He et al., arXiv:1502.01852, eq. 10. Also called Kaiming's.
+"""
 he_uniform: VarianceScaling = VarianceScaling(2.0, "in", distribution="uniform")
+"""Uniform weights of variance 2 / fan_in, for ReLU (He et al., eq. 10)."""
 lecun_normal: VarianceScaling = VarianceScaling(1.0, "in", distribution="normal")
+"""Normal weights of variance 1 / fan_in (LeCun et al., "Efficient BackProp", 1998)."""
 lecun_uniform: VarianceScaling = VarianceScaling(1.0, "in", distribution="uniform")
+"""Uniform weights of variance 1 / fan_in (LeCun et al., "Efficient BackProp", 1998)."""
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ def test_the_page_of_benchmarks_is_written_from_its_data():
 
 def test_the_index_links_every_page_and_nothing_else():
     index = (DOCS / "README.md").read_text(encoding="utf-8")
-    links = set(re.findall(r"\]\((?!\.\.)(.*?)\)", index))
-    pages = {path.name for path in DOCS.glob("*.md")} - {"README.md"}
-    assert links == pages | {"explain"}
+    links = set(re.findall(r"\]\((.*?)\)", index))
+    paths = [*DOCS.rglob("*.md"), *DOCS.glob("explain/*.html")]
+    pages = {path.relative_to(DOCS).as_posix() for path in paths}
+    assert links == pages - {"README.md"}

@@ -511,13 +511,13 @@ class RNN(_Recurrent):
     For dropout between layers put a `Dropout` between layers of depth 1.
 
     Parameters: a tuple with an entry for each layer, a dict of the directions "forward"
-    and, if bidirectional, "reverse", as in params[0]["forward"]["weight"]. Each
+    and, if bidirectional, "reverse", as in `params[0]["forward"]["weight"]`. Each
     direction has weight (fan_in, width), recurrent (width, width) and bias (width,),
     which starts at 0. PyTorch has a second bias, which is added to the first, and
     starts with neither biases of 0 nor orthogonal recurrent weights
     (docs/recurrent-start.md compares both).
 
-    A state has the same nesting, as in state[0]["forward"]["h"], (batch, width). In
+    A state has the same nesting, as in `state[0]["forward"]["h"]`, (batch, width). In
     decoding (`advance`) the memory is that state.
 
     Gradient

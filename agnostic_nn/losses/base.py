@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
+"""The type of losses: functions `(y, target, weights=None)` to (value, dy)."""
 F = TypeVar("F", bound=Callable[..., Any])
 Divisor = Any  # a Python number, a 0-d array, or None where nothing is divided
 

@@ -78,7 +78,7 @@ def largest_input(
 
 
 def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[Array]:
-    """Return views w[k][o] = x[o stride + k dilation] along `axis`, for k < window."""
+    """Return views `w[k][o]` = x[o stride + k dilation] along `axis`, k < window."""
     last = (x.shape[axis] - dilation * (window - 1) - 1) // stride * stride
     starts = [k * dilation for k in range(window)]
     return [x[_at(axis, slice(start, start + last + 1, stride))] for start in starts]
@@ -88,7 +88,7 @@ def slide(x: Array, axis: int, window: int, stride: int, dilation: int) -> list[
 def unslide(
     w: Array, *others: Array, axis: int, stride: int, dilation: int, length: int
 ) -> Array:
-    """x[i] = Σ w[k][o] over all k, o with o stride + k dilation = i.
+    """x[i] = Σ `w[k][o]` over all k, o with o stride + k dilation = i.
 
     This is the adjoint of `slide`. Lay out x in rows of length `stride`, so element
     q stride + r is in column r of row q. Then each w[k] is added to one column, some

@@ -85,6 +85,12 @@ class Trainer:
     every backend starts from the same bits. The order of the data and the masks of
     Dropout are the same on every backend too.
 
+    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of
+    those if the model has several inputs or outputs. Examples are along axis 0 of each.
+
+    `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory
+    of callbacks is separate: see `Callback`.
+
     Parameters
     ----------
     model, loss, optimizer
@@ -111,12 +117,6 @@ class Trainer:
         a parameter `context` receives it; layers do not. Examples are a target network,
         the other half of a GAN (`context=lambda: other.params`) or a teacher. See the
         property `context`.
-
-    x and target are NumPy arrays, nested lists, arrays of the backend, or trees of
-    those if the model has several inputs or outputs. Examples are along axis 0 of each.
-
-    `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory
-    of callbacks is separate: see `Callback`.
     """
 
     # Attributes that change during training. If a custom loss or layer reads one of

@@ -1,0 +1,79 @@
+"""The pages of the documentation: their code runs, and their commands exist."""
+
+import importlib
+import re
+import shlex
+import sys
+import textwrap
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from agnostic_nn.diagnostics.cli import main as cli
+
+DOCS = Path(__file__).parents[1] / "docs"
+PAGES = sorted(
+    path
+    for path in DOCS.rglob("*.md")
+    if path.parent.name in ("tutorials", "guides", "explanations", "migration")
+)
+BLOCK = re.compile(
+    r'^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[^"]*)")?\n'
+    r"(?P<code>.*?)^(?P=indent)```",
+    re.DOTALL | re.MULTILINE,
+)
+OPTIONAL = ("array_api_strict", "flax", "jax", "keras", "optax", "sklearn", "torch")
+
+
+def blocks(page):
+    """Yield (language, title, code) of each code block of a page."""
+    for match in BLOCK.finditer(page.read_text(encoding="utf-8")):
+        yield match["language"], match["title"], textwrap.dedent(match["code"])
+
+
+def install(project):
+    """Make the entry points of a pyproject.toml known, as `pip install` would."""
+    data = tomllib.loads(project.read_text(encoding="utf-8"))["project"]
+    name = data["name"].replace("-", "_")
+    folder = project.parent / f"{name}-{data['version']}.dist-info"
+    folder.mkdir()
+    metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {data['version']}\n"
+    (folder / "METADATA").write_text(metadata)
+    lines = []
+    for group, points in data["entry-points"].items():
+        lines += [f"[{group}]", *(f"{key} = {value}" for key, value in points.items())]
+    (folder / "entry_points.txt").write_text("\n".join(lines))
+    importlib.invalidate_caches()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_code_of_each_page_runs(page, tmp_path, monkeypatch):
+    code = [source for language, _, source in blocks(page) if language == "python"]
+    imported = set(re.findall(r"^\s*(?:import|from) (\w+)", "\n".join(code), re.M))
+    backends = set(re.findall(r'"(jax|torch)"', "\n".join(code)))
+    monkeypatch.setenv("KERAS_BACKEND", "jax")  # must be set before Keras is imported
+    for name in (imported | backends) & set(OPTIONAL):
+        pytest.importorskip(name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {"__name__": "page"}
+    monkeypatch.setitem(sys.modules, "page", type(sys)("page"))
+    for language, title, source in blocks(page):
+        if title:
+            (tmp_path / title).write_text(source, encoding="utf-8")
+            if title == "pyproject.toml":
+                install(tmp_path / title)
+        elif language == "python":
+            exec(source, names)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_commands_of_each_page_exist(page):
+    parser = cli.parser()
+    for language, _, source in blocks(page):
+        for line in source.splitlines() if language == "console" else ():
+            words = shlex.split(line, comments=True)
+            if words[:1] == ["agnostic-nn"]:
+                parser.parse_args(words[1:])
