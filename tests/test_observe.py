@@ -155,6 +155,16 @@ def test_hooks_see_the_calls_of_all_layers_and_the_model_stays_as_it_is():
     assert repr(observed) == repr(model)
 
 
+def test_hooks_call_the_method_that_the_class_has_at_the_time_of_the_call(monkeypatch):
+    model = nn.Dense(2, bias=False)
+    params, state, _ = model.init(random.key(0, xp=HOST), (3,), np.float64)
+    observed = observed_model(
+        model, lambda layer, path: {"forward": lambda method, *args: method(*args)}
+    )
+    monkeypatch.setattr(nn.Dense, "forward", lambda *args: "changed")
+    assert observed.forward(params, state, np.ones((1, 3))) == "changed"
+
+
 def test_the_value_of_anything_else_is_itself():
     assert value_of(3) == 3
     assert value_of(Recorder().wrap(3)) == 3

@@ -539,7 +539,9 @@ def _load(library: str) -> Adapter:
         module = known_backends().get(library)
     if module is None:
         raise BackendUnavailable(
-            f"no backend is called {library!r}; there are {', '.join(known_backends())}"
+            f"no backend is called {library!r}; there are "
+            f"{', '.join(known_backends())}. An adapter of your own is found by its "
+            "entry point of the group agnostic_nn.backends"
         )
     adapter: Any
     try:

@@ -2,7 +2,8 @@
 
 Arrays of `device1` cannot be mixed with others or read by NumPy, as on a GPU. Flags in
 the environment variables ARRAY_API_STRICT_* forbid what `jit` could not trace. This is
-the shortest possible adapter: copy it, without `_bounded_exp`, to add a backend.
+the shortest adapter here: copy it, without `_bounded_exp`, to add a backend. Names that
+are None below are optional.
 """
 
 from collections.abc import Callable

@@ -74,9 +74,10 @@ that depend on values. The library uses none of them.
 
 A library with all of that runs without an adapter, under the name of its namespace
 (`agnostic-nn conformance mlx.core`). An adapter supplies what is missing. It is one
-module with the names that `agnostic_nn_backends` describes, and is found by its module
-name, or as an entry point of the group `agnostic_nn.backends`. `examples/mlx_backend`
-is an adapter of a hundred lines.
+module with the names that `agnostic_nn_backends` describes. `agnostic-nn conformance`
+takes the name of the module; elsewhere the backend is called after its entry point of
+the group `agnostic_nn.backends`. `examples/mlx_backend` is an adapter of a hundred
+lines.
 
 ## Results
 

@@ -24,16 +24,18 @@ def observed_layer(
     """
     kind = type(layer)
     mapped = layer.map_layers(inner) if isinstance(layer, Block) else layer
-    methods = {name: _hooked(getattr(kind, name), hook) for name, hook in hooks.items()}
+    methods = {name: _hooked(kind, name, hook) for name, hook in hooks.items()}
     # A subclass of the same name keeps `repr` and `isinstance`.
     observed: Layer = object.__new__(type(kind.__name__, (kind,), methods))
     vars(observed).update(vars(mapped))
     return observed
 
 
-def _hooked(method: Callable[..., Any], hook: Hook) -> Callable[..., Any]:
+def _hooked(kind: type[Layer], name: str, hook: Hook) -> Callable[..., Any]:
     def hooked(layer: Layer, *args: Any, **kwargs: Any) -> Any:
-        return hook(partial(method, layer), *args, **kwargs)
+        # looked up at each call, because the class may be changed in between
+        method = partial(getattr(kind, name), layer)
+        return hook(method, *args, **kwargs)
 
     return hooked
 

@@ -34,11 +34,11 @@ For small arrays on NumPy, the generated code is
         return [partial(f8, e0, e7, e8)]
 
 where f{n} is the function of operation n, such as `numpy.matmul` for f3, and e{n} its
-result. Most calls write their result to an array that exists already, the last
-argument. Several of these share one buffer: e9 overwrites e4, which is not needed any
-more. The new w is computed last, in the memory of w: e0 and e8 are the same array, and
-the caller makes this call when all others have succeeded. e5 is a view of e1, which is
-made again only if x is another array than in the call before.
+result; c17 is the constant 0.1. Most calls write their result to an array that exists
+already, the last argument. Several of these share one buffer: e9 overwrites e4, which
+is not needed any more. The new w is computed last, in the memory of w: e0 and e8 are
+the same array, and the caller makes this call when all others have succeeded. e5 is a
+view of e1; the view is made again only if x is another array than in the call before.
 
 How `program.replayed(function, library, donated)` works
 --------------------------------------------------------
@@ -57,8 +57,9 @@ How `program.replayed(function, library, donated)` works
    that intermediate results stay in the cache.
 4. *Generate code* (`emit`, `codegen`). The plan becomes Python functions without
    control flow, as above.
-5. *Verify* (`program._build`). The new program runs once, and its result has to equal
-   that of the function.
+5. *Verify* (`program._build`). The function is called once more, then the new program
+   runs once, and its result has to equal that of the function. This run already
+   overwrites the donated arguments.
 6. *Run* (`program.Program`). A call binds arguments that are other arrays than before,
    makes the calls, and makes those that write to donated memory last, as one commit
    (`commit`). An exception at any moment leaves either all old values or all new ones.
