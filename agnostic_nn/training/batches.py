@@ -279,10 +279,10 @@ def _expect_layout(
     done, *layout = open_epoch
     if done and tuple(layout) != source.layout:
         size, count, shuffled = layout
-        begun = f"{count} examples in batches of {size} and shuffle={shuffled}"
+        batches = f"{count} examples in batches of {size} and shuffle={shuffled}"
         raise ValueError(
-            f"epoch {number} was begun with {begun if size else 'other batches'}, got "
-            f"{source}"
+            f"epoch {number} was begun with {batches if size else 'other batches'}, "
+            f"got {source}"
         )
 
 

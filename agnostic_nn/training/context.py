@@ -40,7 +40,7 @@ class Context:
         return callable(self._function)
 
     @property
-    def given(self) -> Any:
+    def assigned(self) -> Any:
         """The function that was set, or the tree of arrays on the backend, or None."""
         return self._function if self.is_called else self._tree
 

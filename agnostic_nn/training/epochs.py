@@ -160,7 +160,7 @@ class EpochLoop:
                 yield self.feeder.group(sizes, examples, together)
         else:
             for number, examples in enumerate(source.epoch(epoch, first, limit), first):
-                yield self.feeder.one(epoch, number, examples)
+                yield self.feeder.single(epoch, number, examples)
 
     def _take(
         self, call: Call, layout: tuple[int, int, bool]

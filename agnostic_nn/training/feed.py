@@ -85,7 +85,7 @@ class BatchFeeder:
         calls = math.ceil(count / most)
         return math.ceil(count / calls)
 
-    def one(self, epoch: int, number: int, examples: Examples) -> Call:
+    def single(self, epoch: int, number: int, examples: Examples) -> Call:
         """Return the call that takes batch `number` of an epoch."""
         if self.augment is not None:
             generator = np.random.default_rng((self.seed, epoch, number))

@@ -260,7 +260,7 @@ class Trainer:
         A new tree must have the nesting, shapes and dtypes of the old one, so that
         steps are not compiled again. The context is not saved.
         """
-        return self._context.given
+        return self._context.assigned
 
     @context.setter
     def context(self, context: Any) -> None:
@@ -380,7 +380,7 @@ class Trainer:
     def _version(self) -> tuple[Any, ...]:
         """Return objects, one of which every change replaces; see `core.guards`."""
         run = self._current.settled()
-        return run.steps, run.epoch, run.carry, self._context.given
+        return run.steps, run.epoch, run.carry, self._context.assigned
 
     # --- learning
     # -----------------------------------------------------------------------
