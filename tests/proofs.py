@@ -69,7 +69,8 @@ The table of `agnostic-nn check`. You get the same for a layer of your own from
 - `batch of 0`, `batch of 1`: no examples give gradients of 0, and one example alone
   gives the same prediction as in a batch. "refused" means that the layer raises an
   error, as it documents.
-- `filled batch`: filler rows, which a `RowMask` excludes, have no effect.
+- `filled batch`: filler rows, which a `RowMask` excludes, have no effect, whether they
+  repeat an example or hold numbers beyond those of all examples.
 - `shortcuts`: `predict` agrees with `forward`, and `backward_params` with `backward`.
 - A backend's name: everything that it computes, against NumPy.
 - `vjp of` a backend: its automatic differentiation of the forward pass.

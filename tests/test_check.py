@@ -242,6 +242,55 @@ class RemembersNothingAsNaN(DividesByAllRows):
         return np.sum(counts)
 
 
+class MaximumOfAllRows(nn.Layer):
+    """Keeps the largest x so far. Fillers that repeat an example do not change it."""
+
+    extremum = staticmethod(np.maximum)
+
+    def init(self, key, shape, dtype):
+        return {}, {"extremum": namespace(key).zeros(shape, dtype=dtype)}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        old = state["extremum"]
+        new = self.extremum.reduce(x, axis=0, initial=0.0) if train else old
+        return x, {"extremum": self.extremum(old, new)}, ()
+
+    def backward(self, params, cache, dy):
+        return dy, {}
+
+
+class MinimumOfAllRows(MaximumOfAllRows):
+    extremum = staticmethod(np.minimum)
+
+
+class LastIndexOfAllRows(nn.Embedding):
+    def init(self, key, shape, dtype):
+        params, _, shape = super().init(key, shape, dtype)
+        return params, {"last": namespace(key).zeros((), dtype=dtype)}, shape
+
+    def forward(self, params, state, x, *, train=False):
+        y, _, cache = super().forward(params, {}, x, train=train)
+        state = {"last": x[-1].astype(y.dtype)} if train and len(x) else state
+        return y, state, cache
+
+
+class LastMaskOfAllRows(nn.Layer):
+    """Multiplies by a mask, and keeps the mask of the last row."""
+
+    input_kinds: ClassVar = {"x": "real floating", "mask": "bool"}
+
+    def init(self, key, shape, dtype):
+        return {}, {"mask": namespace(key).zeros(shape["x"], dtype=dtype)}, shape["x"]
+
+    def forward(self, params, state, x, *, train=False):
+        mask = x["mask"].astype(x["x"].dtype)
+        state = {"mask": mask[-1]} if train and len(mask) else state
+        return x["x"] * mask, state, mask
+
+    def backward(self, params, cache, dy):
+        return {"x": dy * cache, "mask": None}, {}
+
+
 class SendsFillersBack(nn.BatchNorm):
     def backward(self, params, cache, dy):
         dx, grads = super().backward(params, cache, dy)
@@ -391,8 +440,16 @@ BROKEN = [  # layer, shape of one example, part of the message
     (CountsRepeatsOnce(40, 1), (), rf"{CENTRAL}, train: weight\["),
     (ForgetsTheShortcut(2), (4,), r"shortcuts on numpy, train: weight\["),
     (PredictsAnotherWay(), (4,), r"shortcuts on numpy, predict: y\["),
-    (CountsFillers(), (4,), r"filled batch on numpy, train: [xy]\["),
+    (CountsFillers(), (4,), r"filled batch on numpy, train: state.variance\["),
     (DividesByAllRows(), (4,), r"filled batch on numpy, train: state.mean\["),
+    (MaximumOfAllRows(), (4,), r"filled batch on numpy, train: state.extremum\["),
+    (MinimumOfAllRows(), (4,), r"filled batch on numpy, train: state.extremum\["),
+    (LastIndexOfAllRows(99, 2), (), r"filled batch on numpy, train: state.last"),
+    (
+        LastMaskOfAllRows(),
+        {"x": (4,), "mask": (4,)},
+        r"filled batch on numpy, train: state.mask\[",
+    ),
     (SendsFillersBack(), (4,), r"filled batch on numpy, train: x\["),
     (DropsByTheFillers(0.3), (4,), r"filled batch on numpy, train: [xy]\["),
     (RemembersNothingAsNaN(), (4,), r"train, batch of 0: state.mean is \[nan"),

@@ -33,7 +33,9 @@ shortcuts
     as `forward`.
 filled batch
     Filler rows at the end of a batch (see `RowMask`), with a dy of 0, change neither
-    the y and dx of the other rows nor the state nor a gradient, and get a dx of 0.
+    the y and dx of the other rows nor the state nor a gradient, and get a dx of 0. They
+    repeat the last example, and then they differ from all examples. They are finite:
+    0 · NaN is NaN, so with NaN in x, most layers have NaN in a gradient.
 
 Before that, in float32 and float64, the contract is checked: shape, dtype and nesting
 of everything that the layer returns, no argument changed in place, the same results at
@@ -74,6 +76,7 @@ ROUNDING = 1e-10  # tolerance of results that differ by rounding alone
 # The largest number in a leaf counts as at least this much. Otherwise rounding errors
 # in a leaf of zeros would be divided by each other.
 SMALLEST_SCALE = 1e-2
+FAR = 16.0  # the ratio of extreme fillers to the most extreme examples
 KINKS = 0.25  # the share of a leaf that may lie at kinks
 
 
@@ -197,13 +200,15 @@ def check(
     has_numbers = any(leaf.size for leaf in leaves(cases[0].point))
     expect(has_numbers, "there is no number to check in examples of {}", shape)
     rows: list[Row] = []
+    # Another generator, so that this draw does not change those of the other oracles.
+    others = draw_x(np.random.default_rng([seed, 1]), batched(shape, 2))
     for case in cases:
         rows += _central_differences(case, elements, generator)
         rows += _adjoint(case, generator)
         rows += _layout(case)
         rows += _small_batches(case, generator)
         rows += _shortcuts(case)
-        rows += _filled_batch(case)
+        rows += _filled_batch(case, others)
     for other in _usable() if backends is None else backends:
         other = backend(other) if isinstance(other, str) else other
         try:
@@ -521,26 +526,55 @@ def _shortcuts(case: _Case) -> Iterator[Row]:
     return _rows("shortcuts", case, {"params": expected["params"]}, {"params": grads})
 
 
-def _filled_batch(case: _Case) -> Iterable[Row]:
+def _filled_batch(case: _Case, others: Any) -> Iterator[Row]:
+    """Yield the rows of a batch with fillers; of two ways to fill it, the worse row.
+
+    Fillers repeat the last example, as those of the trainer do, or are extreme values:
+    real numbers beyond those of the examples, the opposite of booleans, and the
+    integers in `others`, which holds two other examples.
+    """
     if case.mode == "predict":
-        return []
+        return
     count = len(leaves(case.x)[0])
 
-    def fill(leaf: np.ndarray, filler: np.ndarray) -> np.ndarray:
-        return np.concatenate([leaf, np.repeat(filler, 2, axis=0)])
-
     def fill_with_zeros(leaf: np.ndarray) -> np.ndarray:
-        return fill(leaf, 0.0 * leaf[-1:])
+        return np.concatenate([leaf, np.repeat(0.0 * leaf[-1:], 2, axis=0)])
 
-    x = tree_map(lambda leaf: fill(leaf, leaf[-1:]), case.x)
-    dy = tree_map(fill_with_zeros, case.dy)
-    counts = np.repeat([1.0, 0.0], [count, 2])
-    results = replace(case, x=x, dy=dy, counts=counts).run()
-    results["y"] = tree_map(lambda leaf: leaf[:count], results["y"])
     expected = case.run()
     if "x" in expected:
         expected["x"] = tree_map(fill_with_zeros, expected["x"])
-    return _rows("filled batch", case, expected, results)
+    dy = tree_map(fill_with_zeros, case.dy)
+    counts = np.repeat([1.0, 0.0], [count, 2])
+    repeated = tree_map(lambda leaf: np.repeat(leaf[-1:], 2, axis=0), case.x)
+    extreme = tree_map(_extreme, case.x, others)
+    tables = []
+    for fillers in (repeated, extreme):
+        x = tree_map(lambda *parts: np.concatenate(parts), case.x, fillers)
+        # An overflow in a filler is harmless unless it reaches one of the results.
+        with np.errstate(over="ignore", invalid="ignore"):
+            results = replace(case, x=x, dy=dy, counts=counts).run()
+        results["y"] = tree_map(lambda leaf: leaf[:count], results["y"])
+        tables.append(_rows("filled batch", case, expected, results))
+    for pair in zip(*tables, strict=True):
+        yield max(pair, key=lambda row: (math.isnan(row.error), row.error))
+
+
+def _extreme(leaf: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Return two fillers that differ from all examples in `leaf`.
+
+    At each position, one real number is above those of all examples and one is below.
+    They have the signs of the maximum and of the minimum: a layer may accept positive
+    numbers only.
+    """
+    if leaf.dtype.kind == "b":
+        return np.repeat(~leaf[-1:], 2, axis=0)
+    if leaf.dtype.kind != "f":
+        return other
+    high = np.max(leaf, axis=0)
+    low = np.min(leaf, axis=0)
+    above = np.where(high > 0.0, FAR * high, high / FAR)
+    below = np.where(low < 0.0, FAR * low, low / FAR)
+    return np.stack([above, below])
 
 
 def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
