@@ -33,7 +33,7 @@ def drawn(targets: Draw, outputs: Draw = np.random.Generator.standard_normal) ->
     the target for a generator and the shapes {"y": ..., "target": ...}.
     """
 
-    def draw(generator, shape):
+    def draw(generator: np.random.Generator, shape: Any) -> Any:
         y = shape_map(lambda leaf: outputs(generator, leaf), shape["y"])
         return {"y": y, "target": targets(generator, shape)}
 
@@ -45,34 +45,34 @@ def drawn(targets: Draw, outputs: Draw = np.random.Generator.standard_normal) ->
 
 def numbers(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return targets with a normal distribution."""
-    return generator.standard_normal(shape["target"])
+    return np.asarray(generator.standard_normal(shape["target"]))
 
 
 def counts(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return targets with a Poisson distribution, as floats."""
-    return generator.poisson(1.5, shape["target"]).astype("float64")
+    return np.asarray(generator.poisson(1.5, shape["target"]).astype("float64"))
 
 
 def signs(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return targets of -1 and 1."""
-    return generator.choice([-1.0, 1.0], shape["target"])
+    return np.asarray(generator.choice([-1.0, 1.0], shape["target"]))
 
 
 def probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return targets between 0 and 1."""
-    return generator.random(shape["target"])
+    return np.asarray(generator.random(shape["target"]))
 
 
 def distributions(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return probabilities of the classes, some of them 0, which add up to 1."""
     p = generator.random(shape["target"]) * (generator.random(shape["target"]) > 0.3)
     p[..., 0] += 0.1
-    return p / np.sum(p, axis=-1, keepdims=True)
+    return np.asarray(p / np.sum(p, axis=-1, keepdims=True))
 
 
 def labels(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return class numbers."""
-    return generator.integers(0, shape["y"][-1], shape["target"])
+    return np.asarray(generator.integers(0, shape["y"][-1], shape["target"]))
 
 
 def labels_or_ignored(generator: np.random.Generator, shape: Any) -> np.ndarray:
@@ -83,7 +83,7 @@ def labels_or_ignored(generator: np.random.Generator, shape: Any) -> np.ndarray:
 
 def labels_without_last(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return class numbers for `ctc`, whose last class is the blank."""
-    return generator.integers(0, shape["y"][-1] - 1, shape["target"])
+    return np.asarray(generator.integers(0, shape["y"][-1] - 1, shape["target"]))
 
 
 # --- outputs --------------------------------------------------------------------------
@@ -91,13 +91,13 @@ def labels_without_last(generator: np.random.Generator, shape: Any) -> np.ndarra
 
 def positive(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return numbers between 0.3 and 2."""
-    return generator.uniform(0.3, 2.0, shape)
+    return np.asarray(generator.uniform(0.3, 2.0, shape))
 
 
 def log_probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return logarithms of probabilities that add up to 1 over the last axis."""
     y = generator.standard_normal(shape)
-    return y - np.log(np.sum(np.exp(y), axis=-1, keepdims=True))
+    return np.asarray(y - np.log(np.sum(np.exp(y), axis=-1, keepdims=True)))
 
 
 # --- inputs of layers -----------------------------------------------------------------

@@ -88,7 +88,7 @@ class LossOf(Layer):
         xp = namespace(key)
         dtypes = {"y": dtype, "target": xp.int32 if self.labels else dtype}
 
-        def zeros(name):
+        def zeros(name: str) -> Any:
             create = partial(xp.zeros, dtype=dtypes[name], device=device(key))
             return shape_map(lambda example: create((1, *example)), shape[name])
 
@@ -97,7 +97,9 @@ class LossOf(Layer):
 
     def evaluate(self, x: Any) -> tuple[Any, Any]:
         """Return the values and the slopes of each example."""
-        return self.loss(x["y"], x["target"], reduction="none", **dict(self.options))
+        options = dict(self.options)
+        values, slopes = self.loss(x["y"], x["target"], reduction="none", **options)
+        return values, slopes
 
     def forward(
         self, params: Params, state: State, x: Any, *, train: Any = False
@@ -108,7 +110,7 @@ class LossOf(Layer):
     def backward(self, params: Params, cache: Any, dy: Array) -> tuple[Any, Params]:
         xp = namespace(dy)
 
-        def scaled(slope):
+        def scaled(slope: Any) -> Any:
             return slope * xp.reshape(dy, (*dy.shape, *(1,) * (slope.ndim - dy.ndim)))
 
         return {"y": tree_map(scaled, cache), "target": None}, {}

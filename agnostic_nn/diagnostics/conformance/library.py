@@ -66,12 +66,12 @@ def _generic_adapter(name: str, library: Any) -> Any:
         fault = f"arrays of {name} do not follow the Array API Standard"
         raise BackendUnavailable(f"{fault}: {error_line(error)}") from error
 
-    def asarray(data, device):
+    def asarray(data: np.ndarray, device: Any) -> Any:
         # Some libraries would convert float64 to float32 if no dtype were given. A
         # dtype that the library lacks raises AttributeError here.
         return xp.asarray(np.array(data, order="C"), dtype=getattr(xp, data.dtype.name))
 
-    def to_numpy(array):
+    def to_numpy(array: Any) -> np.ndarray:
         try:
             converted = np.asarray(array)
         except (TypeError, ValueError, RuntimeError):
@@ -83,9 +83,9 @@ def _generic_adapter(name: str, library: Any) -> Any:
             raise TypeError(f"NumPy cannot read arrays of {name}: {remedy}")
         return converted
 
-    def has_float64(device):
+    def has_float64(device: Any) -> bool:
         try:
-            return xp.asarray([0.0], dtype=xp.float64).dtype == xp.float64
+            return bool(xp.asarray([0.0], dtype=xp.float64).dtype == xp.float64)
         except Exception:  # libraries raise different errors
             return False
 

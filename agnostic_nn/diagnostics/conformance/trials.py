@@ -11,6 +11,7 @@ import numpy as np
 
 from ... import blocks, layers, losses, ops, optimizers
 from ...core import random
+from ...core.arrays import Shape
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.trees import leaves, named_leaves, shape_map, tree_map
 from ...training import Trainer
@@ -56,7 +57,7 @@ def _exact(epsilon: float) -> float:
 def _names() -> Iterator[Trial]:
     name = "all names"
 
-    def compute(chosen, dtype):
+    def compute(chosen: Backend, dtype: str) -> Any:
         missing = [name for name in needs() if not hasattr(chosen.xp, name)]
         if missing:
             raise AttributeError(f"the namespace lacks {', '.join(missing)}")
@@ -73,7 +74,7 @@ def _names() -> Iterator[Trial]:
 def _arrays() -> Iterator[Trial]:
     for name in ("bool", "int32", "uint32", "float32", "float64"):
 
-        def compute(chosen, dtype, name=name):
+        def compute(chosen: Backend, dtype: str, name: str = name) -> Any:
             if name == "float64" and dtype == "float32":
                 if not chosen.can_double:
                     raise BackendUnavailable(f"{chosen} has no float64")
@@ -100,7 +101,9 @@ def _random() -> Iterator[Trial]:
     }
     for name, draw in draws.items():
 
-        def compute(chosen, dtype, draw=draw):
+        def compute(
+            chosen: Backend, dtype: str, draw: Callable[..., Any] = draw
+        ) -> Any:
             key = random.key(2**40 + 7, xp=chosen.xp, device=chosen.device)
             result = chosen.to_numpy(
                 chosen.jit(lambda key: draw(chosen.xp, key, dtype))(key)
@@ -148,14 +151,14 @@ def _ops() -> Iterator[Trial]:
     }
     arrays = _cast(_cast(arrays, "float32"), "float64")
 
-    def loop(a, reverse):
-        def step(carry, x):
+    def loop(a: Any, reverse: bool) -> Any:
+        def step(carry: Any, x: Any) -> Any:
             carry = 0.5 * carry + x
             return carry, {"y": carry * x}
 
         return ops.scan(step, a["x"][0, ...], a["x"], reverse=reverse)
 
-    def pooled(a):
+    def pooled(a: Any) -> Any:
         y, _, cache = layers.MaxPool2D(2).forward({}, {}, a["ties"], train=True)
         return {"y": y, "dx": layers.MaxPool2D(2).backward({}, cache, y)[0]}
 
@@ -197,7 +200,11 @@ def _ops() -> Iterator[Trial]:
             yield Trial(name, f"tested in {TESTED_IN[name]}")
             continue
 
-        def compute(chosen, dtype, function=functions[name]):
+        def compute(
+            chosen: Backend,
+            dtype: str,
+            function: Callable[..., Any] = functions[name],
+        ) -> Any:
             return _run_on(chosen, function, _cast(arrays, dtype))
 
         yield Trial(name, compute)
@@ -242,7 +249,7 @@ def _layer(example: Example, size: int, chosen: Backend, dtype: str) -> Any:
     """Return what a layer computes of `size` examples, training and predicting."""
     layer = example.layer
 
-    def everything(a):
+    def everything(a: Any) -> Any:
         results = {}
         for mode in ("train", "predict"):
             train = mode == "train"
@@ -273,16 +280,17 @@ def _arguments(example: Example) -> dict[str, Any]:
     params, state, out = layer.init(random.key(0, xp=host), example.shape, host.float32)
     x = draw(generator, batched(example.shape, 4))
 
-    def normal(shape):
+    def normal(shape: Shape) -> np.ndarray:
         return np.asarray(generator.standard_normal(shape))
 
-    def moved(leaf):
+    def moved(leaf: Any) -> Any:
         return leaf + generator.uniform(-0.25, 0.25, leaf.shape)
 
     dy = shape_map(normal, batched(out, 4))
     params = tree_map(moved, params)
     arguments = {"params": params, "state": state, "x": _narrow(x), "dy": dy}
-    return _cast(arguments, "float32")
+    result: dict[str, Any] = _cast(arguments, "float32")
+    return result
 
 
 def _narrow(tree: Any) -> Any:
@@ -306,7 +314,7 @@ def _batches() -> Iterator[Trial]:
 def _optimizers(steps: int = 5) -> Iterator[Trial]:
     generator = np.random.default_rng(0)
 
-    def draw_params():
+    def draw_params() -> Any:
         layer = {
             "weight": generator.standard_normal((5, 3)),
             "bias": generator.standard_normal(3),
@@ -318,7 +326,9 @@ def _optimizers(steps: int = 5) -> Iterator[Trial]:
     grads = [draw_params() for _ in range(steps)]
     for optimizer in OPTIMIZERS:
 
-        def compute(chosen, dtype, optimizer=optimizer):
+        def compute(
+            chosen: Backend, dtype: str, optimizer: optimizers.Optimizer = optimizer
+        ) -> Any:
             params = _cast(start, dtype)
             moments = chosen.asarray(optimizer.init(params))
             params = chosen.asarray(params)
@@ -393,7 +403,7 @@ def _tasks() -> dict[str, _Task]:
 def _training() -> Iterator[Trial]:
     for name, task in _tasks().items():
 
-        def compute(chosen, dtype, task=task):
+        def compute(chosen: Backend, dtype: str, task: _Task = task) -> Any:
             trainer = task.trainer(chosen, dtype)
             history = task.fit(trainer)
             y = trainer.predict(_cast(task.x, dtype))
@@ -418,7 +428,7 @@ def _training_tolerance(task: _Task, steps: int, epsilon: float) -> float:
 def _checkpoints() -> Iterator[Trial]:
     task = next(iter(_tasks().values()))
 
-    def train_save_load(chosen, dtype, to_numpy):
+    def train_save_load(chosen: Backend, dtype: str, to_numpy: bool) -> Any:
         numpy = backend("numpy")
         first, second = (chosen, numpy) if to_numpy else (numpy, chosen)
         trainer = task.trainer(first, dtype)
