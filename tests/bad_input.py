@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 import agnostic_nn as nn
-from agnostic_nn import initializers, losses, metrics, random, schedules
+from agnostic_nn import initializers, losses, metrics, optimizers, random, schedules
 from agnostic_nn.diagnostics.compare import compare
 
 HOME = Path(nn.__file__).parent
@@ -242,22 +242,13 @@ def _constructors():
     add(nn.Freeze, layer=nn.Dense(3))
     block = {"activation": "layer", "cross": "layer"}
     add(nn.TransformerBlock, block, attention=nn.MultiHeadAttention(2), hidden=4)
-    for kind in (
-        nn.SGD,
-        nn.Lion,
-        nn.Adagrad,
-        nn.Adadelta,
-        nn.RMSprop,
-        nn.Adam,
-        nn.AdamW,
-    ):
-        add(kind)
-    for kind in (nn.Adamax, nn.NAdam, nn.RAdam, nn.LAMB, nn.Adafactor, nn.Muon):
-        add(kind)
-    for kind in (nn.ClipByValue, nn.ClipByNorm, nn.ClipByGlobalNorm, nn.L2, nn.Average):
-        add(kind, optimizer=nn.Adam())
-    add(nn.Accumulate, optimizer=nn.Adam(), every=2, terms=2)
-    add(nn.Scaled, optimizer=nn.Adam())
+    for name in optimizers.__all__:
+        kind = getattr(optimizers, name)
+        required = {"every": 2, "terms": 2} if kind is nn.Accumulate else {}
+        if issubclass(kind, optimizers.Rule) and kind is not optimizers.Rule:
+            add(kind)
+        elif "optimizer" in inspect.signature(kind).parameters:
+            add(kind, optimizer=nn.Adam(), **required)
     number = {"rate": "positive", "final": "number"}
     add(schedules.Constant, number, rate=0.1)
     add(schedules.StepDecay, number, rate=0.1, every=3)

@@ -18,6 +18,7 @@ from agnostic_nn import ops
 from agnostic_nn.blocks import graph, parallel, residual
 from agnostic_nn.core.arrays import device, namespace
 from agnostic_nn.core.trees import tree_map
+from agnostic_nn.diagnostics import examples
 from agnostic_nn.diagnostics.bisect import StageFailed, noise, search, stages
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.layers import convolution, normalization, regularization
@@ -645,11 +646,7 @@ def test_rounding_is_not_a_difference(backend, thorough):
 
 
 OPTIMIZERS = [
-    nn.SGD(0.1, momentum=0.9, nesterov=True),
-    nn.AdamW(),
-    nn.LAMB(),
-    nn.Muon(),
-    nn.Adafactor(),
+    *examples.OPTIMIZERS,
     nn.ClipByGlobalNorm(nn.RMSprop(), 1.0),
     nn.Average(nn.Accumulate(nn.Adam(nn.schedules.Cosine(1e-2, 10)), 2)),
 ]

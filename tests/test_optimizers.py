@@ -3,6 +3,7 @@
 import functools
 import math
 import pickle
+from dataclasses import fields, replace
 from decimal import Decimal
 
 import numpy as np
@@ -14,6 +15,7 @@ from cases.optimizers import OPTIMIZERS, STEPS, apart, by_hand, problem, walk
 import agnostic_nn as nn
 from agnostic_nn import SGD, Adam, AdamW, ClipByGlobalNorm
 from agnostic_nn.core.trees import leaves, named_leaves, tree_map
+from agnostic_nn.diagnostics import examples
 from agnostic_nn.optimizers import Rule
 from agnostic_nn.optimizers.base import NO_DECAY, decays, first_leaf, matches, paths
 from agnostic_nn.schedules import Constant, Cosine, Piecewise, StepDecay
@@ -34,6 +36,13 @@ WRAPPERS = [  # optimizers around others
 ALL = [*(case.optimizer for case in OPTIMIZERS), *WRAPPERS]
 each_case = pytest.mark.parametrize("case", OPTIMIZERS, ids=str)
 each_optimizer = pytest.mark.parametrize("optimizer", ALL, ids=str)
+
+
+def fields_of(optimizer):
+    return [field.name for field in fields(optimizer)]
+
+
+PUBLIC = {name for name in nn.optimizers.__all__ if name not in ("Optimizer", "Rule")}
 
 
 @functools.cache
@@ -111,6 +120,11 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
         2 * (1 - 0.1 * 0.3) - 0.1 * 0.5 / (0.5 + 1e-3),
     ),
     (nn.Adamax(0.1, epsilon=0.1), 2 - 0.1 * 0.5 / 0.6),
+    (
+        nn.NAdam(0.1, beta1=0.5, epsilon=0.1, momentum_decay=0.0),
+        # each μ is β₁ / 2 = 0.25, and m = 0.25
+        2 - 0.1 * (0.25 * 0.25 / (1 - 0.25**2) + 0.75 * 0.5 / 0.75) / 0.6,
+    ),
     (nn.RAdam(0.1), 2 - 0.1 * 0.5),
     (nn.LAMB(0.1), 2 - 0.1 * 2),
     (nn.Adafactor(0.1), 2 - 2 * 0.1),
@@ -226,11 +240,10 @@ def test_every_optimizer_is_in_the_lists_above():
                 part = part[1] if isinstance(part, tuple) else part
                 yield from inside(part) if hasattr(part, "update") else ()
 
-    listed = {
-        name for name in nn.optimizers.__all__ if name not in ("Optimizer", "Rule")
-    }
     tested = {name for optimizer in ALL for name in inside(optimizer)}
-    assert listed == tested, "a row of OPTIMIZERS in tests/cases/optimizers.py"
+    assert tested == PUBLIC, "a row of OPTIMIZERS in tests/cases/optimizers.py"
+    tested = {type(optimizer).__name__ for optimizer, _ in FIRST} | {"Fixed"}
+    assert tested == PUBLIC, "a row of FIRST in tests/test_optimizers.py"
 
 
 @pytest.mark.parametrize(
@@ -420,6 +433,12 @@ def test_weights_decay_but_biases_and_scales_do_not(backend, optimizer, factor):
     np.testing.assert_array_equal(norm["scale"], 1)
 
 
+def test_every_optimizer_with_weight_decay_is_tested():
+    names = {name for name in PUBLIC if "no_decay" in fields_of(getattr(nn, name))}
+    tested = {type(optimizer).__name__ for optimizer, _ in DECAYING}
+    assert tested == names, "a row of DECAYING in tests/test_optimizers.py"
+
+
 def test_no_decay_names_every_vector_that_a_layer_trains_and_no_matrix():
     axes = {}
     key = nn.random.key(0, xp=nn.backend("numpy").xp)
@@ -505,23 +524,10 @@ def test_gradients_within_the_limit_pass_unchanged(backend, clip, limit):
 
 
 WITH_EMPTY_PARAMETERS = [
-    SGD(0.1, momentum=0.9),
-    nn.Lion(0.1),
-    nn.Adagrad(0.1),
-    nn.Adadelta(),
-    nn.RMSprop(0.1, centered=True),
-    Adam(0.1),
-    AdamW(0.1),
-    nn.Adamax(0.1),
-    nn.NAdam(0.1),
-    nn.RAdam(0.1),
-    nn.LAMB(0.1),
-    nn.Adafactor(0.1),
-    nn.Muon(0.1),
-    nn.ClipByNorm(Adam(0.1), limit=100.0),
-    ClipByGlobalNorm(Adam(0.1), limit=100.0),
-    nn.Average(Adam(0.1)),
-    nn.Accumulate(Adam(0.1), 1),
+    optimizer
+    for optimizer in examples.OPTIMIZERS
+    # that of Parts names a bias, which is not among these parameters
+    if not isinstance(optimizer, nn.Parts)
 ]
 EXTREMES = [  # gradient, limit, clipped gradient; squares overflow or underflow float32
     ([0.0, 0.0], 1.0, [0.0, 0.0]),
@@ -860,60 +866,22 @@ WRONG = [  # call, error, message
         TypeError,
         r"rate to be a number, got np.float64\(0.1\)",
     ),
-    (lambda: SGD(0.1, momentum=1.0), ValueError, r"momentum in \[0, 1\), got 1.0"),
     (lambda: SGD(0.1, momentum=-0.1), ValueError, r"momentum in \[0, 1\), got -0.1"),
     (lambda: SGD(0.1, momentum="a"), TypeError, "momentum to be a number, got 'a'"),
     (lambda: SGD(0.1, nesterov=True), ValueError, "nesterov needs a momentum above 0"),
-    (lambda: SGD(0.1, weight_decay=-1.0), ValueError, "decay of at least 0, got -1.0"),
     (lambda: SGD(0.1, weight_decay=NAN), ValueError, "decay of at least 0, got nan"),
     (lambda: SGD(0.1, weight_decay=INF), ValueError, "decay of at least 0, got inf"),
     (lambda: SGD(0.1, weight_decay="a"), TypeError, "decay to be a number, got 'a'"),
-    (
-        lambda: SGD(no_decay="bias"),
-        TypeError,
-        "no_decay to be a tuple of paths, got 'bias'",
-    ),
     (
         lambda: AdamW(no_decay=(1,)),
         TypeError,
         r"no_decay to be a tuple of paths, got \(1,\)",
     ),
-    (lambda: Adam(beta1=1.0), ValueError, r"beta1 in \[0, 1\), got 1.0"),
     (lambda: Adam(beta2=-0.5), ValueError, r"beta2 in \[0, 1\), got -0.5"),
     (lambda: Adam(beta2=NAN), ValueError, r"beta2 in \[0, 1\), got nan"),
-    (lambda: Adam(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
     (lambda: Adam(epsilon=NAN), ValueError, "epsilon above 0, got nan"),
-    (lambda: AdamW(weight_decay=-1.0), ValueError, "decay of at least 0, got -1.0"),
     (lambda: AdamW(beta1=2.0), ValueError, r"beta1 in \[0, 1\), got 2.0"),
-    (lambda: nn.Lion(beta1=1.0), ValueError, r"beta1 in \[0, 1\), got 1.0"),
-    (lambda: nn.Lion(beta2=1.0), ValueError, r"beta2 in \[0, 1\), got 1.0"),
-    (lambda: nn.Adagrad(initial=-1.0), ValueError, "initial of at least 0, got -1.0"),
-    (lambda: nn.Adagrad(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
-    (lambda: nn.Adadelta(rho=1.0), ValueError, r"rho in \[0, 1\), got 1.0"),
-    (lambda: nn.Adadelta(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
-    (lambda: nn.RMSprop(rho=1.0), ValueError, r"rho in \[0, 1\), got 1.0"),
-    (lambda: nn.RMSprop(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
-    (lambda: nn.RMSprop(momentum=1.0), ValueError, r"momentum in \[0, 1\), got 1.0"),
-    (
-        lambda: nn.NAdam(momentum_decay=-1.0),
-        ValueError,
-        "decay of at least 0, got -1.0",
-    ),
-    (lambda: nn.Adafactor(power=-1.0), ValueError, "power of at least 0, got -1.0"),
-    (lambda: nn.Adafactor(limit=0.0), ValueError, "limit above 0, got 0.0"),
-    (lambda: nn.Adafactor(epsilon1=0.0), ValueError, "epsilon1 above 0, got 0.0"),
-    (lambda: nn.Adafactor(epsilon2=0.0), ValueError, "epsilon2 above 0, got 0.0"),
-    (lambda: nn.Muon(momentum=1.0), ValueError, r"momentum in \[0, 1\), got 1.0"),
-    (
-        lambda: nn.Muon(coefficients=(1.0, 2.0)),
-        ValueError,
-        r"three coefficients, got \(1.0, 2.0",
-    ),
     (lambda: nn.Muon(coefficients=(1, 2, NAN)), ValueError, "coefficient c, got nan"),
-    (lambda: nn.Muon(iterations=0), ValueError, "iterations of at least 1, got 0"),
-    (lambda: nn.Muon(epsilon=0.0), ValueError, "epsilon above 0, got 0.0"),
-    (lambda: nn.Muon(others=0.1), TypeError, r"an optimizer such as Adam\(\), got 0.1"),
-    (lambda: ClipByGlobalNorm(SGD(), 0.0), ValueError, "limit above 0, got 0.0"),
     (lambda: ClipByGlobalNorm(SGD(), -1.0), ValueError, "limit above 0, got -1.0"),
     (lambda: ClipByGlobalNorm(SGD(), INF), ValueError, "limit above 0, got inf"),
     (
@@ -921,14 +889,6 @@ WRONG = [  # call, error, message
         TypeError,
         r"an optimizer, got the class Adam: write Adam",
     ),
-    (lambda: nn.L2(SGD(), -1.0), ValueError, "penalty of at least 0, got -1.0"),
-    (lambda: nn.L2(None), TypeError, "an optimizer such as"),
-    (
-        lambda: nn.L2(SGD(), 1.0, no_decay="bias"),
-        TypeError,
-        "no_decay to be a tuple of paths, got 'bias'",
-    ),
-    (lambda: nn.Accumulate(SGD(), 0), ValueError, "every of at least 1, got 0"),
     (lambda: nn.Accumulate(SGD(), 1.5), TypeError, "every to be an integer, got 1.5"),
     (
         lambda: nn.Accumulate(SGD(), np.int64(2)),
@@ -941,23 +901,47 @@ WRONG = [  # call, error, message
         r"got np.float64\(0.1\): .* float\(...\)$",
     ),
     (lambda: Adam("0.1"), TypeError, "expected rate to be a number, got '0.1'$"),
-    (lambda: nn.Accumulate(3, 3), TypeError, "an optimizer such as"),
-    (lambda: nn.Average(SGD(), 1.0), ValueError, r"decay in \[0, 1\), got 1.0"),
-    (lambda: nn.Average(3), TypeError, "an optimizer such as"),
-    (lambda: nn.Scaled("Adam"), TypeError, "an optimizer such as"),
     (lambda: nn.Parts((("0", None),)), TypeError, "an optimizer such as"),
-    (lambda: nn.Parts((("0", SGD()),), rest=0.1), TypeError, "an optimizer such as"),
-    (
-        lambda: nn.Parts((("0",),)),
-        ValueError,
-        "pairs of a pattern and an optimizer, got",
-    ),
     (
         lambda: nn.Parts(((0, SGD()),)),
         TypeError,
         "patterns to be a tuple of paths, got",
     ),
 ]
+SHARE = (1.0, ValueError, r"{} in \[0, 1\), got 1.0")
+ABOVE = (0.0, ValueError, "{} above 0, got 0.0")
+NOT_NEGATIVE = (-1.0, ValueError, "{} of at least 0, got -1.0")
+COUNT = (0, ValueError, "{} of at least 1, got 0")
+FLAG = (1, TypeError, "expected {} to be True or False, got 1")
+OPTIMIZER = (0.1, TypeError, r"an optimizer such as Adam\(\), got 0.1")
+WRONG_OPTION = {  # the field of an optimizer: a refused value, error, message
+    "rate": ABOVE,
+    **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "decay"), SHARE),
+    **dict.fromkeys(("epsilon", "epsilon1", "epsilon2", "limit"), ABOVE),
+    **dict.fromkeys(("weight_decay", "momentum_decay", "penalty"), NOT_NEGATIVE),
+    **dict.fromkeys(("initial", "power"), NOT_NEGATIVE),
+    **dict.fromkeys(("every", "terms", "iterations"), COUNT),
+    **dict.fromkeys(("nesterov", "amsgrad", "centered", "match_adam"), FLAG),
+    **dict.fromkeys(("optimizer", "others", "rest"), OPTIMIZER),
+    "no_decay": ("bias", TypeError, "no_decay to be a tuple of paths, got 'bias'"),
+    "coefficients": ((1.0, 2.0), ValueError, r"three coefficients, got \(1.0, 2.0"),
+    "parts": ((("0",),), ValueError, "pairs of a pattern and an optimizer, got"),
+}
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "option"),
+    [
+        pytest.param(optimizer, option, id=f"{type(optimizer).__name__}-{option}")
+        for optimizer in examples.OPTIMIZERS
+        for option in fields_of(optimizer)
+    ],
+)
+def test_a_wrong_value_of_any_option_is_refused(optimizer, option):
+    assert option in WRONG_OPTION, "a row of WRONG_OPTION in tests/test_optimizers.py"
+    value, error, message = WRONG_OPTION[option]
+    with pytest.raises(error, match=message.format(option)):
+        replace(optimizer, **{option: value})
 
 
 @pytest.mark.parametrize(

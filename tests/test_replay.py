@@ -13,6 +13,7 @@ import agnostic_nn as nn
 from agnostic_nn import ops
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn.diagnostics import examples
 from agnostic_nn_backends import replay as replay_package
 from agnostic_nn_backends.replay import emit, kernels, schedule
 from agnostic_nn_backends.replay.program import Program, replayed
@@ -135,20 +136,8 @@ def test_every_layer_can_be_replayed_and_gives_the_same_bits(case, backend, libr
 
 
 OPTIMIZERS = [
+    *examples.OPTIMIZERS,
     nn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.1),
-    *(
-        kind()
-        for kind in (
-            nn.Adam,
-            nn.AdamW,
-            nn.NAdam,
-            nn.RAdam,
-            nn.LAMB,
-            nn.Lion,
-            nn.Adagrad,
-        )
-    ),
-    *(kind() for kind in (nn.RMSprop, nn.Adadelta, nn.Adafactor, nn.Muon, nn.Adamax)),
     nn.Scaled(nn.Average(nn.ClipByGlobalNorm(nn.Adam(nn.schedules.Cosine(0.1, 9))))),
     nn.Accumulate(nn.Adam(amsgrad=True), 2),
 ]
