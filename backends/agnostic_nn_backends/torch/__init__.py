@@ -94,13 +94,14 @@ def policy(
     NVIDIA_TF32_OVERRIDE, TORCH_ALLOW_TF32_CUBLAS_OVERRIDE and
     ONEDNN_DEFAULT_FPMATH_MODE are stronger."""
     is_cuda = device.type == "cuda"
-    workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
-    if deterministic and is_cuda and workspace not in _WORKSPACES:
-        raise NotImplementedError(
-            "cuBLAS does not give the same bits in every run, unless "
-            f"CUBLAS_WORKSPACE_CONFIG is {' or '.join(_WORKSPACES)} before Python "
-            "starts"
-        )
+    if deterministic and is_cuda:
+        workspace = os.environ.get("CUBLAS_WORKSPACE_CONFIG")
+        if workspace not in _WORKSPACES:
+            raise NotImplementedError(
+                "cuBLAS does not give the same bits in every run, unless "
+                f"CUBLAS_WORKSPACE_CONFIG is {' or '.join(_WORKSPACES)} before Python "
+                "starts"
+            )
     if deterministic and device.type == "mps":
         raise NotImplementedError("PyTorch has no deterministic mode on Apple's GPUs")
     changes = []
