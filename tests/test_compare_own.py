@@ -341,3 +341,47 @@ def test_the_help_says_what_the_exit_status_means(capsys):
         in text
     )
     assert "or the requested precision (strict by default) was not used" in text
+
+
+# --- explain and profile with a user's model ------------------------------------------
+
+
+def test_explain_and_profile_take_a_users_model_and_data(folder, capsys):
+    mine = ["--model=mine:model", "--data=labels.npz"]
+    assert main(["explain", *mine, "--rows=3"]) == 0
+    text = capsys.readouterr().out
+    assert "a batch of 3 on numpy" in text
+    assert "softmax_cross_entropy" in text  # the default for integer targets
+    assert main(["profile", *mine, "--batch-size=20", "--steps=1"]) == 0
+    text = capsys.readouterr().out
+    assert text.startswith("mine:model on numpy:cpu, a batch of 20: ")
+    assert "Dense(width=8, bias=True)" in text
+
+
+@pytest.mark.parametrize("command", ["explain", "profile"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model=mine:model"], "--model needs --data"),
+        (["--loss=huber"], "--loss cannot be used without --model"),
+        (
+            ["--model=mine:model", "--data=labels.npz", "--workload=digits-mlp"],
+            "--model and --workload cannot be used together",
+        ),
+        (["--model=mine:model", "--data=nameless.npz"], "has no array called x"),
+    ],
+)
+def test_wrong_arguments_of_explain_and_profile_are_refused(
+    command, arguments, message, folder, capsys
+):
+    assert main([command, *arguments]) == 2
+    out, error = capsys.readouterr()
+    assert out == ""
+    assert error.startswith(f"agnostic-nn {command}: ")
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_an_example_of_explain_refuses_a_users_model(folder, capsys):
+    assert main(["explain", "--example=softmax_network", "--model=mine:model"]) == 2
+    assert "--model cannot be used with --example" in capsys.readouterr().err

@@ -3,26 +3,36 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ...core.files import write_text
+
+if TYPE_CHECKING:
+    from ..compare.workloads import Workload
 
 __all__ = [
     "AddArgument",
     "add_backend",
     "add_model",
     "add_results",
+    "chosen_workload",
     "command",
     "count",
+    "first_set",
     "is_writable",
+    "model_conflict",
     "names",
     "print_and_write",
     "refuse",
     "seed",
     "show_status",
 ]
+
+
+WORKLOAD = "digits-mlp"
+WITH_MODEL = ("data", "loss", "optimizer", "batch_size")  # arguments that need --model
 
 
 class AddArgument(Protocol):
@@ -61,11 +71,14 @@ def add_backend(add_argument: AddArgument) -> None:
 
 
 def add_model(add_argument: AddArgument) -> None:
-    """Add the arguments of a command that trains the model of a user."""
+    """Add the arguments of a command that runs on the model of a user.
+
+    `chosen_workload` reads them.
+    """
     add_argument(
         "--model",
         metavar="MODULE:OBJECT",
-        help="train your own model instead: a layer, or a function that returns one; "
+        help="use your own model instead: a layer, or a function that returns one; "
         "modules in the current folder can be imported",
     )
     add_argument(
@@ -93,6 +106,48 @@ def add_model(add_argument: AddArgument) -> None:
         metavar="N",
         help="examples per step for --model (default: 32)",
     )
+
+
+def first_set(
+    options: argparse.Namespace, names: Sequence[str], reason: str
+) -> str | None:
+    """Say that the first of the named options that is set cannot be used, and why."""
+    for name in names:
+        if getattr(options, name) is not None:
+            return f"--{name.replace('_', '-')} cannot be used {reason}"
+    return None
+
+
+def model_conflict(options: argparse.Namespace) -> str | None:
+    """Say which arguments of `add_model` exclude each other; None if they do not."""
+    if options.model is None:
+        reason = "without --model: a workload has its own"
+        return first_set(options, WITH_MODEL, reason)
+    if options.workload is not None:
+        return "--model and --workload cannot be used together"
+    return None if options.data is not None else "--model needs --data"
+
+
+def chosen_workload(options: argparse.Namespace) -> "Workload":
+    """Return the workload that the options name, or that of the user's model and data.
+
+    Raises
+    ------
+    CannotCompare
+        If the options exclude each other, or name something that does not exist or
+        does not fit.
+    """
+    from ..compare.user_model import user_workload
+    from ..compare.workloads import CannotCompare, find
+
+    conflict = model_conflict(options)
+    if conflict is not None:
+        raise CannotCompare(conflict)
+    if options.model is None:
+        return find(options.workload or WORKLOAD)
+    settings = {name: getattr(options, name) for name in WITH_MODEL}
+    named = {name: value for name, value in settings.items() if value is not None}
+    return user_workload(options.model, **named)
 
 
 def add_results(add_argument: AddArgument) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable
-from .arguments import add_model, command, count, refuse, seed
+from .arguments import add_model, chosen_workload, command, count, refuse, seed
 
 __all__ = ["add"]
 
@@ -133,20 +133,8 @@ def _replay(options: argparse.Namespace) -> Any:
 def _search(options: argparse.Namespace) -> Any:
     """Search a workload, or the user's model and data, for the first difference."""
     from ..bisect import bisect
-    from ..compare.user_model import user_workload
-    from ..compare.workloads import CannotCompare, find
 
-    names = ("loss", "optimizer", "batch_size")
-    values = {name: getattr(options, name) for name in names}
-    settings = {name: value for name, value in values.items() if value}
-    if options.model and options.data and not options.workload:
-        workload = user_workload(options.model, options.data, **settings)
-    elif options.model or options.data or settings:
-        raise CannotCompare(
-            "--model and --data must be used together, and without --workload"
-        )
-    else:
-        workload = find(options.workload or "digits-mlp")
+    workload = chosen_workload(options)
     train, _ = workload.read()
     return bisect(
         *(workload.model, workload.loss, workload.optimizer, train.x, train.target),

@@ -1,18 +1,28 @@
 """`agnostic-nn compare`: the same training on every backend, and how they differ."""
 
 import argparse
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .arguments import add_model, command, count, is_writable, names, refuse, seed
+from .arguments import (
+    WITH_MODEL,
+    WORKLOAD,
+    add_model,
+    chosen_workload,
+    command,
+    count,
+    first_set,
+    is_writable,
+    model_conflict,
+    names,
+    refuse,
+    seed,
+)
 
 if TYPE_CHECKING:
     from ..compare import Report
 
 __all__ = ["add"]
-
-WORKLOAD = "digits-mlp"
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -149,31 +159,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
-    with_model = ("data", "loss", "optimizer", "batch_size")
     policy = ("precision", "deterministic")
     run = ("dtypes", "epochs", "seed")
-    train = ("backends", "workload", "model", *with_model, *policy, *run)
+    train = ("backends", "workload", "model", *WITH_MODEL, *policy, *run)
     if options.merge:
-        return _first_set(options, train, "with --merge: it trains nothing")
+        return first_set(options, train, "with --merge: it trains nothing")
     if options.labels:
         return "--labels can only be used with --merge"
-    if options.model is None:
-        return _first_set(
-            options, with_model, "without --model: a workload has its own"
-        )
-    if options.workload is not None:
-        return "--model and --workload cannot be used together"
-    return None if options.data is not None else "--model needs --data"
-
-
-def _first_set(
-    options: argparse.Namespace, names: Sequence[str], reason: str
-) -> str | None:
-    """Say that the first of the named options that is set cannot be used, and why."""
-    for name in names:
-        if getattr(options, name) is not None:
-            return f"--{name.replace('_', '-')} cannot be used {reason}"
-    return None
+    return model_conflict(options)
 
 
 def _merged(options: argparse.Namespace) -> "Report":
@@ -183,17 +176,11 @@ def _merged(options: argparse.Namespace) -> "Report":
 
 
 def _trained(options: argparse.Namespace) -> "Report":
-    from ..compare import compare, user_workload
+    from ..compare import compare
     from ..compare.running import SIZES
 
-    workload = options.workload or WORKLOAD
-    if options.model is not None:
-        names = ("loss", "optimizer", "batch_size")
-        chosen = {name: getattr(options, name) for name in names}
-        settings = {name: value for name, value in chosen.items() if value is not None}
-        workload = user_workload(options.model, options.data, **settings)
     return compare(
-        workload,
+        chosen_workload(options),
         options.backends,
         precision=options.precision,
         deterministic=options.deterministic,

@@ -5,7 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import Backend, BackendUnavailable, backend
-from .arguments import add_backend, command, count, print_and_write, refuse, seed
+from .arguments import (
+    WITH_MODEL,
+    add_backend,
+    add_model,
+    chosen_workload,
+    command,
+    count,
+    print_and_write,
+    refuse,
+    seed,
+)
 
 __all__ = ["add"]
 
@@ -33,6 +43,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="the network, untrained, and its data, one of those that `agnostic-nn "
         "compare --help` lists (default: digits-mlp)",
     )
+    add_model(add_argument)
     add_argument(
         "--example",
         metavar="NAME",
@@ -65,10 +76,11 @@ def _explain(options: argparse.Namespace) -> int:
     from ..explain.html import page
 
     if options.example is not None:
-        for name in ("workload", "rows", "seed"):
+        for name in ("workload", "model", *WITH_MODEL, "rows", "seed"):
             if getattr(options, name) is not None:
                 message = "cannot be used with --example: it has its own"
-                return refuse("explain", f"--{name} {message}")
+                option = f"--{name.replace('_', '-')}"
+                return refuse("explain", f"{option} {message}")
         if options.example not in EXAMPLES:
             available = ", ".join(EXAMPLES)
             message = f"no example is called {options.example!r}; there are {available}"
@@ -91,14 +103,13 @@ def _explained(
     options: argparse.Namespace, chosen: Backend
 ) -> tuple[str, str, list[Any]]:
     """Return the title of a page, its description and its parts."""
-    from ..compare.workloads import find
     from ..explain import explain
     from ..explain.html import Part
     from ..explain.notebooks import notebook_page
 
     if options.example is not None:
         return notebook_page(options.example, chosen)
-    workload = find(options.workload or "digits-mlp")
+    workload = chosen_workload(options)
     train, _ = workload.read()
     examples = train[: options.rows or 4]
     explanation = explain(

@@ -6,7 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable, backend
-from .arguments import add_backend, command, count, print_and_write, refuse
+from .arguments import (
+    add_backend,
+    add_model,
+    chosen_workload,
+    command,
+    count,
+    print_and_write,
+    refuse,
+)
 
 __all__ = ["add"]
 
@@ -24,11 +32,11 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     add_argument(
         "--workload",
-        default="digits-mlp",
         metavar="NAME",
         help="the network and data to train, one of those that `agnostic-nn compare "
-        "--help` lists (default: %(default)s)",
+        "--help` lists (default: digits-mlp)",
     )
+    add_model(add_argument)
     add_backend(add_argument)
     add_argument(
         "--steps",
@@ -46,7 +54,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _profile(options: argparse.Namespace) -> int:
-    from ..compare.workloads import CannotCompare, find
+    from ..compare.workloads import CannotCompare
     from ..profile import profile
 
     path = options.json
@@ -54,7 +62,7 @@ def _profile(options: argparse.Namespace) -> int:
         return refuse("profile", f"--json {path}: {path.parent} is not a folder")
     try:
         chosen = backend(options.backend)
-        workload = find(options.workload)
+        workload = chosen_workload(options)
         train, _ = workload.read()
     except (BackendUnavailable, CannotCompare) as error:
         return refuse("profile", error)
