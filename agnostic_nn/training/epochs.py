@@ -31,12 +31,11 @@ class NonFiniteLoss(FloatingPointError):
 class EpochLoop:
     """The epochs of one call of `fit`.
 
-    trainer: passed to callbacks. step takes one batch, and loop takes several, see
-    `make_loop`. last_arguments: returns their last arguments, see
-    `Context`. to_numpy:
-    converts an array of the backend. prefetch: how many batches a thread prepares.
-    last_step: the count of steps at which to stop, or infinity. evaluate: returns the
-    results on the validation data; None without such data.
+    trainer: passed to callbacks. step, loop: take one batch, or several (`make_loop`).
+    last_arguments: returns the last arguments of both (`Context`). to_numpy: converts
+    an array of the backend. prefetch: how many batches a thread prepares. last_step:
+    the count of steps at which to stop, or infinity. evaluate: returns the results on
+    the validation data; None without such data.
     """
 
     trainer: Any
@@ -182,8 +181,8 @@ class EpochLoop:
     ) -> tuple[Run, Any]:
         """Return the run after `count` steps of one call, and what they returned.
 
-        That are the number of steps taken, their losses, and their terms.
-        layout: that of the batches, see `EpochProgress`.
+        They return the number of steps taken, their losses and their terms. layout:
+        that of the batches, see `EpochProgress`.
         """
         carry, values, finites, terms = result
         values = self._to_list(values)
