@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -50,7 +51,9 @@ def read(path: Path) -> Comparison:
         ) from error
 
 
-def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Comparison:
+def merge(
+    files: Sequence[str | os.PathLike[str]], labels: Sequence[str] | None = None
+) -> Comparison:
     """Merge the reports in these files into one, with a label for each machine.
 
     Without `labels` a machine is called by its processor, or by its file if several
@@ -63,6 +66,7 @@ def merge(paths: Sequence[Path], labels: Sequence[str] | None = None) -> Compari
         message lists all differences); if there are not as many labels as files, or
         labels are repeated.
     """
+    paths = [Path(file) for file in files]
     reports = [read(path) for path in paths]
     if len(reports) < 2:
         raise CannotCompare("expected two reports or more to merge")
