@@ -47,7 +47,7 @@ LEVELS = (
             "training.interrupts",
             "training.progress",
         ),
-        *("training.safetensors_format", "training.splits"),
+        *("training.rates", "training.safetensors_format", "training.splits"),
     },
     {"diagnostics.observe"},
     {
@@ -164,6 +164,7 @@ INSIDE_FUNCTIONS = {
     "diagnostics.compare.workloads": {"mlxtend", "sklearn"},
     "display.pages": {"matplotlib"},
     "core.policies": {"numpy"},
+    "training.history": {"matplotlib", "pandas"},
     "training.progress": {"IPython", "rich"},
     "display.tables": {"rich"},
 }

@@ -37,6 +37,7 @@ __all__ = [
     "nested_like",
     "no_context",
     "one_hot",
+    "probabilities_of",
     "reduced",
     "split_outputs",
     "takes_keyword",
@@ -235,7 +236,11 @@ def _scaled(slope: Array, share: Array) -> Array:
     return xp.where(share != 0, slope, 0.0) * share
 
 
-def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F], F]:
+def loss_function(
+    check: Callable[..., None],
+    probabilities: Callable[[Array], Array] | None = None,
+    **metrics: Metric,
+) -> Callable[[F], F]:
     """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
 
     The decorated function has the signature of the original and these attributes:
@@ -244,6 +249,9 @@ def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F]
         check(target, shape) validates a target on the host, for outputs of `shape`
         without the batch axis. Options of the loss that the check needs are its
         keyword arguments.
+    probabilities
+        The function from outputs to the probabilities that the loss makes of them, or
+        None.
     metrics
         The metrics to report by default, by name: functions (y, target). Options of the
         loss that a metric needs are its keyword arguments.
@@ -269,6 +277,7 @@ def loss_function(check: Callable[..., None], **metrics: Metric) -> Callable[[F]
             return result
 
         loss.check = check
+        loss.probabilities = probabilities
         loss.metrics = metrics
         loss.with_divisor = with_divisor
         return cast(F, loss)
@@ -366,6 +375,13 @@ def metrics_of(loss: Loss) -> dict[str, Metric]:
         name: _bind_options(metric, loss.keywords)
         for name, metric in metrics_of(loss.func).items()
     }
+
+
+def probabilities_of(loss: Loss) -> Callable[[Array], Array] | None:
+    """Return the function from outputs to probabilities of a loss, or None."""
+    if isinstance(loss, partial):
+        return probabilities_of(loss.func)
+    return getattr(loss, "probabilities", None)
 
 
 def describe_loss(loss: Loss) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 from ..core.arrays import Array, Shape, device, expect_axis, first_true, namespace
 from ..core.errors import expect, expect_integer, expect_number
 from ..metrics import accuracy, binary_accuracy
-from ..ops import log_softmax
+from ..ops import log_softmax, sigmoid
 from .base import (
     at_label,
     check_labels,
@@ -141,7 +141,11 @@ def _reduced_counted(
     return reduced(values, slopes, weights, reduction, counts)
 
 
-@loss_function(check=_check_classes, accuracy=accuracy)
+def _softmax(logits: Array) -> Array:
+    return namespace(logits).exp(log_softmax(logits))
+
+
+@loss_function(check=_check_classes, probabilities=_softmax, accuracy=accuracy)
 def softmax_cross_entropy(
     logits: Array,
     target: Array,
@@ -228,7 +232,12 @@ def softmax_cross_entropy(
     return _reduced_counted(values, slopes, is_counted, weights, reduction, counts)
 
 
-@loss_function(check=_check_classes, accuracy=accuracy)
+def _exp(y: Array) -> Array:
+    """Return the probabilities of log-probabilities."""
+    return namespace(y).exp(y)
+
+
+@loss_function(check=_check_classes, probabilities=_exp, accuracy=accuracy)
 def negative_log_likelihood(
     y: Array,
     target: Array,
@@ -263,7 +272,7 @@ def negative_log_likelihood(
     return _reduced_counted(values, -a, is_counted, weights, reduction, counts)
 
 
-@loss_function(check=_check_distributions, accuracy=accuracy)
+@loss_function(check=_check_distributions, probabilities=_exp, accuracy=accuracy)
 def kl_divergence(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
@@ -301,7 +310,9 @@ def _check_probabilities(target: Array, shape: Shape) -> None:
         )
 
 
-@loss_function(check=_check_probabilities, accuracy=binary_accuracy)
+@loss_function(
+    check=_check_probabilities, probabilities=sigmoid, accuracy=binary_accuracy
+)
 def binary_cross_entropy(
     logits: Array,
     target: Array,

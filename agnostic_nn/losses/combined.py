@@ -18,6 +18,7 @@ from .base import (
     check_of,
     describe_loss,
     metrics_of,
+    probabilities_of,
     takes_keyword,
 )
 
@@ -243,6 +244,11 @@ class Weighted(_Combined):
     def metrics(self) -> dict[str, Metric]:
         """The metrics of the loss."""
         return metrics_of(self.loss)
+
+    @property
+    def probabilities(self) -> Callable[[Array], Array] | None:
+        """The function from outputs to probabilities of the loss, or None."""
+        return probabilities_of(self.loss)
 
     def __repr__(self) -> str:
         return f"Weighted({describe_loss(self.loss)}, {self.weight!r})"

@@ -32,8 +32,8 @@ from ..core.errors import (
     expect_text,
 )
 from ..core.files import expect_path, expect_place, write_text
-from ..optimizers import Rule, Scaled
-from ..optimizers.base import nested_moments, nested_optimizers
+from ..optimizers import Scaled
+from .rates import rate_at
 
 __all__ = [
     "CSVLog",
@@ -416,23 +416,14 @@ class RateLog(_CheckedCallback):
         return None if fields is None else (*fields, "rate")
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
-        to_numpy = trainer.backend.to_numpy
-        scales = [float(to_numpy(scale)) for scale in Scaled.scales(trainer.moments)]
-        *_, optimizer = nested_optimizers(trainer.optimizer)
-        rate = getattr(optimizer, "rate", None)
-        if rate is None:
-            raise TypeError(
-                f"RateLog needs an optimizer with one rate, got {trainer.optimizer!r}"
-            )
-        if callable(rate):
-            *_, moments = nested_moments(trainer.moments)
-            # a custom optimizer need not be a Rule; it
-            # counts its steps under the same name
-            is_rule = isinstance(optimizer, Rule)
-            steps = optimizer.steps_taken(moments) if is_rule else moments["step"]
-            last = max(int(to_numpy(steps)) - 1, 0)
-            rate = float(rate(np.asarray(last, trainer.dtype)))
-        row["rate"] = math.prod(scales) * rate
+        row["rate"] = rate_at(
+            trainer.optimizer,
+            trainer.moments,
+            trainer.backend,
+            trainer.dtype,
+            caller="RateLog",
+            steps_back=1,
+        )
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import expect_list
+from ..core.errors import expect, expect_list
 from ..display.pages import embedded, figure, svg
 from ..display.tables import folded, html_table, table
 
@@ -35,6 +35,59 @@ class History:
 
     def __str__(self) -> str:
         return table(*self._cells())
+
+    def to_dataframe(self) -> Any:
+        """Return a pandas DataFrame with a row for each epoch.
+
+        Columns are those of the table; a value that an epoch did not report is missing.
+
+        Raises
+        ------
+        ImportError
+            If pandas is not installed.
+        """
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError(
+                f"to_dataframe needs pandas, which cannot be imported ({error}): "
+                "pip install pandas"
+            ) from error
+        columns, rows = self._cells()
+        return pandas.DataFrame(rows, columns=columns)
+
+    def plot(self) -> Any:
+        """Return a matplotlib figure with the loss and each metric by epoch.
+
+        Values on the validation data are drawn in the same axes. The figure does not
+        belong to `pyplot`: write it to a file by `history.plot().savefig("loss.png")`.
+        A notebook shows these plots for `history` itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        ValueError
+            If no column has two finite numbers to plot.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ImportError(
+                f"plot needs matplotlib, which cannot be imported ({error}): "
+                "pip install 'agnostic-nn[report]'"
+            ) from error
+        measures = self._measures()
+        expect(
+            len(measures) > 0,
+            "expected at least two epochs with finite numbers to plot, got {}",
+            len(self),
+        )
+        plot = Figure(figsize=(4.4 * len(measures), 3.0), layout="constrained")
+        panels = plot.subplots(1, len(measures), squeeze=False)[0]
+        for axes, (name, columns) in zip(panels, measures.items(), strict=True):
+            self._draw(axes, name, columns)
+        return plot
 
     def _repr_html_(self) -> str:
         try:
@@ -69,6 +122,11 @@ class History:
 
     def _plot(self, name: str, columns: dict[str, list[float]]) -> str:
         plot, axes = figure(4.4, 2.6)
+        self._draw(axes, name, columns)
+        return svg(plot, f"{' and '.join(columns)} by epoch")
+
+    def _draw(self, axes: Any, name: str, columns: dict[str, list[float]]) -> None:
+        """Draw the columns of one metric by epoch."""
         epochs = [row.get("epoch", i) for i, row in enumerate(self.epochs, 1)]
         for column, values in columns.items():
             axes.plot(
@@ -82,4 +140,3 @@ class History:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(columns) > 1:
             axes.legend()
-        return svg(plot, f"{' and '.join(columns)} by epoch")

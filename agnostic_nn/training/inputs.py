@@ -399,9 +399,11 @@ def expect_shapes(name: str, data: Any, shapes: Any) -> None:
     for path, leaf in arrays.items():
         if list(leaf.shape[1:]) != expected[path]:
             shape = ", ".join(["examples", *map(str, expected[path])])
-            raise ValueError(
-                f"the model takes {path} of shape ({shape}), got {leaf.shape}"
-            )
+            message = f"the model takes {path} of shape ({shape}), got {leaf.shape}"
+            if list(leaf.shape) == expected[path]:
+                batch = (1, *leaf.shape)
+                message += f": pass one example as {path}[None], of shape {batch}"
+            raise ValueError(message)
 
 
 def expect_lengths(name: str, data: Any) -> None:

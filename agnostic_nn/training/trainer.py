@@ -28,7 +28,13 @@ from ..core.guards import reads
 from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, tree_map
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
-from ..losses.base import Loss, describe_loss, metrics_of, takes_keyword
+from ..losses.base import (
+    Loss,
+    describe_loss,
+    metrics_of,
+    probabilities_of,
+    takes_keyword,
+)
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
@@ -51,6 +57,7 @@ from .history import History
 from .inputs import as_integer, as_shape, fetch, type_and_length
 from .interrupts import DeferredInterrupts
 from .progress import progress
+from .rates import rate_at
 from .run import CurrentRun, Run
 from .steps import (
     Carry,
@@ -129,6 +136,8 @@ class Trainer:
             "moments",
             "params",
             "predict",
+            "predict_probabilities",
+            "rate",
             "state",
             "steps",
         )
@@ -188,6 +197,12 @@ class Trainer:
             self.build(shape)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "rate":
+            raise AttributeError(
+                "the rate of a Trainer cannot be set, as it is that of its optimizer: "
+                "give the optimizer a schedule, or create a Trainer with another "
+                "optimizer and call its `start_from` with the parameters of this one"
+            )
         if name in _COMPILED and name in self.__dict__:
             raise AttributeError(
                 f"the {name} of a Trainer cannot be replaced, as its steps are "
@@ -228,6 +243,24 @@ class Trainer:
     @epoch.setter
     def epoch(self, epoch: int) -> None:
         self._current.change(epoch=epoch)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step; a schedule is evaluated there.
+
+        It includes the scale of `Scaled`, and cannot be set. The callback `RateLog`
+        reports the rate of the last step of each epoch.
+
+        Raises
+        ------
+        TypeError
+            If the optimizer does not have one rate, such as `Parts`.
+        """
+        is_built = self._current.settled().shape is not None
+        moments = self._current.carry()[2] if is_built else None
+        return rate_at(
+            self.optimizer, moments, self.backend, self.dtype, caller="Trainer.rate"
+        )
 
     @property
     def params(self) -> Params:
@@ -663,8 +696,47 @@ class Trainer:
         """Return y for all examples of x, computed in prediction mode.
 
         The result is an array of the backend if x is one, and a NumPy array otherwise.
+        One example is a batch of one: `predict(x[None])`. For probabilities see
+        `predict_probabilities`.
         averaged: use the mean of the parameters that `Average` maintains.
         """
+        return self._outputs(x, batch_size, averaged)
+
+    def predict_probabilities(
+        self, x: Any, *, batch_size: int = 1024, averaged: bool = False
+    ) -> Any:
+        """Return the probabilities that the loss makes of y, in the shape of y.
+
+        They are softmax(y) along the last axis for `softmax_cross_entropy`, sigmoid(y)
+        for `binary_cross_entropy`, and exp(y) for `negative_log_likelihood` and
+        `kl_divergence`. With `binary_cross_entropy` each number is the probability of
+        the target 1; `predict_proba` of scikit-learn adds that of 0. Arguments and
+        the type of the result are those of `predict`.
+
+        A custom loss may have an attribute `probabilities`, a function of y.
+
+        Raises
+        ------
+        TypeError
+            If the loss makes no probabilities of y.
+        """
+        to_probabilities = probabilities_of(self.loss)
+        if to_probabilities is None:
+            raise TypeError(
+                "expected a loss that makes probabilities of the outputs, such as "
+                f"softmax_cross_entropy, got {describe_loss(self.loss)}: compute "
+                "them from the result of `predict`"
+            )
+        return self._outputs(x, batch_size, averaged, to_probabilities)
+
+    def _outputs(
+        self,
+        x: Any,
+        batch_size: int,
+        averaged: bool,
+        function: Callable[[Array], Array] | None = None,
+    ) -> Any:
+        """Return y of all examples, or `function(y)`, where x lives."""
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         params, state = self._prediction_weights(averaged)
@@ -679,6 +751,9 @@ class Trainer:
             y = self._predict(params, state, self.backend.asarray(part.x))
             outputs.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
         y = outputs[0] if len(outputs) == 1 else tree_map(self._join, *outputs)
+        if function is not None:
+            with self.backend.applied():
+                y = function(y)
         host_types = (np.ndarray, np.generic, list, int, float)
         is_on_backend = any(not isinstance(leaf, host_types) for leaf in leaves(x))
         return y if is_on_backend else self.backend.to_numpy(y)
