@@ -200,3 +200,18 @@ def test_the_rate_cannot_be_set_and_may_not_exist(backend):
     parts = nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam())
     with pytest.raises(TypeError, match=r"Trainer\.rate needs .* one rate, got Parts"):
         make_trainer(backend, optimizer=parts).rate  # noqa: B018
+
+
+def test_the_rate_of_an_optimizer_that_counts_no_steps_is_refused():
+    class Plain:
+        rate = staticmethod(lambda t: 0.1)
+
+        def init(self, params):
+            return {}
+
+        def update(self, params, grads, moments):
+            return params, moments
+
+    trainer = nn.Trainer(nn.Dense(1), nn.huber, Plain(), shape=(2,))
+    with pytest.raises(TypeError, match=r'count them in its moments, as "step"'):
+        trainer.rate  # noqa: B018

@@ -42,11 +42,15 @@ def rate_at(
         steps = 0
         if moments is not None:
             *_, own_moments = nested_moments(moments)
-            # a custom optimizer need not be a Rule; it counts its steps as "step" too
-            is_rule = isinstance(innermost, Rule)
-            taken = (
-                innermost.steps_taken(own_moments) if is_rule else own_moments["step"]
-            )
+            if isinstance(innermost, Rule):
+                taken = innermost.steps_taken(own_moments)
+            elif "step" in own_moments:  # a custom optimizer need not be a Rule
+                taken = own_moments["step"]
+            else:
+                raise TypeError(
+                    f"{caller} needs the number of steps of {innermost!r}, whose rate "
+                    'follows a schedule: count them in its moments, as "step"'
+                )
             steps = int(backend.to_numpy(taken))
         rate = rate(np.asarray(max(steps - steps_back, 0), dtype))
     return math.prod(scales) * float(rate)
