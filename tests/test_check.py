@@ -470,6 +470,155 @@ def test_a_broken_layer_is_caught_by_name(layer, shape, message):
         check(layer, shape, backends=[])
 
 
+class Scaled(nn.Sequential):
+    """A block whose own backward is wrong."""
+
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return 2.0 * dx, grads
+
+
+@dataclass(frozen=True)
+class Half(nn.Block):
+    """y = f(x) / 2, a custom block."""
+
+    layer: nn.Layer
+
+    def init(self, key, shape, dtype):
+        params, state, out = self.layer.init(key, shape, dtype)
+        return {"f": params}, {"f": state}, out
+
+    def forward(self, params, state, x, *, train=False):
+        y, state, cache = self.layer.forward(params["f"], state["f"], x, train=train)
+        return 0.5 * y, {"f": state}, cache
+
+    def backward(self, params, cache, dy):
+        dx, grads = self.layer.backward(params["f"], cache, 0.5 * dy)
+        return dx, {"f": grads}
+
+    def map_layers(self, function):
+        return replace(self, layer=function("f", self.layer))
+
+
+class HalfBack(Half):
+    def backward(self, params, cache, dy):
+        return super().backward(params, cache, 0.5 * dy)
+
+
+class WrongBelowZero(nn.Tanh):
+    """Correct where x is positive."""
+
+    def slope(self, x):
+        return np.where(x > 0.0, super().slope(x), 1.0)
+
+
+class BlockThatHidesItsLayer(Half):
+    def map_layers(self, function):
+        function("f", self.layer)
+        return self
+
+
+NESTED = nn.Sequential(nn.Tanh(), BiasAveraged(2))
+SHARED = {
+    "a": (BiasAveraged(4), "x"),
+    "b": (nn.Tanh(), "a"),
+    "c": (nn.Shared("a"), "b"),
+}
+FIRST = "the first layer inside that fails by itself: "
+PASSES = "every layer inside {0} passes by itself: the fault is in the code of {0}"
+INSIDE = [  # block, the start of the line about the layers inside
+    (nn.Sequential(nn.Dense(3), WrongSign()), FIRST + "1 (WrongSign): central diff"),
+    (nn.Sequential(nn.Dense(4), NESTED), FIRST + "1.1 (BiasAveraged): central diff"),
+    (nn.Residual(nn.Dense(4), WrongSign()), FIRST + "1 (WrongSign): central diff"),
+    (nn.Repeat(WrongSign(), 3), FIRST + "WrongSign: central difference on numpy"),
+    (nn.Graph(**SHARED), FIRST + "a (BiasAveraged): central difference on numpy"),
+    (
+        nn.Graph(a=(nn.Tanh(), "x"), b=(WrongSign(), "a"), both=(nn.Add(), "a", "b")),
+        FIRST + "b (WrongSign): central difference on numpy, train: x[",
+    ),
+    (
+        # the layer is wrong only for the input of its second call
+        nn.Graph(
+            a=(nn.Softplus(), "x"),
+            b=(WrongBelowZero(), "a"),
+            c=(nn.Sequential(nn.Dense(4)), "b"),
+            d=(nn.Shared("b"), "c"),
+        ),
+        FIRST + "b (WrongBelowZero), call 2: central difference on numpy, train: x[",
+    ),
+    (Half(WrongSign()), FIRST + "f (WrongSign): central difference on numpy"),
+    (HalfBack(nn.Dense(2)), PASSES.format("HalfBack")),
+    (Scaled(nn.Dense(3), nn.Tanh()), PASSES.format("Scaled")),
+    (nn.Freeze(Scaled(nn.Tanh())), FIRST + "Scaled: central difference"),
+    (
+        # on its input in the block, the second ReLU cannot be checked
+        Scaled(nn.ReLU(), nn.ReLU()),
+        "no layer inside Scaled fails by itself; unchecked: 1 (ReLU), central diff",
+    ),
+    (
+        BlockThatHidesItsLayer(WrongSign()),
+        "no layer inside BlockThatHidesItsLayer fails by itself; unchecked: "
+        "f (WrongSign), which the forward pass did not reach",
+    ),
+    (
+        nn.Sequential(nn.Dense(3), PromisesAnotherShape(2)),
+        FIRST + "1 (PromisesAnotherShape): train in float32: y is float32",
+    ),
+    (
+        nn.Sequential(nn.Dense(3), RefusesABatchOfOne()),
+        FIRST + "1 (RefusesABatchOfOne): predict: a batch of one example is refused",
+    ),
+]
+
+
+@pytest.mark.filterwarnings("ignore:invalid value")
+@pytest.mark.parametrize(("block", "line"), INSIDE, ids=str)
+def test_the_layer_inside_that_is_wrong_is_named(block, line):
+    with pytest.raises(CheckFailed) as caught:
+        check(block, (4,), backends=[])
+    paragraphs = str(caught.value).split("\n\n")
+    assert paragraphs[1].startswith(line)
+    assert (len(paragraphs) > 2) == ("relative error" in paragraphs[0])
+
+
+def test_a_wrong_block_inside_a_block_is_named():
+    with pytest.raises(CheckFailed) as caught:
+        check(nn.Sequential(nn.Dense(3), Scaled(nn.Dense(2))), (4,), backends=[])
+    first, second = str(caught.value).split("\n\n")[1].splitlines()
+    assert first.startswith(FIRST + "1 (Scaled): central difference")
+    assert second == PASSES.format("Scaled")
+
+
+def test_a_passing_block_is_not_taken_apart():
+    class Closed(nn.Sequential):
+        def map_layers(self, function):
+            raise AssertionError
+
+    check(Closed(nn.Dense(2), nn.Tanh()), (4,), backends=[])
+
+
+def test_a_layer_that_is_wrong_on_one_backend_is_named():
+    compiled = []
+
+    class OffWhenCompiled(nn.Tanh):
+        def value(self, x):
+            return super().value(x) + (1e-6 if compiled else 0.0)
+
+    def jit(function, *_):
+        def run(arrays):
+            compiled.append(True)
+            result = function(arrays)
+            compiled.clear()
+            return result
+
+        return run
+
+    model = nn.Sequential(nn.Dense(2), nn.Sequential(OffWhenCompiled()))
+    line = "the first layer .*: 1.0 .OffWhenCompiled.: same as NumPy on off:cpu"
+    with pytest.raises(CheckFailed, match=line):
+        check(model, (4,), backends=[stand_in(jit=jit)])
+
+
 def stand_in(**changed):
     """Return NumPy under another name, with parts of its adapter replaced."""
     numpy = nn.backend("numpy")

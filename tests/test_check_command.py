@@ -60,6 +60,10 @@ number = 3
 
 def model():
     return nn.Sequential(nn.Dense(3), Gain())
+
+
+def wrong_model():
+    return nn.Sequential(nn.Dense(3), nn.Sequential(nn.Tanh(), wrong))
 '''
 
 
@@ -164,6 +168,15 @@ def test_a_wrong_gradient_is_printed_and_makes_the_exit_status_1(run_check, tmp_
     assert verdicts["GELU"] == "passed"
     assert verdicts["layers_of_mine:wrong"] == "failed"
     assert checks_in(tmp_path / "check.json")[1]["message"] in out
+
+
+def test_the_wrong_layer_inside_a_block_is_named(run_check, tmp_path):
+    arguments = "layers_of_mine:wrong_model", "--shape=3", "--json=check.json"
+    status, out = run_check(*arguments)
+    assert status == 1
+    line = "the first layer inside that fails by itself: 1.1 (Gain): central difference"
+    assert line in out
+    assert line in checks_in(tmp_path / "check.json")[0]["message"]
 
 
 def test_a_layer_that_raises_shows_where(run_check):

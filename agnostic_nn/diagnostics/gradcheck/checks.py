@@ -40,17 +40,23 @@ filled batch
 Before that, in float32 and float64, the contract is checked: shape, dtype and nesting
 of everything that the layer returns, no argument changed in place, the same results at
 a second call, and no state changed by predicting.
+
+If a block fails, the layers inside are checked in the same way, each with the
+parameters, the state and the input that it gets in the block, and the message names the
+first that fails by itself.
 """
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from html import escape
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from ...blocks import Block
 from ...core import random
 from ...core.arrays import Array, Params, RowMask, Shape, State
 from ...core.backend import Backend, BackendUnavailable, backend
@@ -65,6 +71,7 @@ from ...core.errors import (
 from ...core.trees import leaves, named_leaves, shape_map, tree_from_leaves, tree_map
 from ...display.tables import folded, html_table, table
 from ...layers.base import Layer, is_shape, kinds
+from ..observe import observed_layer, path_of
 from .inputs import batched, draw_for
 
 __all__ = ["CheckFailed", "Report", "Row", "check"]
@@ -78,6 +85,11 @@ ROUNDING = 1e-10  # tolerance of results that differ by rounding alone
 SMALLEST_SCALE = 1e-2
 FAR = 16.0  # the ratio of extreme fillers to the most extreme examples
 KINKS = 0.25  # the share of a leaf that may lie at kinks
+AT_KINKS = "lie at a kink or jump"  # in the message if more do
+# how a message starts if all is right on NumPy
+SAME = "same as NumPy"
+BY_DIFFERENTIATION = "automatic differentiation"
+ON_BACKENDS = (SAME, BY_DIFFERENTIATION, "train on ", "predict on ")
 
 
 class CheckFailed(AssertionError):
@@ -164,7 +176,8 @@ def check(
     ------
     CheckFailed
         If the contract is broken or anything is out of tolerance. The message names the
-        worst entry of the first oracle that differs, and ends with the table.
+        worst entry of the first oracle that differs, and ends with the table. If the
+        layer is a block, it also names the first layer inside that fails by itself.
     BackendUnavailable
         If one of `backends` cannot run or has no float64.
     TypeError
@@ -189,27 +202,74 @@ def check(
         expect_function("draw", draw, "generator, shape")
     if backends is not None:
         backends = _expect_backends(backends)
-    generator = np.random.default_rng(seed)
     draw_x = draw or partial(draw_for, layer)
-    for dtype in (np.float32, np.float64):
-        case = _random_case(layer, batched(shape, batch), dtype, draw_x, generator)
+    # Another generator, so that this draw does not change those of the other oracles.
+    others = partial(draw_x, np.random.default_rng([seed, 1]), batched(shape, 2))
+
+    def cases(generator: np.random.Generator, promised: bool) -> Iterator[_Case]:
+        for dtype in (np.float32, np.float64):
+            yield _random_case(
+                layer, batched(shape, batch), dtype, draw_x, generator, promised
+            )
+
+    generator = np.random.default_rng(seed)
+    title = f"{layer} on {shape}, a batch of {batch}, seed {seed}"
+    settings = _Settings(elements, generator, backends)
+    try:
+        return _judge(title, cases(generator, True), others, settings)
+    except CheckFailed as failure:
+        if isinstance(layer, Block):
+            fault, *rest = str(failure).split("\n\n", 1)
+            generator = np.random.default_rng(seed)
+            needed = backends if fault.startswith(ON_BACKENDS) else []
+            settings = _Settings(elements, generator, needed)
+            block_cases = list(cases(generator, False))
+            block_cases.append(replace(block_cases[-1], x=others()))
+            inside = _failure_inside(layer, block_cases, settings, AT_KINKS in fault)
+            failure.args = ("\n\n".join([fault, inside, *rest]),)
+        raise
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """Some of the arguments of `check`, and a generator."""
+
+    elements: int
+    generator: np.random.Generator
+    backends: list[str | Backend] | None
+
+
+def _judge(
+    title: str,
+    drawn_cases: Iterable["_Case"],
+    others: Callable[[], Any],
+    settings: _Settings,
+) -> Report:
+    """Return the report of a layer; raise CheckFailed if something is wrong.
+
+    drawn_cases: one in float32, then one in float64. others: returns the x of two other
+        examples.
+    """
+    for case in drawn_cases:
         for mode in ("train", "predict"):
             _expect_contract(replace(case, mode=mode))
 
+    layer = case.layer
     cases = [replace(case.map(_read_only), mode=mode) for mode in ("train", "predict")]
     has_numbers = any(leaf.size for leaf in leaves(cases[0].point))
+    shape = shape_map(lambda axes: axes[1:], tree_map(np.shape, case.x))
     expect(has_numbers, "there is no number to check in examples of {}", shape)
     rows: list[Row] = []
-    # Another generator, so that this draw does not change those of the other oracles.
-    others = draw_x(np.random.default_rng([seed, 1]), batched(shape, 2))
+    generator = settings.generator
+    other_x = others()
     for case in cases:
-        rows += _central_differences(case, elements, generator)
+        rows += _central_differences(case, settings.elements, generator)
         rows += _adjoint(case, generator)
         rows += _layout(case)
         rows += _small_batches(case, generator)
         rows += _shortcuts(case)
-        rows += _filled_batch(case, others)
-    for other in _usable() if backends is None else backends:
+        rows += _filled_batch(case, other_x)
+    for other in _usable() if settings.backends is None else settings.backends:
         other = backend(other) if isinstance(other, str) else other
         try:
             with other.double():
@@ -218,7 +278,7 @@ def check(
             error.add_note(f"while {layer} was checked on {other}")
             raise
 
-    report = Report(f"{layer} on {shape}, a batch of {batch}, seed {seed}", tuple(rows))
+    report = Report(title, tuple(rows))
     failures = [row for row in rows if not row.error <= row.tolerance]
     if failures:
         first = failures[0].oracle
@@ -230,6 +290,140 @@ def check(
             f"{worst.tolerance:g}\n\n{report}"
         )
     return report
+
+
+class _InnerFailure(NamedTuple):
+    """The failure of a layer inside a block.
+
+    call: the number of the call in which it fails, from 1.
+    cases: see `_failure_inside`.
+    """
+
+    name: str
+    call: int
+    fault: str
+    cases: list["_Case"]
+
+
+def _failure_inside(
+    block: Layer, cases: list["_Case"], settings: _Settings, at_kinks: bool
+) -> str:
+    """Say which layer inside a block that failed fails by itself, if one does.
+
+    cases: the block in float32, in float64, and with other examples.
+    at_kinks: whether the block failed because of kinks. Otherwise a layer whose input
+        lies at kinks in the block, such as the second of two ReLUs, is not judged.
+    """
+    path = ""
+    message = ""
+    while isinstance(block, Block):
+        failure, unchecked = _first_failure(block, path, cases, settings, at_kinks)
+        if failure is None:
+            kind = type(block).__name__
+            if unchecked:
+                reasons = "; ".join(unchecked)
+                verdict = (
+                    f"no layer inside {kind} fails by itself; unchecked: {reasons}"
+                )
+            else:
+                verdict = (
+                    f"every layer inside {kind} passes by itself: the fault is in the "
+                    f"code of {kind}"
+                )
+            return f"{message}\n{verdict}" if message else verdict
+        cases = failure.cases
+        block = cases[-1].layer
+        path = path_of(path, failure.name)
+        label = _layer_label(path, block)
+        label += f", call {failure.call}" if failure.call > 1 else ""
+        message = (
+            f"the first layer inside that fails by itself: {label}: {failure.fault}"
+        )
+    return message
+
+
+def _first_failure(
+    block: Block,
+    path: str,
+    block_cases: list["_Case"],
+    settings: _Settings,
+    at_kinks: bool,
+) -> tuple[_InnerFailure | None, list[str]]:
+    """Check the layers directly inside a block by themselves, until one fails.
+
+    Return the failure or None, and a reason for each layer that could not be checked.
+    """
+    unchecked = []
+    count_of: dict[str, int] = {}
+    runs = [_calls_inside(block, case, settings.generator) for case in block_cases]
+    for calls in zip(*(calls for calls, _ in runs), strict=False):
+        name, _ = calls[0]
+        cases = [case for _, case in calls]
+        single, double, others = cases
+        count_of[name] = count_of.get(name, 0) + 1
+        label = _layer_label(path_of(path, name), double.layer)
+        try:
+            _expect_promise(single)
+            _expect_promise(double)
+            if any(leaf.size for leaf in leaves(double.point)):
+                _judge("", [single, double], partial(_x_of, others), settings)
+        except CheckFailed as failure:
+            fault, *_ = str(failure).split("\n\n", 1)
+            if at_kinks or AT_KINKS not in fault:
+                return _InnerFailure(name, count_of[name], fault, cases), []
+            unchecked.append(f"{label}, {fault}")
+        except Exception as error:  # the block may need less than a whole layer
+            unchecked.append(f"{label}, {type(error).__name__}: {error}")
+    for name, layer in runs[0][1].items():
+        if name not in count_of:
+            label = _layer_label(path_of(path, name), layer)
+            unchecked.append(f"{label}, which the forward pass did not reach")
+    return None, unchecked
+
+
+def _calls_inside(
+    block: Block, case: "_Case", generator: np.random.Generator
+) -> tuple[list[tuple[str, "_Case"]], dict[str, Layer]]:
+    """Run forward in training; return the calls of the layers directly inside.
+
+    For each call, return the name of the layer and a case of it with a random dy. If
+    forward raises, those are the calls until then. Also return all layers by name.
+    """
+    calls: list[tuple[str, _Case]] = []
+    layers: dict[str, Layer] = {}
+
+    def inner(name: str, layer: Layer) -> Layer:
+        def forward(
+            method: Any, params: Params, state: State, x: Any, **options: Any
+        ) -> Any:
+            arrays = {"params": params, "state": state, "x": x}
+            before = tree_map(np.array, arrays)
+            y, *others = method(params, state, x, **options)
+            dy = tree_map(random_like, y)
+            calls.append((name, _Case(layer, "train", dy=dy, **before)))
+            return (y, *others)
+
+        layers[name] = layer
+        return observed_layer(layer, {"forward": forward}, lambda _, deeper: deeper)
+
+    def random_like(leaf: Any) -> np.ndarray:
+        return np.asarray(generator.standard_normal(leaf.shape), leaf.dtype)
+
+    # If the block raises, the message says which layers were not reached.
+    with suppress(Exception):
+        observed = observed_layer(block, {}, inner)
+        observed.forward(case.params, case.state, case.x, train=True)
+    return calls, layers
+
+
+def _layer_label(path: str, layer: Layer) -> str:
+    """Return the path and the class of a layer inside a block, for messages."""
+    kind = type(layer).__name__
+    return f"{path} ({kind})" if path else kind
+
+
+def _x_of(case: "_Case") -> Any:
+    return case.x
 
 
 def _expect_backends(backends: Any) -> list[str | Backend]:
@@ -302,8 +496,12 @@ def _random_case(
     dtype: Any,
     draw: Callable[..., Any],
     generator: np.random.Generator,
+    promised: bool,
 ) -> _Case:
-    """Return a case with no bias of 0, no scale of 1 and not the initial state."""
+    """Return a case with no bias of 0, no scale of 1 and not the initial state.
+
+    promised: whether to check that y and the state are what `init` promises.
+    """
 
     def converted(leaf: np.ndarray) -> np.ndarray:
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
@@ -322,12 +520,32 @@ def _random_case(
     # Change the state by a training step: only the layer knows which states are valid.
     rows = max(_length(shape), 3)
     y, new_state, _ = layer.forward(params, state, inputs(rows), train=True)
-    expected_y = shape_map(lambda example: np.zeros((rows, *example), dtype), out)
-    expected = {"y": expected_y, "state": state}
-    _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": new_state}, expected)
+    if promised:
+        _expect_promised(y, new_state, rows, dtype, state, out)
     dy = shape_map(generator.standard_normal, batched(out, _length(shape)))
     dy = tree_map(lambda leaf: np.asarray(leaf, dtype), dy)
     return _Case(layer, "train", params, new_state, inputs(_length(shape)), dy)
+
+
+def _expect_promised(
+    y: Any, new_state: Any, rows: int, dtype: Any, state: Any, out: Any
+) -> None:
+    """Raise CheckFailed unless y and the state are like `state` and `out` of `init`."""
+    expected_y = shape_map(lambda example: np.zeros((rows, *example), dtype), out)
+    expected = {"y": expected_y, "state": state}
+    _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": new_state}, expected)
+
+
+def _expect_promise(case: _Case) -> None:
+    """Raise CheckFailed unless `forward` returns what `init` promises for its x."""
+    dtype = leaves(case.dy)[0].dtype
+    shape = tree_map(np.shape, case.x)
+    key = random.key(0, xp=backend("numpy").xp)
+    example_shape = shape_map(lambda axes: axes[1:], shape)
+    _, state, out = case.layer.init(key, example_shape, dtype)
+    copy = case.map(np.copy)
+    y, new_state, _ = copy.layer.forward(copy.params, copy.state, copy.x, train=True)
+    _expect_promised(y, new_state, _length(shape), dtype, state, out)
 
 
 def _length(shape: Any) -> int:
@@ -469,7 +687,7 @@ def _with_kinks(row: Row, kinked: np.ndarray) -> Row:
     if np.mean(kinked) > KINKS:
         raise CheckFailed(
             f"{row.oracle}, {row.mode}: of {kinked.size} elements of {row.leaf}, "
-            f"{np.sum(kinked)} lie at a kink or jump, more than a share of {KINKS}"
+            f"{np.sum(kinked)} {AT_KINKS}, more than a share of {KINKS}"
         )
     return replace(row, kinks=int(np.sum(kinked)))
 
@@ -595,9 +813,8 @@ def _on_backend(cases: list[_Case], other: Backend) -> Iterator[Row]:
         expected = case.run()
         results, derivatives = by_mode[case.mode]
         _expect_alike(f"{case.mode} on {other}", results, expected)
-        yield from _rows("same as NumPy", case, expected, results, str(other))
-        oracle = "automatic differentiation"
-        yield from _rows(oracle, case, derivatives, results, str(other))
+        yield from _rows(SAME, case, expected, results, str(other))
+        yield from _rows(BY_DIFFERENTIATION, case, derivatives, results, str(other))
 
 
 def _differentiated(case: _Case, vjp: Callable[..., Any] | None) -> Any:
