@@ -55,6 +55,7 @@ class Masked(Gain):
 
 
 wrong = Gain(1.5)
+undefined = Gain(float("nan"))
 number = 3
 
 
@@ -177,6 +178,42 @@ def test_the_wrong_layer_inside_a_block_is_named(run_check, tmp_path):
     line = "the first layer inside that fails by itself: 1.1 (Gain): central difference"
     assert line in out
     assert line in checks_in(tmp_path / "check.json")[0]["message"]
+
+
+@pytest.mark.parametrize("name", ["Dense", "BatchNorm", "layers_of_mine:wrong"])
+def test_the_table_of_one_layer_has_a_row_for_each_comparison(
+    run_check, tmp_path, name
+):
+    arguments = name, "--shape=3", "--json=check.json"
+    _, out = run_check(*arguments)
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    assert max(map(len, lines)) <= 80
+    (result,) = checks_in(tmp_path / "check.json")
+    rows = result["rows"]
+    compared = {(row["oracle"], row["backend"], row["mode"]) for row in rows}
+    assert len(lines) - 1 == len(compared)  # and the names of the columns
+    worst = max(
+        (row for row in rows if row["oracle"] == "central difference"),
+        key=lambda row: row["error"],
+    )
+    words = ["central", "difference", worst["mode"], worst["leaf"]]
+    words += [f"{worst['error']:.1e}", "1e-07"]
+    assert words in [line.split() for line in lines]
+    _, out = run_check(*arguments, "--verbose")
+    lines = [line for line in out.splitlines() if line.startswith("  ")]
+    assert len(lines) - 1 == len(rows)
+
+
+def test_a_gradient_of_nan_is_the_worst_and_the_file_is_valid_json(run_check, tmp_path):
+    arguments = "layers_of_mine:undefined", "Tanh", "--shape=3", "--json=check.json"
+    status, out = run_check(*arguments, backends="numpy")
+    assert status == 1
+    (line,) = (x for x in out.splitlines() if x.startswith("  layers_of_mine"))
+    assert line.split()[1] == "nan"
+    text = (tmp_path / "check.json").read_text(encoding="utf-8")
+    checks = json.loads(text, parse_constant=pytest.fail)["checks"]
+    errors = [row["error"] for row in checks[0]["rows"] if row["leaf"] == "gain"]
+    assert "nan" in errors
 
 
 def test_a_layer_that_raises_shows_where(run_check):

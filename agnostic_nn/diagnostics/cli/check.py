@@ -3,6 +3,7 @@
 import argparse
 import ast
 import json
+import math
 import traceback
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -38,7 +39,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "Check gradients against central differences, automatic differentiation and "
         "NumPy.",
         _check,
-        "The table shows the largest relative error of each comparison; `vjp of` a "
+        "The tables show the largest relative error of each comparison; `vjp of` a "
         "backend is its automatic differentiation. `python -m pydoc "
         "agnostic_nn.diagnostics.gradcheck.checks` describes the comparisons.",
         epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
@@ -81,6 +82,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="N",
         help="seed for all random numbers (default: %(default)s)",
     )
+    add_argument(
+        "--verbose",
+        action="store_true",
+        help="show every parameter, input and output of each layer, not only the worst "
+        "of each comparison",
+    )
     add_results(add_argument)
 
 
@@ -111,6 +118,9 @@ def _check(options: argparse.Namespace) -> int:
             rows = [asdict(row) for row in report.rows]
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
+            if error.report is not None:
+                message = message.rstrip().removesuffix(f"\n\n{error.report}")
+                rows = [asdict(row) for row in error.report.rows]
         except Exception:  # a layer that does not even run may raise any exception
             message = traceback.format_exc()
         verdict = "failed" if message else "passed"
@@ -120,11 +130,20 @@ def _check(options: argparse.Namespace) -> int:
 
     columns, lines = _table(results)
     failed = [result for result in results if result["message"]]
-    parts = [table(columns, lines)]
-    parts += [f"{result['name']}: {result['message'].rstrip()}" for result in failed]
+    parts = [table(columns, lines)] if len(results) > 1 else []
+    for result in results:
+        if result["message"]:
+            parts.append(f"{result['name']}: {result['message'].rstrip()}")
+        elif options.verbose or len(results) == 1:
+            parts.append(f"{result['name']} on {result['shape']}")
+        else:
+            continue
+        if result["rows"]:
+            parts.append(table(*_comparisons(result["rows"], options.verbose)))
     count = len(failed) or len(results)
     parts.append(f"{count} of {len(results)} {'failed' if failed else 'passed'}")
-    data = {"seed": options.seed, "checks": results}
+    checks = [result | {"rows": _for_json(result["rows"])} for result in results]
+    data = {"seed": options.seed, "checks": checks}
     texts = {
         options.json: json.dumps(data, indent=1) + "\n",
         options.markdown: markdown_table(columns, lines) + "\n",
@@ -219,4 +238,41 @@ def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
 def _worst(rows: list[dict[str, Any]]) -> str:
     if any(row["leaf"] == "(refused)" for row in rows):
         return "refused"
-    return f"{max(row['error'] for row in rows):.1e}" if rows else ""
+    errors = [row["error"] for row in rows]
+    worst = max(errors, key=lambda error: (math.isnan(error), error), default=None)
+    return "" if worst is None else f"{worst:.1e}"
+
+
+def _comparisons(
+    rows: list[dict[str, Any]], verbose: bool
+) -> tuple[list[str], list[list[str]]]:
+    """Return columns and rows of the comparisons of one layer.
+
+    verbose: whether to show all leaves, not only the worst of each comparison.
+    """
+    by_comparison: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        by_comparison.setdefault((_column(row), row["mode"]), []).append(row)
+    lines = []
+    for comparison, compared in by_comparison.items():
+        for row in compared if verbose else [max(compared, key=_severity)]:
+            refused = row["leaf"] == "(refused)"
+            error = "" if refused else f"{row['error']:.1e}"
+            lines.append([*comparison, row["leaf"], error, f"{row['tolerance']:.0e}"])
+    leaf = "leaf" if verbose else "worst leaf"
+    return ["comparison", "mode", leaf, "error", "tolerance"], lines
+
+
+def _severity(row: dict[str, Any]) -> tuple[bool, float]:
+    """Return a key that sorts rows by their errors relative to their tolerances."""
+    return math.isnan(row["error"]), row["error"] / row["tolerance"]
+
+
+def _for_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return rows in which NaN and infinity, which JSON lacks, are strings."""
+
+    def converted(entry: Any) -> Any:
+        is_finite = not isinstance(entry, float) or math.isfinite(entry)
+        return entry if is_finite else str(entry)
+
+    return [{name: converted(entry) for name, entry in row.items()} for row in rows]

@@ -93,7 +93,12 @@ ON_BACKENDS = (SAME, BY_DIFFERENTIATION, "train on ", "predict on ")
 
 
 class CheckFailed(AssertionError):
-    """A layer breaks its contract, or a gradient differs from that of an oracle."""
+    """A layer breaks its contract, or a gradient differs from that of an oracle.
+
+    report: the comparisons; None if the contract is broken, which is checked first.
+    """
+
+    report: "Report | None" = None
 
 
 @dataclass(frozen=True)
@@ -283,12 +288,14 @@ def _judge(
     if failures:
         first = failures[0].oracle
         worst = Report("", tuple(row for row in failures if row.oracle == first)).worst
-        raise CheckFailed(
+        failure = CheckFailed(
             f"{worst.oracle} on {worst.backend}, {worst.mode}: "
             f"{worst.leaf}{list(worst.index)} is {worst.got!r}, expected "
             f"{worst.expected!r}; relative error {worst.error:.3g}, tolerance "
             f"{worst.tolerance:g}\n\n{report}"
         )
+        failure.report = report
+        raise failure
     return report
 
 
