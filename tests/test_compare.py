@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shlex
 import sys
 from dataclasses import replace
 from functools import partial
@@ -37,8 +38,8 @@ from agnostic_nn.diagnostics.compare.deviation import (
     loss_deviations as deviation_of_losses,
 )
 from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
+from agnostic_nn.diagnostics.compare.report import headline, sentence
 from agnostic_nn.diagnostics.compare.report import overview as report_overview
-from agnostic_nn.diagnostics.compare.report import sentence
 from agnostic_nn.diagnostics.compare.schema import (
     ControlRun,
     ControlRuns,
@@ -317,7 +318,7 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
     absent, strict = report.left_out
     assert (absent.backend, absent.reason) == ("absent", "absent needs a package")
     assert "array_api_strict is for tests only" in strict.reason
-    assert strict.reason in summary(report)
+    assert strict.reason in summary(report, verbose=True)
 
 
 def test_a_backend_named_twice_runs_once():
@@ -354,7 +355,7 @@ def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
     for entry in (failed, missing):
         assert entry.verdict == "failed"
         assert entry.test_metric is entry.step_ms is entry.deviations is None
-        assert entry.error in summary(report)
+        assert entry.error in summary(report, verbose=True)
 
 
 def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
@@ -369,7 +370,7 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
     assert result.verdict.endswith("from the start, first in the starting parameters")
     assert result.start_sha256 != report.start_sha256
     assert result.deviations.gradients["0.weight"].relative > 1e-4
-    assert "but different on" in summary(report)
+    assert "but different on" in summary(report, verbose=True)
 
 
 def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
@@ -519,9 +520,139 @@ def test_the_markdown_tells_of_every_result(eventful, tmp_path):
 
 
 def test_the_summary_has_a_line_for_every_result(eventful):
-    lines = summary(eventful).splitlines()
+    lines = summary(eventful, verbose=True).splitlines()
     for result in eventful.results:
         assert any(result.verdict in line and result.backend in line for line in lines)
+
+
+# --- the sentence that comes first ----------------------------------------------------
+
+
+ENDINGS = {
+    "agrees": {},
+    "differs": {
+        "status": "differs",
+        "differences": (
+            Difference(
+                step=3,
+                description="the output of layer 1 (Tanh)",
+                quantity="layers",
+                name="1",
+                layer="1",
+                relative=0.1,
+                tolerance=1e-6,
+            ),
+        ),
+        "command": "agnostic-nn bisect numpy --model mine:model --steps 2"
+        " --data 'a folder with spaces/numbers.npz' --loss huber",
+    },
+    "absent": {
+        "status": "failed",
+        "error": "numpy has no device 'tape'",
+        "version": None,
+        "deviations": None,
+    },
+    "failed": {"status": "failed", "error": "MemoryError: full", "deviations": None},
+    "amplified": {
+        "status": "not checked",
+        "not_checked": (
+            NotChecked(
+                step=5,
+                description="the loss",
+                quantity="losses",
+                name="",
+                layer=None,
+                relative=0.1,
+                tolerance=1e-6,
+                reason="this training magnifies rounding by 1e+09 by step 5",
+            ),
+        ),
+    },
+    "less_precise": {
+        "status": "not checked",
+        "precision_issue": "strict, but multiplies in TensorFloat-32",
+    },
+}
+
+
+def ending(report, *kinds):
+    """A report of runs on devices a, b, ... that end in these ways."""
+    result = replace(
+        report.results[-1],
+        backend="numpy",
+        precision="strict",
+        precision_issue=None,
+        status="agrees",
+    )
+    pairs = zip("abcdef", kinds, strict=False)
+    results = [
+        replace(result, device=device, **ENDINGS[kind]) for device, kind in pairs
+    ]
+    return replace(report, results=tuple(results))
+
+
+@pytest.mark.parametrize(
+    ("kinds", "expected"),
+    [
+        ("agrees", "numpy:a agrees with the float64 reference over 14 steps: all"),
+        ("agrees agrees", "Both backends agree with the float64 reference over"),
+        ("agrees agrees agrees", "All 3 backends agree with the float64 reference"),
+        (
+            "agrees differs agrees",
+            "numpy:b differs by more than rounding from step 3, first in the output of "
+            "layer 1 (Tanh); the other 2 backends agree.",
+        ),
+        (
+            "differs differs absent agrees",
+            "2 of 4 backends differ by more than rounding: numpy:a and numpy:b from "
+            "step 3, first in the output of layer 1 (Tanh); numpy:c could not run "
+            "(numpy has no device 'tape'); numpy:d agrees.",
+        ),
+        ("differs differs", "Both backends differ by more than rounding: numpy:a and"),
+        ("failed", "numpy:a failed (MemoryError: full). "),
+        (
+            "amplified amplified",
+            "numpy:a and numpy:b agree up to step 4 and cannot be checked after it, "
+            "because this training magnifies rounding by 1e+09 by step 5. ",
+        ),
+        (
+            "less_precise",
+            "numpy:a agrees, but cannot be confirmed to be strict, because it "
+            "multiplies in TensorFloat-32. ",
+        ),
+    ],
+)
+def test_one_sentence_comes_first_in_every_format(spirals, tmp_path, kinds, expected):
+    report = ending(spirals, *kinds.split())
+    text = " ".join(summary(report).split())
+    assert text.startswith(expected)
+    write(report, tmp_path)
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert markdown.split("\n\n")[1].startswith(f"**{expected.strip().rstrip('.')}")
+
+
+def test_the_page_begins_with_the_same_sentence(spirals):
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    drawn = unescape(re.sub("<[^>]*>", "", page(spirals)))
+    text = " ".join(drawn.split())
+    assert f"{headline(spirals)}." in text
+    assert text.index(headline(spirals)) < text.index(spirals.results[-1].verdict)
+
+
+def test_the_summary_fits_80_columns_and_its_commands_can_be_pasted(eventful):
+    report = ending(eventful, *ENDINGS)
+    text = summary(report)
+    assert max(map(len, text.splitlines())) <= 80
+    _, _, pasted = text.partition("To look into step 3 of numpy:b:\n")
+    command = ENDINGS["differs"]["command"]
+    assert shlex.split(pasted.replace("\\\n", " ")) == shlex.split(command)
+    assert len(pasted.splitlines()) == 2
+    rows = [line.split() for line in text.splitlines() if line.startswith("  numpy:")]
+    assert [row[0] for row in rows] == [f"numpy:{device}" for device in "abcdef"]
+    assert rows[1][2:5] == ["differs,", "step", "3"]
+    assert "bit-identical" not in text
+    assert "bit-identical" in summary(report, verbose=True)
 
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
@@ -608,7 +739,7 @@ def test_the_policy_of_each_run_is_recorded_with_the_result_of_the_probe(backend
     measured = MeasuredPrecision(eager=FLOAT32, compiled=FLOAT32)
     assert result.measured_precision == measured
     assert result.precision_issue is None
-    *_, drawn = summary(report).partition("requested, and as measured")
+    *_, drawn = summary(report, verbose=True).partition("requested, and as measured")
     (row,) = [
         line.split()
         for line in drawn.splitlines()
@@ -627,20 +758,20 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     expected = f"It is strict, but multiplies in {less}."
     write(report, tmp_path)
     assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
-    assert expected in summary(report)
+    assert expected in summary(report, verbose=True)
     fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
     assert only(fast).measured_precision.eager == dict.fromkeys(
         FLOAT32, "TensorFloat-32"
     )
     assert only(fast).precision_issue is None
-    assert "fast has no effect" not in summary(fast)
+    assert "fast has no effect" not in summary(fast, verbose=True)
 
 
 def test_fast_that_changes_nothing_is_said_too():
     report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
     assert (only(report).precision, only(report).deterministic) == ("fast", True)
     expected = "fast has no effect on numpy:cpu: products are float32 anyway"
-    assert expected in summary(report)
+    assert expected in summary(report, verbose=True)
 
 
 def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
@@ -668,11 +799,11 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     report = compare(SPIRALS, ["numpy"], epochs=1)
     assert only(report).error is only(report).measured_precision is None
     expected = "It is strict, but it cannot be measured: MemoryError: no room for it."
-    assert expected in summary(report)
+    assert expected in summary(report, verbose=True)
     assert only(report).status == report.verdict.status == "not checked"
     assert (
         "agrees over 7 steps, but is not confirmed to be strict. The largest deviation"
-        in summary(report)
+        in summary(report, verbose=True)
     )
 
 
@@ -692,7 +823,7 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
         "--epochs=1",
         "--quiet",
     ]
-    arguments += ["--no-batches", f"--output={tmp_path}"]
+    arguments += ["--no-batches", "--verbose", f"--output={tmp_path}"]
     assert main([*arguments, "--precision=fast"]) == 0
     assert main([*arguments, "--precision=strict"]) == 2
     report = read_strictly(tmp_path / "report.json")
@@ -720,8 +851,8 @@ def test_one_backend_can_be_compared_under_two_policies():
     ]
     report = compare(SPIRALS, sides, epochs=1, precision="strict")
     assert [result.precision for result in report.results] == ["strict", "fast"]
-    assert "numpy:cpu strict: agrees" in summary(report)
-    assert "numpy:cpu fast: agrees" in summary(report)
+    assert "numpy:cpu strict: agrees" in summary(report, verbose=True)
+    assert "numpy:cpu fast: agrees" in summary(report, verbose=True)
 
 
 def test_a_backend_that_cannot_be_deterministic_is_a_result_if_named_else_left_out(
@@ -771,7 +902,7 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
         "--epochs=1",
         "--quiet",
     ]
-    arguments += ["--no-batches", f"--output={tmp_path}"]
+    arguments += ["--no-batches", "--verbose", f"--output={tmp_path}"]
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
     assert main([*arguments, "--precision=fast", "--deterministic"]) == 0
     report = read_strictly(tmp_path / "report.json")
@@ -800,7 +931,7 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     assert double.verdict == f"agrees over {STEPS} steps"
     assert double.tolerance.last_step < 1e-8 * single.tolerance.last_step
     assert double.start_sha256 == single.start_sha256 == report.start_sha256
-    assert "numpy:cpu float64" in summary(report)
+    assert "numpy:cpu float64" in summary(report, verbose=True)
     with pytest.raises(
         CannotCompare, match=r"there is nothing to compare: .* has no float64"
     ):
@@ -897,7 +1028,7 @@ def test_a_gradient_that_is_rounding_and_nothing_else_is_judged_by_the_size_of_a
     bias = result.deviations.gradients["0.bias"]
     assert 0.0 < bias.relative < bias.tolerance < 1e-4
     assert (result.status, unknown(result)) == ("agrees", [])
-    assert "zero gradients up to rounding: 0.bias" in summary(report)
+    assert "zero gradients up to rounding: 0.bias" in summary(report, verbose=True)
 
 
 def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
@@ -1290,7 +1421,9 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
         "losses",
         "parameters",
     }
-    assert "THE REFERENCE IS WRONG: numpy:cpu in float64" in summary(report)
+    assert "THE REFERENCE IS WRONG: numpy:cpu in float64" in summary(
+        report, verbose=True
+    )
 
 
 def test_several_outputs_and_inputs_are_judged_each():
@@ -1313,7 +1446,9 @@ def test_outputs_of_nan_are_a_difference_whatever_rounding_explains(pretend):
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
     result = only(compare(workload, [pretend(jit=jit)], sizes=()))
     assert result.first_difference.quantity == "predictions"
-    assert "unknown" in summary(compare(workload, [pretend(jit=jit)], sizes=()))
+    assert "unknown" in summary(
+        compare(workload, [pretend(jit=jit)], sizes=()), verbose=True
+    )
 
 
 # --- the page -------------------------------------------------------------------------
@@ -1395,7 +1530,7 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
     report = compare(SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=())
     assert only(report).error is None
     assert only(report).max_relative_deviation is None
-    for text in (page(report), summary(report)):
+    for text in (page(report), summary(report, verbose=True)):
         assert "unknown" in text
 
 

@@ -73,8 +73,8 @@ def test_machines_are_called_by_their_processors_where_these_differ(saved, repor
     here = report.machines[0].label
     assert [m.label for m in merged.machines] == [here, "Another Processor"]
     assert [r.machine for r in merged.results] == [here, "Another Processor"]
-    assert f"numpy:cpu ({here})" in summary(merged)
-    assert "numpy:cpu (Another Processor)" in summary(merged)
+    assert f"numpy:cpu ({here})" in summary(merged, verbose=True)
+    assert "numpy:cpu (Another Processor)" in summary(merged, verbose=True)
 
 
 def test_machines_are_called_by_their_files_where_processors_do_not_differ(saved):
@@ -147,8 +147,10 @@ def test_policies_that_differ_are_said_with_what_was_found(saved):
         "eager, TensorFloat-32 compiled (two)."
     )
     assert expected in merged.differences
-    assert "numpy:cpu strict (one): agrees over" in summary(merged)
-    assert "numpy:cpu fast deterministic (two): agrees over" in summary(merged)
+    assert "numpy:cpu strict (one): agrees over" in summary(merged, verbose=True)
+    assert "numpy:cpu fast deterministic (two): agrees over" in summary(
+        merged, verbose=True
+    )
 
 
 def test_losses_that_part_are_said_with_the_step_and_a_run_that_left_with_its_name(

@@ -11,9 +11,16 @@ MAX_ROWS = 20  # a notebook folds longer tables
 
 
 def table(
-    columns: Sequence[str], rows: Iterable[Sequence[Any]], title: str | None = None
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    title: str | None = None,
+    width: int | None = None,
 ) -> str:
-    """Return a table as text; numbers are aligned right, None becomes an empty cell."""
+    """Return a table as text; numbers are aligned right, None becomes an empty cell.
+
+    width: the most columns of text that it may have; the first column is then broken
+    into lines. Without it no cell is broken.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
@@ -23,16 +30,18 @@ def table(
     rich_table = Table(title=title, **style)
     for i, column in enumerate(columns):
         side: Any = "right" if _is_numeric(i, rows) else "left"
-        rich_table.add_column(column, justify=side, no_wrap=True)
+        breaks = width is not None and i == 0
+        rich_table.add_column(column, justify=side, no_wrap=not breaks, overflow="fold")
     for row in rows:
         rich_table.add_row(*map(_cell, row))
-    # The width is fixed, because in a narrow terminal rich would cut off digits.
+    # Without a width it is large, because in a narrow terminal rich would cut off
+    # digits.
     # Without force_jupyter=False, rich in a notebook would display the table and
     # write nothing.
     file = StringIO()
     console = Console(
         file=file,
-        width=400,
+        width=width or 400,
         color_system=None,
         highlight=False,
         markup=False,

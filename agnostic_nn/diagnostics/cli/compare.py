@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
 from .arguments import (
@@ -118,6 +119,11 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="do not time steps with other batch sizes, which takes a few seconds per "
         "backend",
     )
+    add_argument(
+        "--verbose",
+        action="store_true",
+        help="print all tables and remarks of the report",
+    )
     add_argument("--quiet", action="store_true", help="do not draw progress bars")
 
 
@@ -136,6 +142,7 @@ def _compare(options: argparse.Namespace) -> int:
         report = _merged(options) if options.merge else _trained(options)
     except CannotCompare as error:
         return refuse("compare", error)
+    text = summary(report, verbose=options.verbose)
     html = None
     remark = None
     try:
@@ -147,11 +154,13 @@ def _compare(options: argparse.Namespace) -> int:
     try:
         paths = write(report, options.output, html)
     except OSError as error:
-        print(summary(report))
+        print(text)
         reason = f"the report cannot be written to {options.output}: {error.strerror}"
         return refuse("compare", reason, 1)
-    print(summary(report))
-    print(f"written: {', '.join(map(str, paths))}")
+    print(text)
+    files = f"All tables and numbers: {', '.join(map(str, paths))}"
+    print()
+    print(fill(files, 80, break_long_words=False, break_on_hyphens=False))
     if remark:
         print(remark)
     return {"agrees": 0, "differs": 1}.get(report.verdict.status, 2)

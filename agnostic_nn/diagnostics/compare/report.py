@@ -1,10 +1,13 @@
 """Format a report of `compare` as text and as Markdown, and write its files."""
 
 import json
+import math
 import os
-from collections.abc import Iterator, Sequence
+import shlex
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 from ...core.files import replacing
@@ -23,12 +26,14 @@ from .schema import (
     Memory,
     Report,
     Result,
+    Status,
 )
 
 __all__ = [
     "HOW_TO_READ",
     "batch_timings",
     "environments",
+    "headline",
     "layer_costs",
     "names",
     "overview",
@@ -43,13 +48,41 @@ __all__ = [
 
 Row = list[Any]
 
+WIDTH = 80  # columns of a terminal
 
-def summary(report: Report) -> str:
-    """Return text for a terminal: tables, a verdict for each run, and remarks."""
-    tables = [table(columns, rows, title) for title, columns, rows in overview(report)]
-    verdicts = [f"{name}: {sentence(r)}" for name, r in _named_results(report)]
-    notes = [*report.differences, *remarks(report)]
-    return "\n\n".join([*tables, "\n".join(verdicts), "\n".join(notes)])
+
+def summary(report: Report, verbose: bool = False) -> str:
+    """Return text for a terminal: the answer, a table, and commands to look closer.
+
+    It fits 80 columns, except for long words such as file names.
+
+    verbose: add all other tables, the verdict on each run with its numbers, and all
+    remarks; these lines are longer.
+    """
+    finished = any(r.deviations is not None for r in report.results)
+    left_out = dict.fromkeys(each.backend for each in report.left_out)
+    parts = [
+        _filled(f"{headline(report)}."),
+        table(*_short_table(report), width=WIDTH),
+        _filled(_about_short_table(report)) if finished else "",
+        *map(_filled, _warnings(report)),
+        _filled(f"Left out: {', '.join(left_out)}; report.md says why.")
+        if left_out
+        else "",
+        _commands(report),
+    ]
+    if verbose:
+        parts += [
+            table(columns, rows, title) for title, columns, rows in overview(report)
+        ]
+        verdicts = [f"{name}: {sentence(r)}" for name, r in _named_results(report)]
+        notes = [*report.differences, *remarks(report)]
+        parts += ["\n".join(verdicts), "\n".join(notes)]
+    return "\n\n".join(filter(None, parts))
+
+
+def _filled(text: str) -> str:
+    return fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def write(
@@ -85,11 +118,13 @@ def write(
     return [folder / name for name in texts]
 
 
-def names(report: Report) -> list[str]:
+def names(report: Report, *, with_dtype: bool = True) -> list[str]:
     """Return a unique name for each result.
 
     It is the backend, followed by the dtype, the policy and the machine where the
     results differ in them.
+
+    with_dtype: if false, the dtype is not part of the name.
     """
     results = report.results
     dtypes = {r.dtype for r in results}
@@ -99,7 +134,7 @@ def names(report: Report) -> list[str]:
     unique = []
     for r in results:
         name = r.name
-        if len(dtypes) > 1:
+        if with_dtype and len(dtypes) > 1:
             name += f" {r.dtype}"
         if len(precisions) > 1 and r.precision is not None:
             name += f" {r.precision}"
@@ -113,6 +148,206 @@ def names(report: Report) -> list[str]:
 
 def _named_results(report: Report) -> list[tuple[str, Result]]:
     return list(zip(names(report), report.results, strict=True))
+
+
+# --- the answer -----------------------------------------------------------------------
+
+
+def headline(report: Report) -> str:
+    """Return the verdict on all runs in one sentence, without a full stop."""
+    named = _named_results(report)
+    by_status: dict[Status, list[tuple[str, Result]]] = {}
+    for name, r in named:
+        by_status.setdefault(r.status, []).append((name, r))
+    devices = {r.name for r in report.results}
+    kind = "backends" if len(devices) == len(named) else "runs"
+    clauses = []
+    if report.reference.agrees is False:
+        clauses.append(
+            "The reference is wrong, so whole trainings cannot be compared with it"
+        )
+    differs = by_status.get("differs", [])
+    if len(differs) == 1:
+        ((name, r),) = differs
+        clauses.append(f"{name} differs by more than rounding {_place(r)}")
+    elif differs:
+        listed = "; ".join(_grouped(differs, _place))
+        count = _all_of(differs, kind)
+        if len(differs) < len(named):
+            count = f"{len(differs)} of {len(named)} {kind}"
+        clauses.append(f"{count} differ by more than rounding: {listed}")
+    clauses += _grouped(by_status.get("failed", []), _failure)
+    clauses += _grouped(by_status.get("not checked", []), _because)
+    agree = by_status.get("agrees", [])
+    if agree:
+        clauses.append(_agreeing(report, [name for name, _ in agree], kind))
+    return "; ".join(clauses)
+
+
+def _agreeing(report: Report, agree: list[str], kind: str) -> str:
+    """Name or count the runs that agree with the reference."""
+    if len(agree) < len(report.results):
+        if len(agree) == 1:
+            return f"{agree[0]} agrees"
+        return f"the other {len(agree)} {kind} agree"
+    over = f"with the {report.reference.dtype} reference"
+    over += f" over {report.workload.steps:,} steps"
+    if len(agree) == 1:
+        return f"{agree[0]} agrees {over}: all deviations are rounding"
+    return f"{_all_of(agree, kind)} agree {over}: all deviations are rounding"
+
+
+def _all_of(runs: Sequence[Any], kind: str) -> str:
+    return f"Both {kind}" if len(runs) == 2 else f"All {len(runs)} {kind}"
+
+
+def _grouped(
+    named: Sequence[tuple[str, Result]], describe: Callable[[Result], str]
+) -> list[str]:
+    """Describe runs; those with the same description are named together."""
+    groups: dict[str, list[str]] = {}
+    for name, r in named:
+        groups.setdefault(describe(r), []).append(name)
+    described = []
+    for description, (*others, last) in groups.items():
+        if others:
+            listed = f"{', '.join(others)} and {last}"
+            text = description.replace("agrees", "agree", 1)
+        else:
+            listed = last
+            text = description
+        described.append(f"{listed} {text}")
+    return described
+
+
+def _place(result: Result) -> str:
+    """Say where a run differs first."""
+    first = result.differences[0]
+    since = f"from step {first.step:,}" if first.step else "from the start"
+    return f"{since}, first in {first.description}"
+
+
+def _failure(result: Result) -> str:
+    """Say why a run failed. A backend that could not run has no version."""
+    how = "could not run" if result.version is None else "failed"
+    return f"{how} ({(result.error or 'no reason is known').rstrip('.')})"
+
+
+def _because(result: Result) -> str:
+    """Say what cannot be checked, and why."""
+    if not result.not_checked:
+        _, _, issue = (result.precision_issue or "").partition(", but ")
+        why = f"because it {issue.removeprefix('it ')}"
+        return f"agrees, but cannot be confirmed to be {result.precision}, {why}"
+    losses = [each for each in result.not_checked if each.quantity == "losses"]
+    first = (losses or result.not_checked)[0]
+    if not losses:
+        same = [
+            r.description + (f" at step {r.step:,}" if r.quantity == "probe" else "")
+            for r in result.not_checked
+            if r.reason == first.reason
+        ]
+        what = f"agrees, but {_first_few(same, 2)} cannot be checked"
+    elif first.step > 1:
+        what = f"agrees up to step {first.step - 1:,} and cannot be checked after it"
+    else:
+        what = "cannot be checked as a whole training"
+    others = {each.reason for each in result.not_checked} - {first.reason}
+    also = ", and for other reasons" if others else ""
+    return f"{what}, because {first.reason}{also}"
+
+
+def _short_table(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows of the table that fits a terminal."""
+    metric = report.workload.metric
+    figure = metric or "final loss"
+    columns = ["backend", "dtype", "verdict", "deviation /\ntolerance"]
+    columns += [figure.replace(" ", "\n"), "ms per\nstep"]
+    rows: list[Row] = []
+    short_names = names(report, with_dtype=False)
+    for name, r in zip(short_names, report.results, strict=True):
+        value = r.test_metric if metric else r.final_loss
+        step_ms = None if r.step_ms is None else float(f"{r.step_ms:.3g}")
+        rows.append([name, r.dtype, _short_verdict(r), _ratio(r), value, step_ms])
+    reference = report.reference
+    value = reference.test_metric if metric else reference.final_loss
+    rows.append(["reference", reference.dtype, None, None, value, None])
+    return columns, rows
+
+
+def _short_verdict(result: Result) -> str:
+    if result.status == "differs":
+        step = result.differences[0].step
+        return f"differs, step {step:,}" if step else "differs at start"
+    if result.status == "failed":
+        return "could not run" if result.version is None else "failed"
+    if result.status == "agrees":
+        return "agrees"
+    losses = [each for each in result.not_checked if each.quantity == "losses"]
+    if losses and losses[0].step > 1:
+        return f"agrees to step {losses[0].step - 1:,}"
+    if losses:
+        return "not checked"
+    return "partly checked" if result.not_checked else f"not {result.precision}?"
+
+
+def _ratio(result: Result) -> float | str | None:
+    """Return the largest deviation in units of its tolerance, of all that was checked.
+
+    It is a word if a deviation is unknown because of NaN or infinity.
+    """
+    if result.deviations is None:
+        return None
+    largest = 0.0
+    for _, _, entry in result.deviations.arrays():
+        if entry.tolerance is None:
+            continue
+        if entry.relative is None:
+            return "NaN or inf"
+        if entry.relative:
+            allowed = entry.tolerance
+            largest = max(largest, entry.relative / allowed if allowed else math.inf)
+    return float(f"{largest:.2g}")
+
+
+def _about_short_table(report: Report) -> str:
+    """Say what was run, and explain the column that is not obvious."""
+    task = report.workload
+    dtype = report.reference.dtype
+    return (
+        f"Each run is {task.steps:,} steps of {task.name}, from the same weights and "
+        f"on the same batches as the {dtype} reference. deviation / tolerance: the "
+        "largest deviation from the reference, in units of what rounding explains; "
+        "above 1 it is more than rounding."
+    )
+
+
+def _commands(report: Report) -> str:
+    """Return the commands that look into the steps in question, as one can paste them.
+
+    Long commands continue on the next line.
+    """
+    parts = []
+    for name, r in _named_results(report):
+        if r.command:
+            parts.append(f"To look into step {_step_in_question(r):,} of {name}:")
+            parts.append(_continued(r.command))
+    return "\n".join(parts)
+
+
+def _continued(command: str) -> str:
+    """Break a shell command into lines of at most 80 columns, between its words."""
+    words = [shlex.quote(word) for word in shlex.split(command)]
+    lines = [f"    {words[0]}"]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) > WIDTH - 3:  # 3 for the space and " \\"
+            lines.append(f"        {word}")
+        else:
+            lines[-1] += f" {word}"
+    return " \\\n".join(lines)
+
+
+# --- one run --------------------------------------------------------------------------
 
 
 def sentence(result: Result) -> str:
@@ -329,7 +564,6 @@ def _worst(entries: Sequence[ArrayDeviation]) -> float | str | None:
 def remarks(report: Report) -> Iterator[str]:
     """Yield remarks on the start, the reference, failures, and what was left out."""
     start = report.start_sha256
-    reference = report.reference
     results = _named_results(report)
     started = [(name, r) for name, r in results if r.start_sha256]
     others = ", ".join(name for name, r in started if r.start_sha256 != start)
@@ -337,14 +571,7 @@ def remarks(report: Report) -> Iterator[str]:
         yield f"starting parameters: SHA-256 {start}, but different on {others}"
     elif started:
         yield f"starting parameters: bit-identical on every backend, SHA-256 {start}"
-    if reference.agrees is False:
-        yield (
-            f"THE REFERENCE IS WRONG: {reference.backend} in {reference.dtype} differs "
-            "from the formulas themselves, so whole trainings cannot be compared with "
-            "it; results computed from the same inputs are still checked correctly"
-        )
-    if reference.diverges:
-        yield f"the training diverges: {reference.diverges}"
+    yield from _warnings(report)
     zero_gradients = report.tolerance.zero_gradients
     if zero_gradients:
         yield (
@@ -365,6 +592,19 @@ def remarks(report: Report) -> Iterator[str]:
     for each in report.left_out:
         where = f" on {each.machine}" if len(report.machines) > 1 else ""
         yield f"left out{where}: {each.reason}"
+
+
+def _warnings(report: Report) -> Iterator[str]:
+    """Yield remarks without which the verdicts are misunderstood."""
+    reference = report.reference
+    if reference.agrees is False:
+        yield (
+            f"THE REFERENCE IS WRONG: {reference.backend} in {reference.dtype} differs "
+            "from the formulas themselves, so whole trainings cannot be compared with "
+            "it; results computed from the same inputs are still checked correctly"
+        )
+    if reference.diverges:
+        yield f"the training diverges: {reference.diverges}"
 
 
 def _multiplies_in_float32(result: Result) -> bool:
@@ -424,6 +664,7 @@ def _markdown(report: Report) -> str:
     verdicts = (f"- **{_escape(name)}** {_escape(sentence(r))}" for name, r in results)
     parts = [
         f"# The same training on every backend: {task.name}",
+        f"**{_escape(headline(report))}.**",
         f"{task.about}.",
         f"    {task.model}",
         f"{task.parameters:,} parameters, {task.loss}, {task.optimizer}; "
