@@ -612,8 +612,14 @@ def ending(report, *kinds):
         ("failed", "numpy:a failed (MemoryError: full). "),
         (
             "amplified amplified",
+            "Both backends agree up to step 4 and cannot be checked after it, because "
+            "this training magnifies rounding by 1e+09 by step 5. ",
+        ),
+        (
+            "amplified amplified agrees",
             "numpy:a and numpy:b agree up to step 4 and cannot be checked after it, "
-            "because this training magnifies rounding by 1e+09 by step 5. ",
+            "because this training magnifies rounding by 1e+09 by step 5; numpy:c "
+            "agrees. ",
         ),
         (
             "less_precise",

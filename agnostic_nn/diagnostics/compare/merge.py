@@ -13,7 +13,7 @@ import numpy as np
 from .comparison import overall
 from .deviation import tolerance
 from .page import Comparison
-from .report import names, product_formats, settings_of
+from .report import joined, names, product_formats, settings_of
 from .schema import SCHEMA, Report, Result
 from .workloads import CannotCompare
 
@@ -217,8 +217,8 @@ def _settings(report: Report) -> Iterator[str]:
     without_float64 = _runs_with_float64(report, False)
     if with_float64 and without_float64:
         yield (
-            f"float64 is available in {_and(with_float64)}, but not in "
-            f"{_and(without_float64)}."
+            f"float64 is available in {joined(with_float64)}, but not in "
+            f"{joined(without_float64)}."
         )
 
 
@@ -237,7 +237,7 @@ def _setting(key: str, values: dict[str, Any]) -> Iterator[str]:
         text = "not set" if value is None else str(value)
         machines.setdefault(text, []).append(label)
     if len(machines) > 1:
-        listed = ", ".join(f"{text} ({_and(on)})" for text, on in machines.items())
+        listed = ", ".join(f"{text} ({joined(on)})" for text, on in machines.items())
         yield f"{key}: {listed}."
 
 
@@ -256,7 +256,7 @@ def _runs(report: Report) -> Iterator[str]:
     if len(timed) > 1:
         (least, fastest), *others = timed
         ratios = [(float(f"{ms / least:.2g}"), name) for ms, name in others]
-        rest = _and([f"{ratio:,g} times as long in {name}" for ratio, name in ratios])
+        rest = joined([f"{ratio:,g} times as long in {name}" for ratio, name in ratios])
         yield f"A step takes {least:.3g} ms in {fastest}, the fastest, and {rest}."
     deviations = [
         (r.max_relative_deviation, name)
@@ -265,12 +265,14 @@ def _runs(report: Report) -> Iterator[str]:
     ]
     deviations.sort(reverse=True)
     if len(deviations) > 1:
-        listed = _and([f"{deviation:.2g} in {name}" for deviation, name in deviations])
+        listed = joined(
+            [f"{deviation:.2g} in {name}" for deviation, name in deviations]
+        )
         yield f"The largest relative deviation from the reference is {listed}."
     for status, text in _STATUS_SENTENCES.items():
         with_status = [name for name, r in results if r.status == status]
         if with_status and (status != "agrees" or len(with_status) == len(results)):
-            yield text.format(_and(with_status))
+            yield text.format(joined(with_status))
     yield from _losses(results)
 
 
@@ -282,7 +284,7 @@ def _losses(results: list[tuple[str, Result]]) -> Iterator[str]:
             groups.setdefault((r.dtype, *r.losses), []).append(name)
     for group in groups.values():
         if len(group) > 1:
-            yield f"The losses of {_and(group)} are bit-identical at every step."
+            yield f"The losses of {joined(group)} are bit-identical at every step."
     if not groups:
         return
     (first_losses, (first_name, *_)), *others = groups.items()
@@ -292,7 +294,3 @@ def _losses(results: list[tuple[str, Result]]) -> Iterator[str]:
         pairs = enumerate(zip(first_losses, losses, strict=True))
         step = next(t for t, (a, b) in pairs if a != b)
         yield f"The losses of {first_name} and {name} first differ at step {step}."
-
-
-def _and(parts: Sequence[str]) -> str:
-    return " and ".join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))

@@ -34,6 +34,7 @@ __all__ = [
     "batch_timings",
     "environments",
     "headline",
+    "joined",
     "layer_costs",
     "names",
     "overview",
@@ -65,7 +66,7 @@ def summary(report: Report, verbose: bool = False) -> str:
         _filled(f"{headline(report)}."),
         table(*_short_table(report), width=WIDTH),
         _filled(_about_short_table(report)) if finished else "",
-        *map(_filled, _warnings(report)),
+        *(_filled(f"{each[0].upper()}{each[1:]}.") for each in _warnings(report)),
         _filled(f"Left out: {', '.join(left_out)}; report.md says why.")
         if left_out
         else "",
@@ -176,8 +177,8 @@ def headline(report: Report) -> str:
         if len(differs) < len(named):
             count = f"{len(differs)} of {len(named)} {kind}"
         clauses.append(f"{count} differ by more than rounding: {listed}")
-    clauses += _grouped(by_status.get("failed", []), _failure)
-    clauses += _grouped(by_status.get("not checked", []), _because)
+    clauses += _grouped(by_status.get("failed", []), _failure, kind, len(named))
+    clauses += _grouped(by_status.get("not checked", []), _because, kind, len(named))
     agree = by_status.get("agrees", [])
     if agree:
         clauses.append(_agreeing(report, [name for name, _ in agree], kind))
@@ -202,21 +203,26 @@ def _all_of(runs: Sequence[Any], kind: str) -> str:
 
 
 def _grouped(
-    named: Sequence[tuple[str, Result]], describe: Callable[[Result], str]
+    named: Sequence[tuple[str, Result]],
+    describe: Callable[[Result], str],
+    kind: str | None = None,
+    total: int = 0,
 ) -> list[str]:
-    """Describe runs; those with the same description are named together."""
+    """Describe runs; those with the same description are named together.
+
+    If all `total` runs have it, they are counted instead, as "all 3 backends".
+    """
     groups: dict[str, list[str]] = {}
     for name, r in named:
         groups.setdefault(describe(r), []).append(name)
     described = []
-    for description, (*others, last) in groups.items():
-        if others:
-            listed = f"{', '.join(others)} and {last}"
+    for description, group in groups.items():
+        text = description
+        who = joined(group)
+        if len(group) > 1:
             text = description.replace("agrees", "agree", 1)
-        else:
-            listed = last
-            text = description
-        described.append(f"{listed} {text}")
+            who = _all_of(group, kind) if kind and len(group) == total else who
+        described.append(f"{who} {text}")
     return described
 
 
@@ -252,9 +258,12 @@ def _because(result: Result) -> str:
         what = f"agrees up to step {first.step - 1:,} and cannot be checked after it"
     else:
         what = "cannot be checked as a whole training"
-    others = {each.reason for each in result.not_checked} - {first.reason}
-    also = ", and for other reasons" if others else ""
-    return f"{what}, because {first.reason}{also}"
+    reason = f"because {first.reason}"
+    others = {r.description for r in result.not_checked if r.reason != first.reason}
+    if others:
+        results = "other results" if len(others) > 1 else "other result"
+        reason += f" ({len(others)} {results} for other reasons)"
+    return f"{what}, {reason}"
 
 
 def _short_table(report: Report) -> tuple[list[str], list[Row]]:
@@ -327,12 +336,21 @@ def _commands(report: Report) -> str:
 
     Long commands continue on the next line.
     """
-    parts = []
+    groups: dict[tuple[int, str], list[str]] = {}
     for name, r in _named_results(report):
         if r.command:
-            parts.append(f"To look into step {_step_in_question(r):,} of {name}:")
-            parts.append(_continued(r.command))
+            groups.setdefault((_step_in_question(r), r.command), []).append(name)
+    parts = []
+    for (step, command), group in groups.items():
+        parts.append(_filled(f"To look into step {step:,} of {joined(group)}:"))
+        parts.append(_continued(command))
     return "\n".join(parts)
+
+
+def joined(parts: Sequence[str]) -> str:
+    """Return parts, of which there is at least one, as "a, b and c"."""
+    *others, last = parts
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def _continued(command: str) -> str:
