@@ -395,7 +395,7 @@ def test_a_reference_that_diverges_is_said_to():
         replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=()
     )
     assert "is not a finite number from step 3 on" in report.reference.diverges
-    assert "the training diverges: the loss of the float64 reference itself" in summary(
+    assert "The training diverges: the loss of the float64 reference itself" in summary(
         report
     )
     result = only(report)

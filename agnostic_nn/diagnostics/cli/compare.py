@@ -159,6 +159,8 @@ def _compare(options: argparse.Namespace) -> int:
         return refuse("compare", reason, 1)
     print(text)
     files = f"All tables and numbers: {', '.join(map(str, paths))}"
+    if not options.verbose:
+        files += "; --verbose prints them"
     print()
     print(fill(files, 80, break_long_words=False, break_on_hyphens=False))
     if remark:
