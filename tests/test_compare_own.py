@@ -348,7 +348,7 @@ def test_the_help_says_what_the_exit_status_means(capsys):
 
 
 def test_explain_and_profile_take_a_users_model_and_data(folder, capsys):
-    mine = ["--model=mine:model", "--data=labels.npz"]
+    mine = ["--backend=numpy", "--model=mine:model", "--data=labels.npz"]
     assert main(["explain", *mine, "--rows=3"]) == 0
     text = capsys.readouterr().out
     assert "a batch of 3 on numpy" in text
