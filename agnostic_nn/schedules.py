@@ -21,6 +21,7 @@ from .core.errors import (
     expect_number,
     expect_positive,
 )
+from .core.fields import set_fields
 
 __all__ = [
     "Constant",
@@ -165,7 +166,7 @@ class CosineRestarts:
     def __post_init__(self) -> None:
         expect_positive("rate", self.rate)
         expect_number("final", self.final, 0.0)
-        object.__setattr__(self, "lengths", expect_integers("lengths", self.lengths, 1))
+        set_fields(self, lengths=expect_integers("lengths", self.lengths, 1))
         expect(len(self.lengths) > 0, "expected one length or more, got none")
 
     def __call__(self, t: Array) -> Array:
@@ -307,8 +308,8 @@ class Piecewise:
             raise TypeError(
                 f"expected parts to be a tuple of rates, got {described(self.parts)}"
             )
-        object.__setattr__(self, "parts", tuple(self.parts))
-        object.__setattr__(self, "starts", expect_integers("starts", self.starts, 1))
+        set_fields(self, parts=tuple(self.parts))
+        set_fields(self, starts=expect_integers("starts", self.starts, 1))
         is_valid = len(self.parts) == len(self.starts) + 1
         message = "expected a start for each part but the first, got {}"
         expect(is_valid, message, self.starts)

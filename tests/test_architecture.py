@@ -21,7 +21,13 @@ from agnostic_nn_backends import SHIPPED
 
 ROOT = Path(__file__).parents[1]
 LEVELS = (
-    {"core.atomic", "core.errors", "core.guards.names", "core.guards.values"},
+    {
+        "core.atomic",
+        "core.errors",
+        "core.fields",
+        "core.guards.names",
+        "core.guards.values",
+    },
     {"core.arrays", "core.guards.snapshot", "core.trees", "display.tables"},
     {"core.guards.watching", "core.windows", "ops.precision"},
     {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},

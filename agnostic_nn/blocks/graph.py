@@ -29,6 +29,7 @@ from ..core.arrays import (
     namespace,
 )
 from ..core.errors import expect
+from ..core.fields import set_fields
 from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer
@@ -110,11 +111,10 @@ class Graph(Block):
         expect(len(nodes) > 0, "Graph needs at least one node")
         nodes = {name: _checked_node(name, node) for name, node in nodes.items()}
         outputs = _hashable(list(nodes)[-1] if outputs is None else outputs)
-        object.__setattr__(self, "nodes", tuple(nodes.items()))
-        object.__setattr__(self, "outputs", outputs)
-        object.__setattr__(self, "_calls", self._find_calls())
-        object.__setattr__(self, "inputs", self._find_inputs())
-        object.__setattr__(self, "_input_kinds", self._find_input_kinds())
+        set_fields(self, nodes=tuple(nodes.items()), outputs=outputs)
+        set_fields(self, _calls=self._find_calls())
+        set_fields(self, inputs=self._find_inputs())
+        set_fields(self, _input_kinds=self._find_input_kinds())
 
     def __repr__(self) -> str:
         arguments = []

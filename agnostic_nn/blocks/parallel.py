@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
 from ..core.errors import expect, expect_choice
+from ..core.fields import set_fields
 from ..core.random import split
 from ..core.trees import tree_sum
 from ..layers.base import Layer
@@ -43,8 +44,7 @@ class Parallel(Block):
         expect_layers(*layers)
         expect(len(layers) > 0, "Parallel needs at least one layer")
         expect_choice("join", join, (*_JOINS, None))
-        object.__setattr__(self, "layers", layers)
-        object.__setattr__(self, "join", join)
+        set_fields(self, layers=layers, join=join)
         # raises if they differ
         common_input_kind("x", [layer.input_kinds for layer in layers])
 

@@ -6,6 +6,7 @@ from typing import Any, Self
 
 from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
 from ..core.errors import expect
+from ..core.fields import set_fields
 from ..core.random import fold
 from ..core.trees import tree_map, tree_sum
 from ..layers.base import Layer
@@ -41,7 +42,7 @@ class Residual(Sequential):
         super().__init__(*layers)
         if shortcut is not None:
             expect_layers(shortcut)
-        object.__setattr__(self, "shortcut", shortcut)
+        set_fields(self, shortcut=shortcut)
 
     def __repr__(self) -> str:
         if self.shortcut is None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from ..core.arrays import Array, Cache, Key, Memory, Params, RowMask, Shape, State
+from ..core.fields import set_fields
 from ..core.random import split
 from ..core.trees import leaves
 from ..layers.base import Layer
@@ -28,7 +29,7 @@ class Sequential(Block):
 
     def __init__(self, *layers: Layer) -> None:
         expect_layers(*layers)
-        object.__setattr__(self, "layers", layers)
+        set_fields(self, layers=layers)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(map(repr, self.layers))})"

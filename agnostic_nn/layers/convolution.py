@@ -48,6 +48,7 @@ from ..core.arrays import (
     namespace,
 )
 from ..core.errors import expect, expect_count, expect_flag
+from ..core.fields import set_fields
 from ..core.random import split
 from ..core.windows import (
     Padding,
@@ -102,8 +103,8 @@ class _Convolution(Layer):
         expect(fits, message, self.groups, self.width)
         for name in ("window", "stride", "dilation"):
             numbers = per_axis(name, getattr(self, name), self.rank)
-            object.__setattr__(self, name, numbers)
-        object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
+            set_fields(self, **{name: numbers})
+        set_fields(self, padding=padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         name = type(self).__name__
@@ -212,7 +213,7 @@ class _ConvTranspose(_Convolution):
     def __post_init__(self) -> None:
         super().__post_init__()
         extra = per_axis("output_padding", self.output_padding, self.rank, least=0)
-        object.__setattr__(self, "output_padding", extra)
+        set_fields(self, output_padding=extra)
         fits = all(more < s for more, s in zip(extra, self.stride, strict=True))
         message = "expected output_padding below the stride {}, got {}"
         expect(fits, message, self.stride, extra)

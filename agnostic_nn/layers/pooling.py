@@ -39,6 +39,7 @@ from ..core.arrays import (
     namespace,
 )
 from ..core.errors import expect, expect_flag
+from ..core.fields import set_fields
 from ..core.windows import (
     Pads,
     out_lengths,
@@ -91,11 +92,11 @@ class _Windows(Layer):
 
     def __post_init__(self) -> None:
         if self.stride is None:
-            object.__setattr__(self, "stride", self.window)
+            set_fields(self, stride=self.window)
         for name in ("window", "stride", "dilation"):
             numbers = per_axis(name, getattr(self, name), self.rank)
-            object.__setattr__(self, name, numbers)
-        object.__setattr__(self, "padding", padding_per_axis(self.padding, self.rank))
+            set_fields(self, **{name: numbers})
+        set_fields(self, padding=padding_per_axis(self.padding, self.rank))
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         self._expect_axes((0, *shape))
@@ -411,7 +412,7 @@ class _Adaptive(Layer):
     def __post_init__(self) -> None:
         if isinstance(self.size, (tuple, list)):
             size = per_axis("size", self.size, len(self.size))
-            object.__setattr__(self, "size", size)
+            set_fields(self, size=size)
         else:
             per_axis("size", self.size, 1)
 

@@ -19,6 +19,7 @@ from ..core.arrays import (
     namespace,
 )
 from ..core.errors import expect, expect_choice
+from ..core.fields import set_fields
 from ..core.windows import Pads, padding_per_axis, per_axis
 from ..ops import crop, pad
 from .base import Layer
@@ -56,7 +57,7 @@ class Upsample(Layer):
     def __post_init__(self) -> None:
         if isinstance(self.factors, (tuple, list)):
             factors = per_axis("factors", self.factors, len(self.factors))
-            object.__setattr__(self, "factors", factors)
+            set_fields(self, factors=factors)
         else:
             per_axis("factors", self.factors, 1)
         expect_choice("mode", self.mode, ("nearest", "linear"))
@@ -135,7 +136,7 @@ class _Edges(Layer):
             raise TypeError(f"expected padding to be numbers, got {self.padding!r}")
         if isinstance(self.padding, (tuple, list)):
             padding = padding_per_axis(self.padding, len(self.padding))
-            object.__setattr__(self, "padding", padding)
+            set_fields(self, padding=padding)
         else:
             padding_per_axis(self.padding, 1)
 

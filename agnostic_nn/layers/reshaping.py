@@ -17,6 +17,7 @@ from ..core.arrays import (
     namespace,
 )
 from ..core.errors import expect, expect_function, expect_integers
+from ..core.fields import set_fields
 from ..ops import scatter_add
 from .base import Layer
 from .shapes import empty_like
@@ -41,7 +42,7 @@ class Reshape(Layer):
     shape: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "shape", expect_integers("shape", self.shape))
+        set_fields(self, shape=expect_integers("shape", self.shape))
         inferred = sum(n == -1 for n in self.shape)
         fits = inferred <= 1 and all(n >= 1 or n == -1 for n in self.shape)
         message = "expected lengths of at least 1, one of them may be -1, got {}"
@@ -122,7 +123,7 @@ class Transpose(Layer):
     axes: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "axes", expect_integers("axes", self.axes))
+        set_fields(self, axes=expect_integers("axes", self.axes))
         fits = sorted(self.axes) == list(range(1, len(self.axes) + 1))
         message = "expected 1 to {} in some order, got {}"
         expect(fits, message, len(self.axes), self.axes)

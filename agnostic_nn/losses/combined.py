@@ -7,6 +7,7 @@ from typing import Any
 
 from ..core.arrays import Array, Metric, namespace
 from ..core.errors import described, expect, expect_function, expect_number
+from ..core.fields import set_fields
 from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
 from .base import (
@@ -107,8 +108,7 @@ class Losses(_Combined):
             _expect_weight(f"the weight of {name}", weights_by_name.get(name, 1.0))
         loss_pairs = [(name, losses_by_name[name]) for name in names]
         weight_pairs = [(name, weights_by_name.get(name, 1.0)) for name in names]
-        object.__setattr__(self, "losses", tuple(loss_pairs))
-        object.__setattr__(self, "weights", tuple(weight_pairs))
+        set_fields(self, losses=tuple(loss_pairs), weights=tuple(weight_pairs))
 
     def takes_keyword(self, name: str) -> bool:
         """Return whether a training step passes the keyword `name`.

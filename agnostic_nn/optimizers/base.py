@@ -18,6 +18,7 @@ from ..core.errors import (
     expect_number,
     expect_positive,
 )
+from ..core.fields import set_fields
 from ..core.trees import leaves, tree_map
 
 __all__ = [
@@ -106,7 +107,7 @@ class Rule:
         expect_number("weight_decay", self.weight_decay, 0.0)
         if self.no_decay is not NO_DECAY:
             no_decay = expect_paths("no_decay", self.no_decay)
-            object.__setattr__(self, "no_decay", no_decay)
+            set_fields(self, no_decay=no_decay)
 
     def start(self, p: Array) -> dict[str, Any]:
         """Return the moments of the leaf `p` before the first step."""

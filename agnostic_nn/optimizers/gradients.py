@@ -6,6 +6,7 @@ from typing import Any
 
 from ..core.arrays import Array, Moments, Params, device, namespace
 from ..core.errors import expect_count, expect_number, expect_positive
+from ..core.fields import set_fields
 from ..core.trees import tree_map
 from ..ops import scaled_norm, select
 from .base import (
@@ -124,7 +125,7 @@ class L2:
     def __post_init__(self) -> None:
         expect_optimizer(self.optimizer)
         expect_number("penalty", self.penalty, 0.0)
-        object.__setattr__(self, "no_decay", expect_paths("no_decay", self.no_decay))
+        set_fields(self, no_decay=expect_paths("no_decay", self.no_decay))
 
     def init(self, params: Params) -> Moments:
         return self.optimizer.init(params)

@@ -12,6 +12,7 @@ from ..core.errors import (
     expect_number,
     expect_positive,
 )
+from ..core.fields import set_fields
 from ..core.trees import leaves, named_leaves, tree_from_leaves
 from ..ops import norm
 from .adam import AdamW
@@ -80,7 +81,7 @@ class Muon(Rule):
         expect_optimizer(self.others)
         is_tuple = isinstance(self.coefficients, tuple | list)
         coefficients = tuple(self.coefficients) if is_tuple else ()
-        object.__setattr__(self, "coefficients", coefficients)
+        set_fields(self, coefficients=coefficients)
         is_valid = len(coefficients) == 3
         expect(is_valid, "expected three coefficients, got {}", coefficients)
         for name, value in zip("abc", self.coefficients, strict=True):

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..core.arrays import Moments, Params
 from ..core.errors import described, expect
+from ..core.fields import set_fields
 from ..core.trees import leaves, named_leaves, tree_from_leaves
 from .base import (
     Optimizer,
@@ -70,7 +71,7 @@ class Parts:
             expect_optimizer(pair[1])
         pairs = tuple(tuple(pair) for pair in self.parts)
         expect_paths("patterns", [pattern for pattern, _ in pairs])
-        object.__setattr__(self, "parts", pairs)
+        set_fields(self, parts=pairs)
         if self.rest is not None:
             expect_optimizer(self.rest)
 

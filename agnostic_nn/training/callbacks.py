@@ -31,6 +31,7 @@ from ..core.errors import (
     expect_number,
     expect_text,
 )
+from ..core.fields import set_fields
 from ..core.files import expect_path, expect_place, write_text
 from ..optimizers import Scaled
 from .rates import rate_at
@@ -351,8 +352,7 @@ class Checkpoint(_Monitor):
             "every": every,
             "best": best,
         }
-        for name, value in options.items():
-            object.__setattr__(self, name, value)
+        set_fields(self, **options)
         super().__post_init__()
         expect_count("every", every)
         expect_flag("best", best)
@@ -443,7 +443,7 @@ class CSVLog(_CheckedCallback):
     path: str
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        object.__setattr__(self, "path", expect_path("path", path))
+        set_fields(self, path=expect_path("path", path))
 
     def expect(
         self, trainer: Any, fields: tuple[str, ...] | None
