@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 from cases import named
+from cases.activations import POINTS
 
 import agnostic_nn as nn
 
@@ -67,21 +68,6 @@ FORMULAS = [  # layer, f and f'
         lambda x: x if x > 0.5 else -4.0,
         lambda x: float(x > 0.5),
     ),
-]
-POINTS = [
-    -9.0,
-    -5.5,
-    -3.0,
-    -1.75,
-    -1.0,
-    -0.5,
-    -0.125,
-    -(2.0**-20),
-    2.0**-20,
-    0.25,
-    1.0,
-    2.5,
-    6.0,
 ]
 each_formula = pytest.mark.parametrize(
     ("layer", "f", "slope"), FORMULAS, ids=[str(row[0]) for row in FORMULAS]

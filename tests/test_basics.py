@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from cases.activations import POINTS
 
 import agnostic_nn as nn
 from agnostic_nn import check
@@ -88,21 +89,6 @@ FORMULAS = [  # layer, f and f'
             0.5 * (1.0 + math.tanh(u(x))) + 0.5 * x / math.cosh(u(x)) ** 2 * du(x)
         ),
     ),
-]
-POINTS = [
-    -9.0,
-    -5.5,
-    -3.0,
-    -1.75,
-    -1.0,
-    -0.5,
-    -0.125,
-    -(2.0**-20),
-    2.0**-20,
-    0.25,
-    1.0,
-    2.5,
-    6.0,
 ]
 
 
