@@ -169,7 +169,7 @@ def test_a_weight_of_0_removes_an_infinite_loss(backend, draw, widest, epsilon):
 
 
 def test_logits_may_be_extreme(backend):
-    """±1e4, and -inf where there is no path."""
+    """Logits are ±1e4, and -inf for labels without a path."""
     y = np.full((3, 3, 3), -1e4, np.float32)
     y[:, [0, 1, 2], [1, 0, 2]] = 1e4
     y[1, :, 0] = -math.inf

@@ -461,7 +461,7 @@ def test_a_docstring_without_a_gradient_is_shown_with_a_sentence_that_says_so():
     )
 
 
-# What says how a gradient is computed.
+# Text that says how a gradient is computed.
 GRADIENT = re.compile(r"\bd(?:x\w?|a|W)\b|∂L\w?/∂|f'\(")
 LIBRARY = {
     case.name: getattr(case.layer, "loss", case.layer) for case in LAYERS + LOSSES

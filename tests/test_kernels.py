@@ -540,7 +540,7 @@ def test_a_result_may_lie_where_something_is_read(shape):
         assert_bits(result, expected)
 
 
-# --- as it is written -----------------------------------------------------------------
+# --- rounding -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)

@@ -289,7 +289,7 @@ def narrow(y, target):
 
 @pytest.mark.parametrize(("loss", "y", "target", "value", "dy"), ENDS)
 def test_losses_are_right_at_the_ends(backend, loss, y, target, value, dy):
-    """In float32, to a few ε; cosines to ε, as they are of the order of 1."""
+    """The tolerance is a few ε of float32, relative to 1 for cosines."""
     y, target = narrow(y, target)
     with np.errstate(over="ignore" if HUGE in np.abs(y) else "warn"):
         found_value, found_dy = run(backend, loss, y, target)

@@ -169,7 +169,7 @@ def test_steps_that_take_the_memory_of_the_old_give_the_same_bits(
         carry, value, finite = step(carry, x, labels)
         ours, *report = fast(ours, x, labels)
         assert_same((carry, value, finite), (ours, *report))
-    # as it is, for the tape, and for the trial: then never again
+    # once directly, once to record, once to verify the program; then never again
     assert len(calls) == 3
 
 

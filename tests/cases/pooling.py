@@ -20,7 +20,7 @@ def max_pool(t, layer, x):
 
 @channels_first
 def average_pool(t, layer, x):
-    """The mean with padding, or the sum of what is there divided by its number."""
+    """Return the mean over a window, with the padding counted or left out."""
     function = getattr(t.nn.functional, f"avg_pool{layer.rank}d")
 
     def mean(numbers):

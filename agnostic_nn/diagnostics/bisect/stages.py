@@ -1,7 +1,7 @@
 """Split a training step, and a prediction after it, into stages that can run alone.
 
 A stage is one layer (also inside a block), the loss, or the update of the optimizer.
-What a block computes outside its layers, such as the sum of a Residual, is a stage too:
+The code of a block outside its layers, such as the sum of a Residual, is a stage too:
 in it, each layer returns a fixed result, and the results of the stage include the input
 that the block passes to each layer. A Sequential, and a block that holds one layer,
 compute nothing themselves. Two last stages cover them: the whole step from the inputs

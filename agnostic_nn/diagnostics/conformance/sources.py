@@ -10,7 +10,7 @@ __all__ = ["MissingSources", "names_used", "needs", "source_files"]
 
 PACKAGE = __name__.partition(".")[0]
 
-# What runs on the arrays of a backend. The rest of the library only calls these.
+# This code runs on the arrays of a backend. The rest of the library only calls it.
 FOLDERS = ("ops", "layers", "blocks", "losses", "optimizers")
 FILES = (
     "core/arrays.py",

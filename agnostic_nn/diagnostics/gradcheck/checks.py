@@ -211,10 +211,10 @@ def check(
     # Another generator, so that this draw does not change those of the other oracles.
     others = partial(draw_x, np.random.default_rng([seed, 1]), batched(shape, 2))
 
-    def cases(generator: np.random.Generator, promised: bool) -> Iterator[_Case]:
+    def cases(generator: np.random.Generator, check_init: bool) -> Iterator[_Case]:
         for dtype in (np.float32, np.float64):
             yield _random_case(
-                layer, batched(shape, batch), dtype, draw_x, generator, promised
+                layer, batched(shape, batch), dtype, draw_x, generator, check_init
             )
 
     generator = np.random.default_rng(seed)
@@ -370,8 +370,8 @@ def _first_failure(
         count_of[name] = count_of.get(name, 0) + 1
         label = _layer_label(path_of(path, name), double.layer)
         try:
-            _expect_promise(single)
-            _expect_promise(double)
+            _expect_outputs_of_init(single)
+            _expect_outputs_of_init(double)
             if any(leaf.size for leaf in leaves(double.point)):
                 _judge("", [single, double], partial(_x_of, others), settings)
         except CheckFailed as failure:
@@ -503,11 +503,12 @@ def _random_case(
     dtype: Any,
     draw: Callable[..., Any],
     generator: np.random.Generator,
-    promised: bool,
+    check_init: bool,
 ) -> _Case:
     """Return a case with no bias of 0, no scale of 1 and not the initial state.
 
-    promised: whether to check that y and the state are what `init` promises.
+    check_init: whether to check that y and the state have the shapes and dtypes that
+    `init` returns.
     """
 
     def converted(leaf: np.ndarray) -> np.ndarray:
@@ -527,14 +528,14 @@ def _random_case(
     # Change the state by a training step: only the layer knows which states are valid.
     rows = max(_length(shape), 3)
     y, new_state, _ = layer.forward(params, state, inputs(rows), train=True)
-    if promised:
-        _expect_promised(y, new_state, rows, dtype, state, out)
+    if check_init:
+        _expect_like_init(y, new_state, rows, dtype, state, out)
     dy = shape_map(generator.standard_normal, batched(out, _length(shape)))
     dy = tree_map(lambda leaf: np.asarray(leaf, dtype), dy)
     return _Case(layer, "train", params, new_state, inputs(_length(shape)), dy)
 
 
-def _expect_promised(
+def _expect_like_init(
     y: Any, new_state: Any, rows: int, dtype: Any, state: Any, out: Any
 ) -> None:
     """Raise CheckFailed unless y and the state are like `state` and `out` of `init`."""
@@ -543,8 +544,8 @@ def _expect_promised(
     _expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": new_state}, expected)
 
 
-def _expect_promise(case: _Case) -> None:
-    """Raise CheckFailed unless `forward` returns what `init` promises for its x."""
+def _expect_outputs_of_init(case: _Case) -> None:
+    """Raise CheckFailed unless `forward` returns y and a state like those of `init`."""
     dtype = leaves(case.dy)[0].dtype
     shape = tree_map(np.shape, case.x)
     key = random.key(0, xp=backend("numpy").xp)
@@ -552,7 +553,7 @@ def _expect_promise(case: _Case) -> None:
     _, state, out = case.layer.init(key, example_shape, dtype)
     copy = case.map(np.copy)
     y, new_state, _ = copy.layer.forward(copy.params, copy.state, copy.x, train=True)
-    _expect_promised(y, new_state, _length(shape), dtype, state, out)
+    _expect_like_init(y, new_state, _length(shape), dtype, state, out)
 
 
 def _length(shape: Any) -> int:
