@@ -46,6 +46,7 @@ LEVELS = (
         *("core.files", "display.pages"),
         *("diagnostics.conformance.sources", "diagnostics.cost.counter"),
         *("diagnostics.draws", "diagnostics.gradcheck.inputs"),
+        "diagnostics.gradcheck.report",
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *(
             "training.config",
@@ -55,7 +56,7 @@ LEVELS = (
         ),
         *("training.rates", "training.safetensors_format", "training.splits"),
     },
-    {"diagnostics.observe"},
+    {"diagnostics.gradcheck.cases", "diagnostics.observe"},
     {
         *(
             "diagnostics.bisect.noise",
@@ -63,20 +64,20 @@ LEVELS = (
             "diagnostics.compare.rounding",
             "diagnostics.cost.arrays",
         ),
-        *("diagnostics.examples", "diagnostics.gradcheck.checks"),
+        *("diagnostics.examples", "diagnostics.gradcheck.oracles"),
         *("training.batches", "training.callbacks", "training.checkpoint"),
         *("training.context", "training.history"),
     },
     {
         *("diagnostics.compare.schema", "diagnostics.cost.native"),
-        "diagnostics.gradcheck",
+        "diagnostics.gradcheck.inside",
         "training.steps",
     },
     {
-        *("diagnostics.cost", "diagnostics.loading"),
+        *("diagnostics.cost", "diagnostics.gradcheck.checks", "diagnostics.loading"),
         *("training.callback_memory", "training.mean_loss", "training.run"),
     },
-    {"training.advance", "training.validation"},
+    {"diagnostics.gradcheck", "training.advance", "training.validation"},
     {"training.feed"},
     {"training.epochs", "training.evaluation"},
     {"diagnostics.summary", "training.abstract_init"},

@@ -12,7 +12,7 @@ import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
 from agnostic_nn.core.arrays import RowMask, namespace
 from agnostic_nn.diagnostics.gradcheck import loss_of
-from agnostic_nn.diagnostics.gradcheck.checks import STEP
+from agnostic_nn.diagnostics.gradcheck.oracles import STEP
 
 
 class Cube(nn.Elementwise):

@@ -19,7 +19,7 @@ from agnostic_nn.diagnostics.compare.page import Comparison
 from agnostic_nn.diagnostics.conformance import Conformance, conformance
 from agnostic_nn.diagnostics.examples import LAYERS
 from agnostic_nn.diagnostics.explain.explanation import Explanation
-from agnostic_nn.diagnostics.gradcheck.checks import Report
+from agnostic_nn.diagnostics.gradcheck.report import Report
 from agnostic_nn.diagnostics.profile import Profile
 from agnostic_nn.diagnostics.summary import Summary
 from agnostic_nn.display import tables

@@ -41,7 +41,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         _check,
         "The tables show the largest relative error of each comparison; `vjp of` a "
         "backend is its automatic differentiation. `python -m pydoc "
-        "agnostic_nn.diagnostics.gradcheck.checks` describes the comparisons.",
+        "agnostic_nn.diagnostics.gradcheck.oracles` describes the comparisons.",
         epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
         "command line is invalid.",
     )
