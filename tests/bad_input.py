@@ -21,7 +21,7 @@ import numpy as np
 
 import agnostic_nn as nn
 from agnostic_nn import initializers, losses, metrics, optimizers, random, schedules
-from agnostic_nn.diagnostics.compare import compare
+from agnostic_nn.diagnostics.compare import run_comparison
 
 HOME = Path(nn.__file__).parent
 OURS = (HOME, HOME.parent / "agnostic_nn_backends", HOME.parent / "backends")
@@ -906,7 +906,7 @@ def of_tools():
     workload = {"workload": "parity-gru", "names": ["numpy"], "sizes": ()}
     yield from grid(
         "compare",
-        compare,
+        run_comparison,
         workload,
         {
             "workload": ("nonsense", None, 3),

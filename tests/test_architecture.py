@@ -102,9 +102,10 @@ LEVELS = (
         "diagnostics.explain.flow",
     },
     {"diagnostics.compare.running", "diagnostics.explain.remarks"},
-    {"diagnostics.compare.drift"},
+    {"diagnostics.compare.choice", "diagnostics.compare.drift"},
     {"diagnostics.compare.verdicts"},
     {"diagnostics.compare.controls"},
+    {"diagnostics.compare.results"},
     {
         *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),
         "diagnostics.explain.text",

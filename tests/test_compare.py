@@ -24,10 +24,12 @@ from agnostic_nn.diagnostics.compare import (
     CannotCompare,
     Report,
     Workload,
-    compare,
+    choice,
     comparison,
     controls,
     page,
+    results,
+    run_comparison,
     running,
     summary,
     verdicts,
@@ -166,7 +168,7 @@ def test_the_tolerance_grows_as_a_random_walk_does():
 @pytest.fixture(scope="module")
 def digits(backend):
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
-    return compare("digits-mlp", [str(backend)])
+    return run_comparison("digits-mlp", [str(backend)])
 
 
 def test_digits_are_learned(digits):
@@ -195,7 +197,7 @@ def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digi
 )
 def test_every_workload_stays_within_tolerance_from_any_start(backend, workload):
     pytest.importorskip("sklearn", reason="the data come with scikit-learn")
-    result = only(compare(workload, [str(backend)], epochs=2, seed=7, sizes=()))
+    result = only(run_comparison(workload, [str(backend)], epochs=2, seed=7, sizes=()))
     assert result.status == "agrees", result.verdict
 
 
@@ -230,18 +232,23 @@ def test_measurements_are_standardised_by_the_training_set_alone():
 
 @pytest.fixture(scope="module")
 def spirals(backend):
-    return compare(SPIRALS, list(dict.fromkeys(["numpy:tape", str(backend)])))
+    return run_comparison(SPIRALS, list(dict.fromkeys(["numpy:tape", str(backend)])))
 
 
 def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
-    first, second = spirals.results[-1], only(compare(SPIRALS, [str(backend)]))
+    first, second = spirals.results[-1], only(run_comparison(SPIRALS, [str(backend)]))
     for key in ("losses", "deviations", "test_metric", "start_sha256", "verdict"):
         assert getattr(first, key) == getattr(second, key)
 
 
 def test_another_seed_is_another_training():
     assert (
-        len({only(compare(SPIRALS, ["numpy"], seed=s)).final_loss for s in range(3)})
+        len(
+            {
+                only(run_comparison(SPIRALS, ["numpy"], seed=s)).final_loss
+                for s in range(3)
+            }
+        )
         == 3
     )
 
@@ -295,7 +302,7 @@ def test_a_step_is_timed_from_its_batch_to_its_values_and_the_first_apart(
 
     name = pretend(asarray=asarray, jit=jit, synchronize=synchronize)
     monkeypatch.setattr(running, "perf_counter", lambda: now)
-    result = only(compare(SPIRALS, [name]))
+    result = only(run_comparison(SPIRALS, [name]))
     assert result.first_step_ms == 5250.0
     assert result.step_ms == 1250.0
     assert result.step_ms_quartiles == (1250.0, 1250.0)
@@ -312,8 +319,8 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
         Status("absent", None, (), "absent needs\n  a package"),
         Status("array_api_strict", "2.4", (host,), None),
     ]
-    monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
-    report = compare(SPIRALS, epochs=1)
+    monkeypatch.setattr(choice, "backends", lambda: iter(statuses))
+    report = run_comparison(SPIRALS, epochs=1)
     assert only(report).backend == "numpy"
     absent, strict = report.left_out
     assert (absent.backend, absent.reason) == ("absent", "absent needs a package")
@@ -322,19 +329,21 @@ def test_without_names_everything_runs_but_what_cannot_and_test_libraries(monkey
 
 
 def test_a_backend_named_twice_runs_once():
-    assert only(compare(SPIRALS, ["numpy", "numpy:cpu"], epochs=1)).device == "cpu"
+    assert (
+        only(run_comparison(SPIRALS, ["numpy", "numpy:cpu"], epochs=1)).device == "cpu"
+    )
 
 
 def test_an_unknown_backend_is_refused_with_those_that_can_run():
     with pytest.raises(CannotCompare, match=r"'nonesuch'.*can run here: .*numpy:cpu"):
-        compare(SPIRALS, ["numpy", "nonesuch"])
+        run_comparison(SPIRALS, ["numpy", "nonesuch"])
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
     with pytest.raises(
         CannotCompare, match=r"'nonesuch'.*digits-mlp, digits-norm, digits-cnn"
     ):
-        compare("nonesuch", ["numpy"])
+        run_comparison("nonesuch", ["numpy"])
 
 
 # --- failures and faults --------------------------------------------------------------
@@ -345,7 +354,7 @@ def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
         raise MemoryError("no room\nfor more")
 
     broken = pretend(jit=changed_at(3, fail))
-    report = compare(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
+    report = run_comparison(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
     failed, missing, succeeded = report.results
     assert failed.error == "MemoryError: no room for more"
     assert missing.error == "numpy has no device 'tape'; it has cpu"
@@ -363,7 +372,7 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
         wrong = data.shape == (2, 8)
         return HOST.asarray(data + data.dtype.type(1e-3) if wrong else data, device)
 
-    report = compare(SPIRALS, [pretend(asarray=asarray)])
+    report = run_comparison(SPIRALS, [pretend(asarray=asarray)])
     result = only(report)
     first = result.first_difference
     assert (first.step, first.description) == (0, "the starting parameters")
@@ -378,7 +387,7 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
         (params, *rest), value, finite = results
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
-    result = only(compare(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
+    result = only(run_comparison(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
     assert result.status == "differs"
     assert (
         result.verdict == "differs by more than rounding from step 4, first in the loss"
@@ -391,7 +400,7 @@ def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
 
 
 def test_a_reference_that_diverges_is_said_to():
-    report = compare(
+    report = run_comparison(
         replace(SPIRALS, optimizer=nn.SGD(1e150)), ["numpy"], epochs=1, sizes=()
     )
     assert "is not a finite number from step 3 on" in report.reference.diverges
@@ -404,7 +413,9 @@ def test_a_reference_that_diverges_is_said_to():
     assert "float32 cannot hold the reference's numbers at that step" in sentence(
         result
     )
-    assert "diverges" not in summary(compare(SPIRALS, ["numpy"], epochs=1, sizes=()))
+    assert "diverges" not in summary(
+        run_comparison(SPIRALS, ["numpy"], epochs=1, sizes=())
+    )
 
 
 def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
@@ -412,7 +423,7 @@ def test_a_wrong_function_is_seen_in_every_deviation(monkeypatch):
         return ops.silu(x) * (0.999 if x.dtype == np.float32 else 1.0)
 
     monkeypatch.setattr("agnostic_nn.layers.activations.silu", wrong_in_float32)
-    result = only(compare(SPIRALS, ["numpy"]))
+    result = only(run_comparison(SPIRALS, ["numpy"]))
     first = result.first_difference
     assert (first.step, first.description) == (1, "the output of layer 1 (SiLU)")
     deviations = result.deviations
@@ -438,7 +449,7 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
         return forward(self, params, state, x, train=train)
 
     monkeypatch.setattr(nn.Dense, "forward", rough)
-    assert only(compare(SPIRALS, ["numpy"])).first_difference.step == 1
+    assert only(run_comparison(SPIRALS, ["numpy"])).first_difference.step == 1
 
 
 def test_a_loss_of_nan_exceeds_the_tolerance_and_json_stays_strict(pretend, tmp_path):
@@ -447,7 +458,7 @@ def test_a_loss_of_nan_exceeds_the_tolerance_and_json_stays_strict(pretend, tmp_
         return carry, value * math.nan, finite
 
     name = pretend(jit=changed_at(STEPS, spoil))
-    write(compare(SPIRALS, [name]), tmp_path)
+    write(run_comparison(SPIRALS, [name]), tmp_path)
     result = only(read_strictly(tmp_path / "report.json"))
     first = result.first_difference
     assert (first.step, first.quantity) == (STEPS, "losses")
@@ -738,7 +749,7 @@ def rough(pretend):
 
 
 def test_the_policy_of_each_run_is_recorded_with_the_result_of_the_probe(backend):
-    report = compare(SPIRALS, [str(backend)], epochs=1, sizes=())
+    report = run_comparison(SPIRALS, [str(backend)], epochs=1, sizes=())
     result = only(report)
     policy = {key: getattr(result, key) for key in ("precision", "deterministic")}
     assert policy == backend.policy
@@ -756,7 +767,7 @@ def test_the_policy_of_each_run_is_recorded_with_the_result_of_the_probe(backend
 
 
 def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
-    report = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="strict")
+    report = run_comparison(SPIRALS, [rough], epochs=1, sizes=(), precision="strict")
     result = only(report)
     less = "TensorFloat-32 (eager: all; compiled: all)"
     assert result.precision_issue == f"strict, but multiplies in {less}"
@@ -765,7 +776,7 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     write(report, tmp_path)
     assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")
     assert expected in summary(report, verbose=True)
-    fast = compare(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
+    fast = run_comparison(SPIRALS, [rough], epochs=1, sizes=(), precision="fast")
     assert only(fast).measured_precision.eager == dict.fromkeys(
         FLOAT32, "TensorFloat-32"
     )
@@ -774,7 +785,9 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
 
 
 def test_fast_that_changes_nothing_is_said_too():
-    report = compare(SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True)
+    report = run_comparison(
+        SPIRALS, ["numpy"], epochs=1, precision="fast", deterministic=True
+    )
     assert (only(report).precision, only(report).deterministic) == ("fast", True)
     expected = "fast has no effect on numpy:cpu: products are float32 anyway"
     assert expected in summary(report, verbose=True)
@@ -788,8 +801,8 @@ def test_each_backend_is_probed_once_and_for_float32_only(monkeypatch):
         probed.append(backend)
         return formats
 
-    monkeypatch.setattr(comparison.policies, "probe", probe)
-    report = compare(
+    monkeypatch.setattr(results.policies, "probe", probe)
+    report = run_comparison(
         SPIRALS, ["numpy"], dtypes=["float64", "float32"], epochs=1, sizes=()
     )
     assert probed == [nn.backend("numpy")]
@@ -801,8 +814,8 @@ def test_a_probe_that_fails_takes_no_result_away(monkeypatch):
     def fail(backend):
         raise MemoryError("no room\nfor it")
 
-    monkeypatch.setattr(comparison.policies, "probe", fail)
-    report = compare(SPIRALS, ["numpy"], epochs=1)
+    monkeypatch.setattr(results.policies, "probe", fail)
+    report = run_comparison(SPIRALS, ["numpy"], epochs=1)
     assert only(report).error is only(report).measured_precision is None
     expected = "It is strict, but it cannot be measured: MemoryError: no room for it."
     assert expected in summary(report, verbose=True)
@@ -821,7 +834,7 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     less = {
         way: dict.fromkeys(FLOAT32, "TensorFloat-32") for way in ("eager", "compiled")
     }
-    monkeypatch.setattr(comparison.policies, "probe", lambda backend: less)
+    monkeypatch.setattr(results.policies, "probe", lambda backend: less)
     arguments = [
         "compare",
         "--backends=numpy",
@@ -843,7 +856,9 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
 
 def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
     narrow = pretend(has_float64=lambda device: False)
-    report = compare(SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=())
+    report = run_comparison(
+        SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=()
+    )
     succeeded, missing = report.results
     assert (succeeded.status, missing.status) == ("agrees", "failed")
     assert missing.error == f"{narrow}:cpu has no float64 as it is set up now"
@@ -855,7 +870,7 @@ def test_one_backend_can_be_compared_under_two_policies():
         nn.backend("numpy", precision="strict"),
         nn.backend("numpy", precision="fast"),
     ]
-    report = compare(SPIRALS, sides, epochs=1, precision="strict")
+    report = run_comparison(SPIRALS, sides, epochs=1, precision="strict")
     assert [result.precision for result in report.results] == ["strict", "fast"]
     assert "numpy:cpu strict: agrees" in summary(report, verbose=True)
     assert "numpy:cpu fast: agrees" in summary(report, verbose=True)
@@ -873,12 +888,12 @@ def test_a_backend_that_cannot_be_deterministic_is_a_result_if_named_else_left_o
         Status(each, "1", (nn.backend(each, deterministic=False),), None)
         for each in (name, "numpy")
     ]
-    report = compare(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)
+    report = run_comparison(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)
     named, _ = report.results
     reason = f"{name}:cpu: it never does the same again"
     assert named.error == reason
-    monkeypatch.setattr(comparison, "backends", lambda: iter(statuses))
-    report = compare(SPIRALS, epochs=1, deterministic=True)
+    monkeypatch.setattr(choice, "backends", lambda: iter(statuses))
+    report = run_comparison(SPIRALS, epochs=1, deterministic=True)
     assert only(report).backend == "numpy"
     assert only(report).deterministic is True
     (left_out,) = report.left_out
@@ -926,7 +941,7 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
 
 def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     narrow = pretend(has_float64=lambda device: False)
-    report = compare(
+    report = run_comparison(
         SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=()
     )
     ran = [(r.backend, r.dtype) for r in report.results]
@@ -941,7 +956,7 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     with pytest.raises(
         CannotCompare, match=r"there is nothing to compare: .* has no float64"
     ):
-        compare(SPIRALS, [narrow], dtypes=["float64"])
+        run_comparison(SPIRALS, [narrow], dtypes=["float64"])
 
 
 def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
@@ -956,29 +971,29 @@ def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
     name = pretend(
         jit=changed_at(2, lambda results: (narrow(results[0]), *results[1:]))
     )
-    result = only(compare(SPIRALS, [name], dtypes=["float64"], sizes=()))
+    result = only(run_comparison(SPIRALS, [name], dtypes=["float64"], sizes=()))
     first = result.first_difference
     assert (first.step, first.quantity) == (3, "losses")
 
 
 def test_steps_are_timed_with_batches_of_other_sizes_unless_not_wanted():
-    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
+    timed = only(run_comparison(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
     assert [each.size for each in timed] == [1, 4, 16]
     assert all(each.step_ms > 0.0 for each in timed)
-    assert only(compare(SPIRALS, ["numpy"], epochs=1, sizes=())).batches == ()
+    assert only(run_comparison(SPIRALS, ["numpy"], epochs=1, sizes=())).batches == ()
 
 
 def test_a_batch_size_that_the_model_refuses_is_not_timed(backend):
     model = nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dense(2))
     task = replace(SPIRALS, model=model)
-    result = only(compare(task, [str(backend)], epochs=1, sizes=(1, 4)))
+    result = only(run_comparison(task, [str(backend)], epochs=1, sizes=(1, 4)))
     assert result.status != "failed"
     assert [each.size for each in result.batches] == [4, 16]
 
 
 def test_no_other_size_is_begun_when_time_has_run_out(monkeypatch):
     monkeypatch.setattr(running, "BUDGET", 0.0)
-    timed = only(compare(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
+    timed = only(run_comparison(SPIRALS, ["numpy"], epochs=1, sizes=(4, 1))).batches
     assert timed == ()
 
 
@@ -994,13 +1009,13 @@ def test_steps_that_are_only_timed_do_not_touch_what_was_learned(pretend):
 
         return call
 
-    result = only(compare(SPIRALS, [pretend(jit=jit)], sizes=(1,)))
+    result = only(run_comparison(SPIRALS, [pretend(jit=jit)], sizes=(1,)))
     assert result.verdict == f"agrees over {STEPS} steps"
 
 
 def test_timing_other_sizes_changes_no_result():
     with_sizes, without = (
-        only(compare(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ())
+        only(run_comparison(SPIRALS, ["numpy"], sizes=s)) for s in ((1, 64), ())
     )
     for key in ("losses", "deviations", "test_metric", "verdict"):
         assert getattr(with_sizes, key) == getattr(without, key)
@@ -1008,7 +1023,9 @@ def test_timing_other_sizes_changes_no_result():
 
 def test_memory_is_what_the_device_tells_and_what_a_step_has_to_hold(pretend):
     telling = pretend(peak_memory=lambda device: 12345)
-    silent, reporting = (r.memory for r in compare(SPIRALS, ["numpy", telling]).results)
+    silent, reporting = (
+        r.memory for r in run_comparison(SPIRALS, ["numpy", telling]).results
+    )
     parameters = 4 * (2 * 8 + 8 + 8 * 2 + 2)
     assert silent.parameters == parameters
     assert silent.moments >= 2 * parameters
@@ -1028,7 +1045,9 @@ def unknown(result):
 
 
 def test_a_gradient_that_is_rounding_and_nothing_else_is_judged_by_the_size_of_all():
-    report = compare(replace(BIASED, optimizer=nn.SGD(0.05)), ["numpy"], sizes=())
+    report = run_comparison(
+        replace(BIASED, optimizer=nn.SGD(0.05)), ["numpy"], sizes=()
+    )
     result = only(report)
     assert report.tolerance.zero_gradients == ("0.bias",)
     bias = result.deviations.gradients["0.bias"]
@@ -1038,7 +1057,9 @@ def test_a_gradient_that_is_rounding_and_nothing_else_is_judged_by_the_size_of_a
 
 
 def test_steps_that_adam_makes_of_rounding_are_not_judged_and_nothing_else_is():
-    report = compare(replace(BIASED, optimizer=nn.Adam(0.02)), ["numpy"], sizes=())
+    report = run_comparison(
+        replace(BIASED, optimizer=nn.Adam(0.02)), ["numpy"], sizes=()
+    )
     result = only(report)
     assert result.status == "not checked"
     assert unknown(result) == [
@@ -1114,7 +1135,7 @@ CHAOTIC = replace(SPIRALS, optimizer=nn.SGD(5.0, momentum=0.9), epochs=10)
 
 @pytest.fixture(scope="module")
 def chaotic(backend):
-    return compare(CHAOTIC, [str(backend)], sizes=())
+    return run_comparison(CHAOTIC, [str(backend)], sizes=())
 
 
 def test_a_training_that_magnifies_rounding_is_judged_as_far_as_rounding_allows(
@@ -1142,7 +1163,9 @@ def test_a_fault_before_rounding_has_grown_is_a_fault_also_in_chaotic_training(p
         (params, *rest), value, finite = results
         return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
-    result = only(compare(CHAOTIC, [pretend(jit=changed_at(5, stretch))], sizes=()))
+    result = only(
+        run_comparison(CHAOTIC, [pretend(jit=changed_at(5, stretch))], sizes=())
+    )
     first = result.first_difference
     assert result.status == "differs"
     assert first.quantity == "losses"
@@ -1189,7 +1212,7 @@ def planted(fault):
 def test_faults_outside_of_training_are_located(monkeypatch, fault, what, optimizer):
     monkeypatch.setattr(*planted(fault))
     workload = replace(SPIRALS, model=CONVOLUTIONAL, optimizer=optimizer, epochs=4)
-    result = only(compare(workload, ["numpy"], sizes=()))
+    result = only(run_comparison(workload, ["numpy"], sizes=()))
     assert result.first_difference.description == what
     assert result.first_difference.step == 1
     assert {each.step for each in result.differences if each.description == what} >= {
@@ -1218,7 +1241,7 @@ def test_a_backend_whose_predictions_are_wrong_once_is_seen_though_its_bias_is_u
         return call
 
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
-    result = only(compare(workload, [pretend(jit=jit)], sizes=()))
+    result = only(run_comparison(workload, [pretend(jit=jit)], sizes=()))
     (difference,) = result.differences
     assert (
         difference.description == "the outputs after training, from its own parameters"
@@ -1256,7 +1279,7 @@ def slightly(quantity):
 @pytest.mark.parametrize("quantity", ["gradients.0.weight", "predictions"])
 def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
     workload = replace(SPIRALS, model=WIDE, epochs=1)
-    result = only(compare(workload, [pretend(jit=slightly(quantity))], sizes=()))
+    result = only(run_comparison(workload, [pretend(jit=slightly(quantity))], sizes=()))
     first = result.first_difference
     assert result.status == "differs"
     assert quantity.startswith(first.quantity)
@@ -1345,7 +1368,7 @@ def test_a_weight_that_follows_a_schedule_follows_it_here_too(backend):
     workload = replace(
         workload, optimizer=nn.SGD(1e-30), epochs=4, batch_size=len(_spirals()[0])
     )
-    result = only(compare(workload, [str(backend)], sizes=(4,)))
+    result = only(run_comparison(workload, [str(backend)], sizes=(4,)))
     assert (result.error, result.status) == (None, "agrees")
     losses = np.asarray(result.losses)
     np.testing.assert_allclose(losses / losses[0], [1.0, 1.1, 1.2, 1.3], rtol=1e-5)
@@ -1354,10 +1377,12 @@ def test_a_weight_that_follows_a_schedule_follows_it_here_too(backend):
 def test_a_backend_on_which_a_schedule_stands_still_is_caught():
     loss = nn.Weighted(nn.softmax_cross_entropy, growing)
     workload = replace(SPIRALS, loss=loss, optimizer=nn.SGD(0.5, momentum=0.5))
-    assert only(compare(workload, ["numpy"], sizes=())).status == "agrees"
+    assert only(run_comparison(workload, ["numpy"], sizes=())).status == "agrees"
     FROZEN.append(True)
     try:
-        result = only(compare(workload, [nn.backend("numpy", replay=False)], sizes=()))
+        result = only(
+            run_comparison(workload, [nn.backend("numpy", replay=False)], sizes=())
+        )
     finally:
         FROZEN.clear()
     assert {"loss", "gradients", "losses"} <= {e.quantity for e in result.differences}
@@ -1374,7 +1399,7 @@ def test_a_loss_that_takes_a_context_is_refused():
     with pytest.raises(
         CannotCompare, match=r"passes no context, and loss takes one.*partial"
     ):
-        compare(replace(SPIRALS, loss=loss), ["numpy"])
+        run_comparison(replace(SPIRALS, loss=loss), ["numpy"])
 
 
 def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
@@ -1391,7 +1416,7 @@ def test_a_spike_of_the_loss_does_not_loosen_the_tolerance_of_other_steps():
     model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(1))
     workload = replace(SPIRALS, read=read, model=model, metric=None, epochs=1)
     workload = replace(workload, loss=nn.mean_squared_error, optimizer=nn.SGD(1e-9))
-    report = compare(workload, ["numpy"], sizes=())
+    report = run_comparison(workload, ["numpy"], sizes=())
     losses = report.reference.losses
     assert max(losses) > 1e6 * min(losses)
     assert only(report).status == "agrees"
@@ -1418,7 +1443,7 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
         np.ndarray, lambda x: right(x) * (0.99 if x.dtype == np.float64 else 1)
     )
     try:
-        report = compare(replace(SPIRALS, model=model), ["numpy"], sizes=())
+        report = run_comparison(replace(SPIRALS, model=model), ["numpy"], sizes=())
     finally:
         ops.erfc.register(np.ndarray, right)
     result = only(report)
@@ -1433,7 +1458,7 @@ def test_a_reference_that_is_wrong_itself_is_said_to_be():
 
 
 def test_several_outputs_and_inputs_are_judged_each():
-    result = only(compare(two_outputs(), ["numpy"], sizes=()))
+    result = only(run_comparison(two_outputs(), ["numpy"], sizes=()))
     assert (result.error, result.status) == (None, "agrees")
     for part in ("predictions", "outputs"):
         assert list(result.deviations.group(part)) == ["y.a", "y.b"]
@@ -1450,10 +1475,10 @@ def test_outputs_of_nan_are_a_difference_whatever_rounding_explains(pretend):
         return run
 
     workload = replace(BIASED, optimizer=nn.Adam(0.02))
-    result = only(compare(workload, [pretend(jit=jit)], sizes=()))
+    result = only(run_comparison(workload, [pretend(jit=jit)], sizes=()))
     assert result.first_difference.quantity == "predictions"
     assert "unknown" in summary(
-        compare(workload, [pretend(jit=jit)], sizes=()), verbose=True
+        run_comparison(workload, [pretend(jit=jit)], sizes=()), verbose=True
     )
 
 
@@ -1533,7 +1558,9 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
         )
         return floats, value * math.nan, finite
 
-    report = compare(SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=())
+    report = run_comparison(
+        SPIRALS, [pretend(jit=changed_at(1, spoil))], epochs=1, sizes=()
+    )
     assert only(report).error is None
     assert only(report).max_relative_deviation is None
     for text in (page(report), summary(report, verbose=True)):
@@ -1543,7 +1570,7 @@ def test_numbers_that_are_none_do_not_keep_a_page_from_being_drawn(pretend):
 @pytest.fixture(scope="module")
 def counted():
     """A report, and the summary of its model."""
-    report = compare(SPIRALS, ["numpy"], dtypes=["float64"], epochs=1, sizes=())
+    report = run_comparison(SPIRALS, ["numpy"], dtypes=["float64"], epochs=1, sizes=())
     task = SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer
     trainer = nn.Trainer(*task, backend="numpy", dtype="float64")
     train, _ = SPIRALS.read()

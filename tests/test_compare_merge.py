@@ -9,8 +9,8 @@ import agnostic_nn as nn
 from agnostic_nn.diagnostics.compare import (
     CannotCompare,
     Workload,
-    compare,
     merge,
+    run_comparison,
     summary,
     write,
 )
@@ -33,7 +33,7 @@ SIDES = Workload(
 
 @pytest.fixture(scope="module")
 def report():
-    return compare(SIDES, ["numpy"], sizes=(1, 4))
+    return run_comparison(SIDES, ["numpy"], sizes=(1, 4))
 
 
 @pytest.fixture
@@ -208,7 +208,7 @@ def test_a_reference_that_was_rounded_otherwise_is_the_same(saved, report):
 
 def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
     with pytest.raises(
-        CannotCompare, match=r"has schema 1, and only .* schema 4 .* again"
+        CannotCompare, match=r"has schema 1, and only .* schema 5 .* again"
     ):
         merge([saved("one"), saved("two", schema=1)])
 
@@ -220,7 +220,7 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         ("{", "is not JSON"),
         ("[]", "is not a report.json"),
         (
-            '{"schema": 4}',
+            '{"schema": 5}',
             "is not a report.json of `agnostic-nn compare`, or is damaged: expected "
             "the fields schema, verdict, .*, got none called verdict, workload, ",
         ),

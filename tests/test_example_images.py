@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.diagnostics.compare import WORKLOADS, CannotCompare, compare
+from agnostic_nn.diagnostics.compare import WORKLOADS, CannotCompare, run_comparison
 
 pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
 SCRIPT = str(Path(__file__).parents[1] / "examples" / "convolutional_network.py")
@@ -100,7 +100,7 @@ def test_an_unknown_backend_ends_the_command_with_one_clear_line(run, capsys):
 
 
 def test_the_comparison_stays_within_tolerance(backend):
-    (result,) = compare("digits-cnn", [str(backend)], epochs=1, sizes=()).results
+    (result,) = run_comparison("digits-cnn", [str(backend)], epochs=1, sizes=()).results
     assert result.differences == (), result.verdict
 
 

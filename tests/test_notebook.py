@@ -14,7 +14,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core.backend import StatusTable
 from agnostic_nn.diagnostics.bisect import Bisection
-from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.compare import Workload, run_comparison
 from agnostic_nn.diagnostics.compare.page import Comparison
 from agnostic_nn.diagnostics.conformance import Conformance, conformance
 from agnostic_nn.diagnostics.examples import LAYERS
@@ -131,7 +131,7 @@ def comparison():
         None,
         1,
     )
-    return compare(Workload(*task, batch_size=10), ["numpy"], sizes=())
+    return run_comparison(Workload(*task, batch_size=10), ["numpy"], sizes=())
 
 
 RESULTS = {  # type: function that returns one, words in both forms

@@ -15,7 +15,7 @@ from agnostic_nn import ops, random
 from agnostic_nn.core import policies
 from agnostic_nn.core.backend import Backend
 from agnostic_nn.core.trees import leaves
-from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.compare import Workload, run_comparison
 from agnostic_nn.diagnostics.conformance import conformance, library
 from agnostic_nn.diagnostics.explain.notebooks import notebook_page
 from agnostic_nn.training import Trainer, make_step
@@ -694,7 +694,7 @@ def _train(backend):
 
 def _compare(backend):
     workload = Workload("", "", lambda: (Examples(*DATA),) * 2, *TASK[:2], None, 1)
-    (result,) = compare(workload, [backend], sizes=(2,)).results
+    (result,) = run_comparison(workload, [backend], sizes=(2,)).results
     assert result.error is None
 
 

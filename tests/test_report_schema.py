@@ -11,7 +11,13 @@ from jsonschema import Draft202012Validator
 from report_schema import PAGE, SCHEMA, classes, page, schema
 
 import agnostic_nn as nn
-from agnostic_nn.diagnostics.compare import Report, Workload, compare, merge, write
+from agnostic_nn.diagnostics.compare import (
+    Report,
+    Workload,
+    merge,
+    run_comparison,
+    write,
+)
 from agnostic_nn.diagnostics.compare.conversion import (
     descriptions,
     finite,
@@ -92,7 +98,7 @@ class Broken(nn.Dense):
 
 
 def _merged(folder):
-    report = compare(_workload(), ["numpy"], sizes=(1, 4))
+    report = run_comparison(_workload(), ["numpy"], sizes=(1, 4))
     write(report, folder / "one")
     environment = replace(report.machines[0].environment, variables={"MKL_CBWR": "1"})
     machine = replace(report.machines[0], environment=environment)
@@ -102,7 +108,7 @@ def _merged(folder):
 
 REPORTS = {  # by the event: a function of a folder, and a test that it has happened
     "agrees": (
-        lambda folder: compare(
+        lambda folder: run_comparison(
             _workload(optimizer=nn.SGD(0.1)),
             ["numpy", "numpy:tape"],
             dtypes=["float32", "float64"],
@@ -110,25 +116,25 @@ REPORTS = {  # by the event: a function of a folder, and a test that it has happ
         lambda report: {r.status for r in report.results} == {"agrees", "failed"},
     ),
     "not checked": (
-        lambda folder: compare(_workload(optimizer=nn.Adam(0.02)), ["numpy"]),
+        lambda folder: run_comparison(_workload(optimizer=nn.Adam(0.02)), ["numpy"]),
         lambda report: report.results[0].control and report.results[0].not_checked,
     ),
     "differs": (
-        lambda folder: compare(_workload(model=Wrong(2)), ["numpy"], sizes=()),
+        lambda folder: run_comparison(_workload(model=Wrong(2)), ["numpy"], sizes=()),
         lambda report: report.results[0].differences,
     ),
     "diverges": (
-        lambda folder: compare(
+        lambda folder: run_comparison(
             _workload(model=UNBOUNDED, optimizer=nn.SGD(1e150)), ["numpy"]
         ),
         lambda report: None in report.reference.losses and report.reference.diverges,
     ),
     "an exception": (
-        lambda folder: compare(_workload(model=Broken(2)), ["numpy"], sizes=()),
+        lambda folder: run_comparison(_workload(model=Broken(2)), ["numpy"], sizes=()),
         lambda report: report.results[0].error == "RuntimeError: out of order",
     ),
     "left out": (
-        lambda folder: compare(_workload(), epochs=1, sizes=()),
+        lambda folder: run_comparison(_workload(), epochs=1, sizes=()),
         lambda report: report.left_out,
     ),
     "merged": (_merged, lambda report: report.differences),
@@ -154,7 +160,9 @@ def test_reports_are_valid_and_read_back_as_they_were(report, tmp_path):
 
 @pytest.fixture(scope="module")
 def data():
-    return json.dumps(compare(_workload(), ["numpy"], epochs=1, sizes=(4,)).to_json())
+    return json.dumps(
+        run_comparison(_workload(), ["numpy"], epochs=1, sizes=(4,)).to_json()
+    )
 
 
 def _change(data, path, value):
@@ -170,8 +178,8 @@ def _change(data, path, value):
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (["schema"], 3, r"^schema: expected 4, got 3$"),
-        (["schema"], True, r"^schema: expected 4, got True$"),
+        (["schema"], 3, r"^schema: expected 5, got 3$"),
+        (["schema"], True, r"^schema: expected 5, got True$"),
         (["results"], {}, r"^results: expected a list, got \{\}$"),
         (["workload"], [], r"^workload: expected an object, got \[\]$"),
         (["workload", "seed"], "0", r"^workload\.seed: expected an integer, got '0'$"),

@@ -8,7 +8,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.trees import named_leaves
-from agnostic_nn.diagnostics.compare import Workload, compare
+from agnostic_nn.diagnostics.compare import Workload, run_comparison
 from agnostic_nn.diagnostics.compare.rounding import chains, layer_of
 from agnostic_nn.diagnostics.compare.running import Task
 from agnostic_nn.metrics import accuracy
@@ -142,7 +142,7 @@ def trained_with(fault="", index=-1):
     model = nn.Sequential(dense[0], nn.Tanh(), dense[1], nn.Tanh(), dense[2])
     loss = nn.softmax_cross_entropy
     workload = Workload("fault", "noise", read, model, loss, accuracy, 1, batch_size=32)
-    (result,) = compare(workload, ["numpy"], sizes=()).results
+    (result,) = run_comparison(workload, ["numpy"], sizes=()).results
     assert result.error is None
     return result
 

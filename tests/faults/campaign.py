@@ -21,7 +21,7 @@ import numpy as np
 import agnostic_nn as nn
 from agnostic_nn.core.files import write_text
 from agnostic_nn.diagnostics.bisect import StageFailed, search
-from agnostic_nn.diagnostics.compare import compare, comparison
+from agnostic_nn.diagnostics.compare import comparison, results, run_comparison
 from agnostic_nn.diagnostics.compare.schema import PROBED, Difference, Result
 from agnostic_nn.display.tables import markdown_table
 
@@ -88,10 +88,12 @@ def remembered() -> Iterator[None]:
             stack.enter_context(
                 patch.object(place, name, _once(getattr(place, name), key))
             )
-        unmeasured = {"_precision": (None, None), "_memory": None, "_layer_costs": ()}
-        for name, value in unmeasured.items():
-            replacement = patch.object(comparison, name, return_value=value)
-            stack.enter_context(replacement)
+        for place, name, value in (
+            (results, "_precision", (None, None)),
+            (results, "_memory", None),
+            (comparison, "layer_costs", ()),
+        ):
+            stack.enter_context(patch.object(place, name, return_value=value))
         yield
 
 
@@ -101,13 +103,13 @@ def _task(task: Any) -> tuple:
 
 def _once(function: Callable, key: Callable) -> Callable:
     """Return `function` with its results cached by `key` of the arguments."""
-    results: dict[Any, Any] = {}
+    done: dict[Any, Any] = {}
 
     def call(*args, **kwargs):
         arguments = key(*args, **kwargs), tuple(sorted(kwargs.items()))
-        if arguments not in results:
-            results[arguments] = function(*args, **kwargs)
-        return results[arguments]
+        if arguments not in done:
+            done[arguments] = function(*args, **kwargs)
+        return done[arguments]
 
     return call
 
@@ -173,7 +175,7 @@ def _bisect(
 
 
 def _compare(model: str, seed: int, backend: Any) -> Result:
-    report = compare(workload(model, seed), [backend], seed=seed, sizes=())
+    report = run_comparison(workload(model, seed), [backend], seed=seed, sizes=())
     return report.results[0]
 
 

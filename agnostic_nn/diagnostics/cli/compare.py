@@ -187,10 +187,10 @@ def _merged(options: argparse.Namespace) -> "Report":
 
 
 def _trained(options: argparse.Namespace) -> "Report":
-    from ..compare import compare
+    from ..compare import run_comparison
     from ..compare.running import SIZES
 
-    return compare(
+    return run_comparison(
         chosen_workload(options),
         options.backends,
         precision=options.precision,

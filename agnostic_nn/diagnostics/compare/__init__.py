@@ -4,13 +4,14 @@
 model and data. `running.py` trains on one backend, `probes.py` runs parts of single
 steps, and `controls.py` repeats a training with nothing changed but rounding.
 `rounding.py` counts roundings, `deviation.py` says how far they may move a number, and
-`verdicts.py` judges a run. `comparison.py` puts the report together, with a description
-of the machine from `environment.py`. `schema.py` defines the report as dataclasses, and
+`verdicts.py` judges a run. `choice.py` chooses backends and dtypes, `results.py` makes
+the result of each, and `comparison.py` puts the report together, with a description of
+the machine from `environment.py`. `schema.py` defines the report as dataclasses, and
 `conversion.py` converts them to JSON and back. `report.py` and `page.py` format it, and
 `merge.py` combines several reports.
 """
 
-from .comparison import compare
+from .comparison import run_comparison
 from .merge import merge
 from .page import page
 from .report import summary, write
@@ -23,9 +24,9 @@ __all__ = [
     "CannotCompare",
     "Report",
     "Workload",
-    "compare",
     "merge",
     "page",
+    "run_comparison",
     "summary",
     "user_workload",
     "write",

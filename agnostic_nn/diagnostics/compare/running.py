@@ -35,6 +35,7 @@ from .rounding import Chains, chains
 from .workloads import Workload
 
 __all__ = [
+    "REFERENCE_DTYPE",
     "SIZES",
     "Run",
     "Task",
@@ -46,6 +47,7 @@ __all__ = [
     "sha256",
 ]
 
+REFERENCE_DTYPE = "float64"
 # Batch sizes to time, the most informative for a plot first.
 SIZES = (1, 512, 64, 8)
 ENOUGH = 0.1  # seconds to time one batch size
@@ -66,6 +68,11 @@ class Task:
     @property
     def steps(self) -> int:
         return self.epochs * math.ceil(len(self.train) / self.workload.batch_size)
+
+    @property
+    def shape(self) -> Any:
+        """The shape of x without the batch axis."""
+        return tree_map(lambda leaf: leaf.shape[1:], self.train.x)
 
     def batches(self, dtype: str) -> Any:
         """Yield the arguments of each step: x, target, and 1 or 0 for each row.

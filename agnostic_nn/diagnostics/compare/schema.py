@@ -39,7 +39,7 @@ __all__ = [
     "WorkloadInfo",
 ]
 
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 
 Status = Literal["agrees", "differs", "not checked", "failed"]
 # The groups of deviations: of results computed
@@ -499,7 +499,7 @@ class Machine:
 class Report:
     """The report of `agnostic-nn compare`."""
 
-    schema: Literal[4] = SCHEMA
+    schema: Literal[5] = SCHEMA
     """the version of this description"""
     verdict: Verdict
     """the verdict on all runs"""
