@@ -40,8 +40,10 @@ from agnostic_nn.diagnostics.compare.deviation import (
     loss_deviations as deviation_of_losses,
 )
 from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
-from agnostic_nn.diagnostics.compare.report import headline, sentence
-from agnostic_nn.diagnostics.compare.report import overview as report_overview
+from agnostic_nn.diagnostics.compare.report.headline import headline
+from agnostic_nn.diagnostics.compare.report.plots import _label
+from agnostic_nn.diagnostics.compare.report.sentences import sentence
+from agnostic_nn.diagnostics.compare.report.tables import overview as report_overview
 from agnostic_nn.diagnostics.compare.schema import (
     ControlRun,
     ControlRuns,
@@ -59,9 +61,6 @@ from agnostic_nn.training.checkpoint import digest
 from agnostic_nn.training.progress import Progress
 from agnostic_nn_backends import SHIPPED
 
-drawing = sys.modules[
-    "agnostic_nn.diagnostics.compare.page"
-]  # in the package `page` is its function
 EPSILON = float(np.finfo("float32").eps)
 NUMBERS = count()
 
@@ -1541,8 +1540,7 @@ def test_a_page_of_failures_alone_has_no_plots(eventful):
 
 def test_a_key_of_a_plot_shows_no_deviation_0_where_nothing_is_known():
     keys = [
-        drawing._label("jax", off)
-        for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])
+        _label("jax", off) for off in ([0.0, 1e-7], [0.0, 0.0], [None, 0.0], [None])
     ]
     assert keys == ["jax", "jax: 0", "jax: unknown", "jax: unknown"]
 

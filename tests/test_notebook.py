@@ -15,7 +15,7 @@ import agnostic_nn as nn
 from agnostic_nn.core.backend import StatusTable
 from agnostic_nn.diagnostics.bisect import Bisection
 from agnostic_nn.diagnostics.compare import Workload, run_comparison
-from agnostic_nn.diagnostics.compare.page import Comparison
+from agnostic_nn.diagnostics.compare.report import Comparison
 from agnostic_nn.diagnostics.conformance import Conformance, conformance
 from agnostic_nn.diagnostics.examples import LAYERS
 from agnostic_nn.diagnostics.explain.explanation import Explanation

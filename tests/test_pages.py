@@ -10,7 +10,8 @@ pytest.importorskip("jinja2", reason="the extra `report` is not installed")
 pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
 pytest.importorskip("latex2mathml", reason="the extra `report` is not installed")
 
-from agnostic_nn.diagnostics.compare.page import _means, _trimmed
+from agnostic_nn.diagnostics.compare.report.html import _trimmed
+from agnostic_nn.diagnostics.compare.report.plots import _means
 from agnostic_nn.display.pages import (
     _unbroken_numbers,
     _with_contents,

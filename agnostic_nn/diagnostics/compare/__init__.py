@@ -7,14 +7,13 @@ steps, and `controls.py` repeats a training with nothing changed but rounding.
 `verdicts.py` judges a run. `choice.py` chooses backends and dtypes, `results.py` makes
 the result of each, and `comparison.py` puts the report together, with a description of
 the machine from `environment.py`. `schema.py` defines the report as dataclasses, and
-`conversion.py` converts them to JSON and back. `report.py` and `page.py` format it, and
-`merge.py` combines several reports.
+`conversion.py` converts them to JSON and back. `report` formats it, and `merge.py`
+combines several reports.
 """
 
 from .comparison import run_comparison
 from .merge import merge
-from .page import page
-from .report import summary, write
+from .report import page, summary, write
 from .schema import Report
 from .user_model import user_workload
 from .workloads import WORKLOADS, CannotCompare, Workload

@@ -22,8 +22,8 @@ from .controls import Controls
 from .conversion import finite
 from .drift import largest
 from .environment import environment
-from .page import Comparison
 from .probes import Reference, functions, probe
+from .report import Comparison
 from .results import layer_costs, result_of
 from .rounding import Chains
 from .running import (

@@ -12,8 +12,9 @@ import numpy as np
 
 from .comparison import overall
 from .deviation import tolerance
-from .page import Comparison
-from .report import joined, names, product_formats, settings_of
+from .report import Comparison
+from .report.names import joined, names
+from .report.tables import product_formats, settings_of
 from .schema import SCHEMA, Report, Result
 from .workloads import CannotCompare
 
