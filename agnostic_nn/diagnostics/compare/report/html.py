@@ -15,6 +15,7 @@ from .terminal import summary
 
 __all__ = ["Comparison", "page"]
 
+
 class Comparison(Report):
     """A report of which `str()` is text, and which a notebook shows as a page."""
 

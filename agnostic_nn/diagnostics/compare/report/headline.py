@@ -1,0 +1,121 @@
+"""The answer: the verdict on all runs in one sentence."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..schema import Report, Result, Status
+from .names import first_few, joined, named_results
+
+__all__ = ["headline"]
+
+
+def headline(report: Report) -> str:
+    """Return the verdict on all runs in one sentence, without a full stop."""
+    named = named_results(report)
+    by_status: dict[Status, list[tuple[str, Result]]] = {}
+    for name, r in named:
+        by_status.setdefault(r.status, []).append((name, r))
+    devices = {r.name for r in report.results}
+    kind = "backends" if len(devices) == len(named) else "runs"
+    clauses = []
+    if report.reference.agrees is False:
+        clauses.append(
+            "The reference is wrong, so whole trainings cannot be compared with it"
+        )
+    differs = by_status.get("differs", [])
+    if len(differs) == 1:
+        ((name, r),) = differs
+        clauses.append(f"{name} differs by more than rounding {_place(r)}")
+    elif differs:
+        listed = "; ".join(_grouped(differs, _place))
+        count = _all_of(differs, kind)
+        if len(differs) < len(named):
+            count = f"{len(differs)} of {len(named)} {kind}"
+        clauses.append(f"{count} differ by more than rounding: {listed}")
+    clauses += _grouped(by_status.get("failed", []), _failure, kind, len(named))
+    clauses += _grouped(by_status.get("not checked", []), _because, kind, len(named))
+    agree = by_status.get("agrees", [])
+    if agree:
+        clauses.append(_agreeing(report, [name for name, _ in agree], kind))
+    return "; ".join(clauses)
+
+
+def _agreeing(report: Report, agree: list[str], kind: str) -> str:
+    """Name or count the runs that agree with the reference."""
+    if len(agree) < len(report.results):
+        if len(agree) == 1:
+            return f"{agree[0]} agrees"
+        return f"the other {len(agree)} {kind} agree"
+    over = f"with the {report.reference.dtype} reference"
+    over += f" over {report.workload.steps:,} steps"
+    if len(agree) == 1:
+        return f"{agree[0]} agrees {over}: all deviations are rounding"
+    return f"{_all_of(agree, kind)} agree {over}: all deviations are rounding"
+
+
+def _all_of(runs: Sequence[Any], kind: str) -> str:
+    return f"Both {kind}" if len(runs) == 2 else f"All {len(runs)} {kind}"
+
+
+def _grouped(
+    named: Sequence[tuple[str, Result]],
+    describe: Callable[[Result], str],
+    kind: str | None = None,
+    total: int = 0,
+) -> list[str]:
+    """Describe runs; those with the same description are named together.
+
+    If all `total` runs have it, they are counted instead, as "all 3 backends".
+    """
+    groups: dict[str, list[str]] = {}
+    for name, r in named:
+        groups.setdefault(describe(r), []).append(name)
+    described = []
+    for description, group in groups.items():
+        text = description
+        who = joined(group)
+        if len(group) > 1:
+            text = description.replace("agrees", "agree", 1)
+            who = _all_of(group, kind) if kind and len(group) == total else who
+        described.append(f"{who} {text}")
+    return described
+
+
+def _place(result: Result) -> str:
+    """Say where a run differs first."""
+    first = result.differences[0]
+    since = f"from step {first.step:,}" if first.step else "from the start"
+    return f"{since}, first in {first.description}"
+
+
+def _failure(result: Result) -> str:
+    """Say why a run failed. A backend that could not run has no version."""
+    how = "could not run" if result.version is None else "failed"
+    return f"{how} ({(result.error or 'no reason is known').rstrip('.')})"
+
+
+def _because(result: Result) -> str:
+    """Say what cannot be checked, and why."""
+    if not result.not_checked:
+        _, _, issue = (result.precision_issue or "").partition(", but ")
+        why = f"because it {issue.removeprefix('it ')}"
+        return f"agrees, but cannot be confirmed to be {result.precision}, {why}"
+    losses = [each for each in result.not_checked if each.quantity == "losses"]
+    first = (losses or result.not_checked)[0]
+    if not losses:
+        same = [
+            r.description + (f" at step {r.step:,}" if r.quantity == "probe" else "")
+            for r in result.not_checked
+            if r.reason == first.reason
+        ]
+        what = f"agrees, but {first_few(same, 2)} cannot be checked"
+    elif first.step > 1:
+        what = f"agrees up to step {first.step - 1:,} and cannot be checked after it"
+    else:
+        what = "cannot be checked as a whole training"
+    reason = f"because {first.reason}"
+    others = {r.description for r in result.not_checked if r.reason != first.reason}
+    if others:
+        results = "other results" if len(others) > 1 else "other result"
+        reason += f" ({len(others)} {results} for other reasons)"
+    return f"{what}, {reason}"

@@ -1,0 +1,217 @@
+"""The tables of a report, as columns and rows for text, Markdown and HTML."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ...summary import Row as LayerRow
+from ...summary import Summary
+from ..schema import (
+    ArrayDeviation,
+    Deviations,
+    Environment,
+    MeasuredPrecision,
+    Memory,
+    Report,
+)
+from .names import named_results
+
+__all__ = [
+    "Row",
+    "batch_timings",
+    "details",
+    "environments",
+    "layer_costs",
+    "overview",
+    "product_formats",
+    "roundings",
+    "settings_of",
+]
+
+Row = list[Any]
+
+
+def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
+    """Yield title, columns and rows of each table; each row is a run."""
+    yield _results_table(report)
+    yield _deviations_table(report)
+    title, columns, rows = _precision_table(report)
+    if rows:
+        yield title, columns, rows
+
+
+def _results_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    task = report.workload
+    reference = report.reference
+    metric = task.metric or "test"
+    columns = ["backend", "hardware", "version", "dtype", metric, "final loss"]
+    columns += ["ms per step", "25-75 %", "first step, ms", "samples/s", "memory, MB"]
+    rows: list[Row] = []
+    for name, r in named_results(report):
+        quartiles = r.step_ms_quartiles
+        speed = r.samples_per_second
+        row: Row = [name, r.hardware, r.version, r.dtype, r.test_metric, r.final_loss]
+        row += [r.step_ms, quartiles and "{:.3g} to {:.3g}".format(*quartiles)]
+        row += [r.first_step_ms, speed and round(speed), _megabytes(r.memory)]
+        rows.append(row)
+    reference_row: Row = ["reference", None, None, reference.dtype]
+    reference_row += [reference.test_metric, reference.final_loss, *[None] * 5]
+    title = f"after {task.steps:,} steps of {task.name} ({task.epochs} epochs)"
+    return title, columns, [*rows, reference_row]
+
+
+_COLUMNS = {  # of the table of deviations, and the groups in each
+    "layers": ("layers", "loss"),
+    "gradients": ("gradients",),
+    "updates": ("updates",),
+    "state": ("states", "trained_state"),
+    "predictions": ("predictions",),
+    "training: loss": ("losses",),
+    "parameters": ("parameters",),
+    "outputs": ("outputs",),
+}
+
+
+def _deviations_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    rows: list[Row] = []
+    for name, r in named_results(report):
+        cells: Row = [None] * len(_COLUMNS)
+        if r.deviations is not None:
+            arrays = list(r.deviations.arrays())
+            cells = [
+                _worst([entry for group, _, entry in arrays if group in groups])
+                for groups in _COLUMNS.values()
+            ]
+        rows.append([name, *cells, r.verdict])
+    title = f"largest relative deviation from the {report.reference.dtype} reference"
+    return title, ["backend", *_COLUMNS, "verdict"], rows
+
+
+def _precision_table(report: Report) -> tuple[str, list[str], list[Row]]:
+    columns = ["backend", "precision", "deterministic"]
+    columns += ["products, eager", "products, compiled"]
+    rows: list[Row] = []
+    for name, r in named_results(report):
+        if r.precision is None:
+            continue
+        measured = r.measured_precision
+        formats = [None, None] if measured is None else _formats(measured)
+        rows.append([name, r.precision, "yes" if r.deterministic else "no", *formats])
+    return "precision: requested, and as measured", columns, rows
+
+
+def _formats(measured: MeasuredPrecision) -> list[str]:
+    return [product_formats(measured.eager), product_formats(measured.compiled)]
+
+
+def product_formats(products: dict[str, str]) -> str:
+    """Return the format of products, or each format with the products that use it."""
+    by_format: dict[str, list[str]] = {}
+    for product, name in products.items():
+        by_format.setdefault(name, []).append(product)
+    if len(by_format) == 1:
+        return next(iter(by_format))
+    return "; ".join(f"{name}: {', '.join(which)}" for name, which in by_format.items())
+
+
+def _megabytes(memory: Memory | None) -> float | None:
+    size = memory and (memory.peak or memory.predicted)
+    return size / 1e6 if size else None
+
+
+def _worst(entries: Sequence[ArrayDeviation]) -> float | str | None:
+    """Return the largest relative deviation of what was checked, or a word."""
+    checked = [entry.relative for entry in entries if entry.tolerance is not None]
+    finite = [relative for relative in checked if relative is not None]
+    if len(finite) < len(checked):
+        return "unknown"
+    if finite:
+        return max(finite)
+    return "not checked" if entries else None
+
+
+def roundings(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: the roundings of each layer, and their tolerance."""
+    tolerance = report.tolerance
+    columns = ["layer", "", "n, outputs", "n, gradients"]
+    for dtype in tolerance.epsilon:
+        columns += [f"outputs, {dtype}", f"gradients, {dtype}"]
+    rows = []
+    for each in tolerance.layers:
+        chains = [each.output_roundings, each.gradient_roundings]
+        row: Row = [each.layer or "the model", _short(each.about), *chains]
+        for epsilon in tolerance.epsilon.values():
+            row += [n and 4.0 * epsilon * n**0.5 for n in chains]
+        rows.append(row)
+    return columns, rows
+
+
+def layer_costs(report: Report) -> tuple[str, list[str], list[Row], list[str]]:
+    """Return title, columns, rows and notes: memory and operations of each layer."""
+    layers = tuple([LayerRow(**vars(each)) for each in report.layer_costs])
+    costs = Summary(layers, report.workload.batch_size)
+    columns, rows = costs.cells()
+    dtype = next(iter(report.tolerance.epsilon))
+    return f"Memory and operations by layer, in {dtype}", columns, rows, costs.remarks()
+
+
+def batch_timings(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: milliseconds per step, by batch size."""
+    times = {
+        name: {batch.size: batch.step_ms for batch in r.batches or ()}
+        for name, r in named_results(report)
+    }
+    sizes = sorted(set().union(*times.values()))
+    rows = [
+        [name, *(by_size.get(size) for size in sizes)]
+        for name, by_size in times.items()
+    ]
+    return ["backend", *map(str, sizes)], rows if sizes else []
+
+
+def environments(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: a row for each setting, a column for each machine."""
+    machines = {m.label: settings_of(m.environment) for m in report.machines}
+    names = dict.fromkeys(name for settings in machines.values() for name in settings)
+    rows = [[name, *(each.get(name) for each in machines.values())] for name in names]
+    return ["setting", *(machines if len(machines) > 1 else ["value"])], rows
+
+
+def _short(text: str, length: int = 60) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+_DETAILS = {
+    "layers": "output of {}",
+    "loss": "loss of one step",
+    "gradients": "gradient of {}",
+    "states": "new state {}",
+    "updates": "update of {}",
+    "predictions": "prediction {}",
+    "losses": "loss, in training",
+    "parameters": "{} after training",
+    "trained_state": "state {} after training",
+    "outputs": "outputs {} after training",
+}
+
+
+def details(deviations: Deviations) -> list[Row]:
+    """Return a row for each array that was compared."""
+    rows = {}
+    for group, name, entry in deviations.arrays():
+        label = _DETAILS[group].format(name or "the model")
+        figures = entry.absolute, entry.relative, entry.ulps
+        cells = [_or(each, "unknown") for each in figures]
+        rows[label] = [label, *cells, _or(entry.tolerance, "not checked")]
+    return list(rows.values())
+
+
+def _or(number: float | None, otherwise: str) -> float | str:
+    return otherwise if number is None else number
+
+
+def settings_of(environment: Environment) -> dict[str, Any]:
+    """Return all settings by name, with versions and variables among them."""
+    settings = vars(environment) | environment.versions | environment.variables
+    return {
+        name: value for name, value in settings.items() if not isinstance(value, dict)
+    }
