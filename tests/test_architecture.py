@@ -28,7 +28,10 @@ LEVELS = (
         "core.guards.names",
         "core.guards.values",
     },
-    {"core.arrays", "core.guards.snapshot", "core.trees", "display.tables"},
+    {
+        *("core.arrays", "core.guards.snapshot", "core.precisions", "core.trees"),
+        "display.tables",
+    },
     {"core.guards.watching", "core.windows", "ops.precision"},
     {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},
     {"core.guards", "core.random", "ops"},

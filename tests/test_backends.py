@@ -5,6 +5,7 @@ import inspect
 import sys
 from contextlib import suppress
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from array_api_compat import device
 from cases import named
 
 import agnostic_nn as nn
+from agnostic_nn.core import precisions
 from agnostic_nn.core.trees import tree_map
 from agnostic_nn_backends import SHIPPED, Adapter, FullAdapter
 
@@ -518,3 +520,79 @@ def test_a_module_that_is_not_an_adapter_is_noticed_by_its_type(
     )
     monkeypatch.setenv("MYPYPATH", str(tmp_path))
     assert "has_float64" in type_errors("toy_adapter", tmp_path, "Adapter")
+
+
+HALVES_OF = {
+    "numpy": ("float16",),
+    "jax": ("float16", "bfloat16"),
+    "torch": ("float16", "bfloat16"),
+    "array_api_strict": (),
+}
+
+
+@pytest.mark.parametrize("library", HALVES_OF)
+def test_the_half_dtypes_of_each_library_are_known(library):
+    try:
+        backend = nn.backend(library)
+    except nn.BackendUnavailable as error:
+        pytest.skip(str(error))
+    for dtype in ("float16", "bfloat16"):
+        message = backend.lacks_dtype(dtype)
+        assert backend.has_dtype(dtype) is (dtype in HALVES_OF[library])
+        if message:
+            assert message == (
+                f"{backend} has no {dtype}: {library} {backend.version} does not "
+                "define it"
+            )
+
+
+def test_the_wider_dtypes_follow_the_settings(backend):
+    assert backend.has_dtype("float32")
+    assert backend.has_dtype("float64") is backend.has_float64
+    if not backend.has_float64:
+        assert backend.lacks_dtype("float64") == backend.lacks_float64
+
+
+def test_an_unknown_dtype_is_refused_with_those_there_are():
+    with pytest.raises(ValueError, match=r"float16, bfloat16, .*got 'float8'"):
+        nn.backend("numpy").has_dtype("float8")
+
+
+def test_a_dtype_that_computes_nothing_or_nonsense_is_lacking(monkeypatch):
+    numpy = nn.backend("numpy")
+
+    def failing(function, device, donate=()):
+        raise RuntimeError("no kernel\nfor float16")
+
+    # the namespace is that of NumPy, where the adapter only wraps its functions
+    def broken(jit):
+        names = {name: getattr(numpy.adapter, name) for name in vars(numpy.adapter)}
+        return dataclasses.replace(
+            numpy, adapter=SimpleNamespace(**(names | {"jit": jit}))
+        )
+
+    assert broken(failing).lacks_dtype("float16") == (
+        "numpy:cpu cannot compute in float16: no kernel for float16"
+    )
+    nonsense = broken(lambda function, device, donate=(): lambda x: function(x) * 2)
+    assert nonsense.lacks_dtype("float16") == (
+        "numpy:cpu cannot compute in float16: the square of [[1.0, 1.0], [0.0, 2.0]] "
+        "is [[2.0, 6.0], [0.0, 8.0]]"
+    )
+    assert not nonsense.has_dtype("float16")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_constants_of_a_dtype_are_those_of_numpy(dtype):
+    expected = np.finfo(dtype)
+    assert precisions.epsilon(dtype) == expected.eps
+    assert precisions.largest(dtype) == expected.max
+    assert precisions.tiny(dtype) == expected.tiny
+
+
+def test_the_constants_of_bfloat16_are_those_of_the_libraries():
+    torch = pytest.importorskip("torch")
+    expected = torch.finfo(torch.bfloat16)
+    assert precisions.epsilon("bfloat16") == expected.eps == 2.0**-7
+    assert precisions.largest("bfloat16") == expected.max
+    assert precisions.tiny("bfloat16") == expected.tiny

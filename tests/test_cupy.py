@@ -532,6 +532,13 @@ def test_the_adapter_names_each_gpu_by_its_number(stand_in):
 
 
 @loudly
+def test_cupy_has_the_dtypes_that_its_namespace_has(stand_in):
+    for backend in stand_in:
+        assert backend.has_dtype("float16")
+        assert "does not define it" in backend.lacks_dtype("bfloat16")
+
+
+@loudly
 def test_the_adapter_moves_arrays_to_the_chosen_gpu_and_back(stand_in):
     rows = np.arange(6, dtype=np.float32).reshape(2, 3)
     for number, backend in enumerate(stand_in):

@@ -15,7 +15,7 @@ from typing import Any
 
 from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED, Adapter
 
-from . import policies
+from . import policies, precisions
 from .arrays import Array, namespace
 from .atomic import into
 from .guards import guarded
@@ -105,6 +105,51 @@ class Backend:
         remedy = getattr(self.adapter, "float64_remedy", None)
         message = f"{self} has no float64 as it is set up now"
         return f"{message}: {remedy}" if remedy else message
+
+    def has_dtype(self, name: str) -> bool:
+        """Return whether this device computes in a dtype, such as "bfloat16".
+
+        Raises
+        ------
+        ValueError
+            If no real floating-point dtype has this name.
+        """
+        return not self.lacks_dtype(name)
+
+    def lacks_dtype(self, name: str) -> str:
+        """Return an error message if this device has no dtype `name`, or else "".
+
+        The library has to define the dtype, and a product of matrices in it has to
+        give the right numbers here. `has_float64` answers for float64, as the settings
+        of the library may turn it off.
+
+        Raises
+        ------
+        ValueError
+            If no real floating-point dtype has this name.
+        """
+        precisions.epsilon(name)  # refuses other names
+        if name == "float64":
+            return "" if self.has_float64 else self.lacks_float64
+        dtype = getattr(self.xp, name, None)
+        if dtype is None:
+            library = f"{self.name} {self.version}"
+            return f"{self} has no {name}: {library} does not define it"
+        x = [[1.0, 1.0], [0.0, 2.0]]
+        try:
+            y = self.to_numpy(self.jit(partial(_square, dtype=dtype))(self._float32(x)))
+        except Exception as error:  # each library raises another one
+            reason = " ".join(str(error).split()) or type(error).__name__
+            return f"{self} cannot compute in {name}: {reason}"
+        if y.tolist() != [[1.0, 3.0], [0.0, 4.0]]:
+            return f"{self} cannot compute in {name}: the square of {x} is {y.tolist()}"
+        return ""
+
+    def _float32(self, numbers: Any) -> Array:
+        """Return nested lists as an array of float32 on this device."""
+        import numpy as np
+
+        return self._asarray(np.asarray(numbers, np.float32))
 
     def applied(self) -> AbstractContextManager[None]:
         """Return a context that applies precision and determinism to library calls."""
@@ -274,6 +319,13 @@ class Backend:
             if leaf is not None:
                 self.adapter.synchronize(leaf)
         return tree
+
+
+def _square(x: Array, dtype: Any) -> Array:
+    """Return the matrix x @ x, computed in `dtype`, in the dtype of x."""
+    xp = namespace(x)
+    narrow = xp.astype(x, dtype)
+    return xp.astype(narrow @ narrow, x.dtype)
 
 
 class _Applied:
