@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import tree_map
 from agnostic_nn.diagnostics.cli.main import main, parser
+from agnostic_nn.diagnostics.compare import CannotCompare, Workload, run_comparison
+from agnostic_nn.training.batches import Examples
 
 MODULE = """
 import agnostic_nn as nn
@@ -386,3 +389,61 @@ def test_wrong_arguments_of_explain_and_profile_are_refused(
 def test_an_example_of_explain_refuses_a_users_model(folder, capsys):
     assert main(["explain", "--example=softmax_network", "--model=mine:model"]) == 2
     assert "--model cannot be used with --example" in capsys.readouterr().err
+
+
+# --- weights of examples, and losses that take none -----------------------------------
+
+
+def workload(loss, weights=None, **settings):
+    draw = np.random.default_rng(0)
+    x = draw.standard_normal((40, 3)).astype(np.float32)
+    train = Examples(x, x[:, :1] * 2, weights)
+    test = Examples(x[:8], x[:8, :1] * 2)
+    return Workload(
+        name="own",
+        about="numbers",
+        read=lambda: (train, test),
+        model=nn.Dense(1),
+        loss=loss,
+        epochs=2,
+        **{"batch_size": 16, "metric": None, **settings},
+    )
+
+
+def plain_loss(y, target):
+    return ((y - target) ** 2).mean(), 2.0 * (y - target) / y.size
+
+
+def test_weights_of_examples_train_as_in_a_trainer():
+    weights = np.random.default_rng(1).uniform(0.0, 2.0, 40)
+    task = workload(nn.mean_squared_error, weights, metric=nn.absolute_error)
+    report = run_comparison(task, ["numpy"], sizes=(4,))
+    assert report.verdict.status == "agrees"
+    parts = task.model, task.loss, task.optimizer
+    start = nn.Trainer(*parts, backend="numpy", shape=(3,)).params
+    trainer = nn.Trainer(
+        *parts, backend="numpy", dtype="float64", metrics={"error": nn.absolute_error}
+    )
+    train, test = (
+        [leaf.astype(np.float64) for leaf in (part.x, part.target)]
+        for part in task.read()
+    )
+    trainer.build((3,))
+    trainer.start_from(tree_map(np.float64, start))
+    trainer.fit(*train, weights=weights, batch_size=16, epochs=2, verbose=0)
+    expected = trainer.evaluate(*test)["error"]
+    assert report.reference.test_metric == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_loss_without_weights_trains_on_whole_batches_only():
+    task = workload(plain_loss, batch_size=20, metric=nn.absolute_error)
+    report = run_comparison(task, ["numpy"], sizes=(4,))
+    assert report.verdict.status == "agrees"
+    assert report.workload.loss == "plain_loss"
+    message = (
+        "the last of the batches of 16 has 8 of 40 training examples, and needs weights"
+        " to be padded, which plain_loss does not take: give it a third parameter, "
+        "weights=None, or choose a batch size that divides 40"
+    )
+    with pytest.raises(CannotCompare, match=re.escape(message)):
+        run_comparison(workload(plain_loss), ["numpy"])

@@ -41,6 +41,7 @@ __all__ = [
     "reduced",
     "split_outputs",
     "takes_keyword",
+    "takes_weights",
 ]
 
 Loss = Callable[..., tuple[Array, Any]]
@@ -349,6 +350,18 @@ def takes_keyword(function: Callable[..., Any], name: str) -> bool:
         return name in signature(function).parameters
     except (TypeError, ValueError):  # some built-in functions have no signature
         return False
+
+
+def takes_weights(loss: Loss) -> bool:
+    """Return whether a loss has a third parameter, the weights of examples."""
+    context = {"context": None} if takes_keyword(loss, "context") else {}
+    try:
+        signature(loss).bind(None, None, None, **context)
+    except TypeError:
+        return False
+    except ValueError:  # some built-in functions have no signature
+        return True
+    return True
 
 
 def no_context(loss: Loss, tool: str) -> str:

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from inspect import signature
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ..core.backend import Backend
 from ..core.trees import leaves, named_leaves
 from ..layers import Layer
-from ..losses.base import Loss, check_of, describe_loss, takes_keyword
+from ..losses.base import Loss, check_of, describe_loss, takes_weights
 from .batches import Examples
 from .inputs import admit, converted, fetch
 from .run import CurrentRun
@@ -117,12 +116,7 @@ class InputValidator:
     @cached_property
     def takes_weights(self) -> bool:
         """True if the loss takes weights."""
-        context = {"context": None} if takes_keyword(self.loss, "context") else {}
-        try:
-            signature(self.loss).bind(None, None, None, **context)
-        except TypeError:
-            return False
-        return True
+        return takes_weights(self.loss)
 
     def expect_weights(self, what: str, alternative: str = "") -> None:
         """Raise TypeError if the loss does not take weights, which `what` needs."""

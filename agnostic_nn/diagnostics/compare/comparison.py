@@ -12,7 +12,7 @@ from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.errors import described, expect_list
 from ...core.trees import leaves, named_leaves, tree_map
-from ...losses.base import no_context, takes_keyword
+from ...losses.base import describe_loss, no_context, takes_keyword, takes_weights
 from ...training.batches import Examples
 from ...training.checkpoint import digest
 from ...training.inputs import as_integer
@@ -134,6 +134,7 @@ def run_comparison(
     policy = precision, deterministic
     pairs, left_out = runs_to_make(names, unique_dtypes, policy, machine)
     train, test = workload.read()
+    _expect_weights_if_needed(workload, len(train))
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
     chains = task.chains()
@@ -202,6 +203,18 @@ def run_comparison(
     return finite(report)
 
 
+def _expect_weights_if_needed(workload: Workload, count: int) -> None:
+    """Raise CannotCompare if a batch needs padding, and the loss takes no weights."""
+    size = workload.batch_size
+    if count % size and not takes_weights(workload.loss):
+        raise CannotCompare(
+            f"the last of the batches of {size} has {count % size} of {count} training "
+            f"examples, and needs weights to be padded, which "
+            f"{describe_loss(workload.loss)} does not take: give it a third parameter, "
+            f"weights=None, or choose a batch size that divides {count}"
+        )
+
+
 def _start(
     workload: Workload, train: Examples, seed: int
 ) -> tuple[Params, State, Moments]:
@@ -218,6 +231,8 @@ def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
         "x_test": test.x,
         "target_test": test.target,
     }
+    if train.weights is not None:
+        named["weights"] = train.weights
     return {
         path: leaf
         for name, tree in named.items()

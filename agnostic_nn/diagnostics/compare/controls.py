@@ -28,7 +28,7 @@ from ...core.trees import leaves, named_leaves, tree_map
 from ...optimizers.base import bind_divisor, uses_divisor
 from ...training.progress import Progress
 from .drift import Drift, largest
-from .probes import ReturnGradients, cast, numbered_step
+from .probes import ReturnGradients, batch_step, cast
 from .running import Run, Task, final_results, run
 from .verdicts import Context, probes_agree
 
@@ -104,7 +104,7 @@ class Controls:
             # The step is split in two, to add errors to the gradients in between.
             return_gradients = _return_gradients(optimizer)
             gradients = host.jit(
-                numbered_step(model, loss, return_gradients, keep_finite=False)
+                batch_step(model, loss, return_gradients, keep_finite=False)
             )
             update = host.jit(partial(_update, optimizer))
             divisor_before = np.ones(())

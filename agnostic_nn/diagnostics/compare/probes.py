@@ -36,13 +36,13 @@ __all__ = [
     "ProbeInput",
     "Reference",
     "ReturnGradients",
+    "batch_step",
     "cast",
     "chosen_rows",
     "exact",
     "flat",
     "functions",
     "inside_predictions",
-    "numbered_step",
     "probe",
     "steps_to_probe",
 ]
@@ -108,33 +108,34 @@ class ReturnGradients:
         return grads, moments
 
 
-def numbered_step(
+def batch_step(
     model: Layer, loss: Loss, optimizer: Any, **options: Any
 ) -> Callable[..., Any]:
-    """Return step(carry, x, target, counts, t=None), as made by `make_step`.
+    """Return step(carry, x, target, keywords), the step that `make_step` makes.
 
-    t: the number of steps taken before, for a loss whose weight follows a schedule.
+    keywords: a dict of its other arguments, such as `counts`. A dict of arrays can be
+    moved to a backend together with x and target.
     """
     step = make_step(model, loss, optimizer, **options)
 
-    def numbered(
-        carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+    def step_on_batch(
+        carry: Any, x: Any, target: Any, keywords: dict[str, Any]
     ) -> tuple[Any, ...]:
-        return step(carry, x, target, counts, t=t)
+        return step(carry, x, target, **keywords)
 
-    return numbered
+    return step_on_batch
 
 
 def functions(workload: Workload) -> dict[str, Callable[..., Any]]:
     """Return the parts by name: functions of arrays that return a tree of results."""
     model = workload.model
     optimizer = workload.optimizer
-    step = numbered_step(model, workload.loss, ReturnGradients(), keep_finite=False)
+    step = batch_step(model, workload.loss, ReturnGradients(), keep_finite=False)
 
     def gradients(
-        carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+        carry: Any, x: Any, target: Any, keywords: dict[str, Any]
     ) -> dict[str, Any]:
-        (grads, state, _), value, _ = step(carry, x, target, counts, t)
+        (grads, state, _), value, _ = step(carry, x, target, keywords)
         return {"loss": value} | _named(grads, "gradients") | _named(state, "states")
 
     def update(params: Params, grads: Params, moments: Moments) -> dict[str, Any]:
@@ -314,10 +315,11 @@ def _recording(model: Layer) -> Layer:
 
 
 def _layer_outputs(
-    recording: Layer, carry: Any, x: Any, target: Any, counts: Any, t: Any = None
+    recording: Layer, carry: Any, x: Any, target: Any, keywords: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the outputs of each layer in training mode, by "layers." and its path."""
-    cache = recording.forward(carry[0], carry[1], x, train=RowMask(counts))[2]
+    train = RowMask(keywords["counts"]) if "counts" in keywords else True
+    cache = recording.forward(carry[0], carry[1], x, train=train)[2]
     outputs = {}
     for path, ys in _recorded_outputs(cache).items():
         for i, y in enumerate(ys):

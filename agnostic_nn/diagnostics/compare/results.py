@@ -16,7 +16,7 @@ from ..summary import Summary, summarize
 from .choice import Missing, one_line
 from .controls import Controls
 from .drift import Entry
-from .probes import numbered_step
+from .probes import batch_step
 from .running import Run, Task, cast, run, sha256
 from .schema import (
     ArrayDeviation,
@@ -153,7 +153,7 @@ def _memory(task: Task, dtype: str, trained: Run) -> Memory | None:
     costs = _summary(task, dtype)
     predicted = None
     if costs:
-        step = numbered_step(workload.model, workload.loss, workload.optimizer)
+        step = batch_step(workload.model, workload.loss, workload.optimizer)
         with suppress(Exception):  # a custom loss may accept only NumPy arrays
             predicted = peak_of(step, start, *next(task.batches(dtype)))
     return Memory(

@@ -115,7 +115,9 @@ def chains(
         if x is not None:
             run(prediction_counter, model.predict, carry[0], carry[1], x)
     except Exception:  # whatever a custom layer raises
-        guess = len(batch[2]) + sum(sum(leaf.shape) for leaf in leaves(carry[0]))
+        guess = len(leaves(batch[0])[0]) + sum(
+            sum(leaf.shape) for leaf in leaves(carry[0])
+        )
         return Chains({}, {}, guess, predictions=guess)
     return Chains(
         outputs, gradients, counter.roundings, about, prediction_counter.roundings

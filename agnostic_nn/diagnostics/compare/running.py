@@ -13,7 +13,7 @@ from ...core.arrays import Moments, Params, RowMask, State, namespace
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
-from ...losses.base import takes_keyword
+from ...losses.base import takes_keyword, takes_weights
 from ...metrics import batch_means, combine_means, finish_of
 from ...optimizers.base import bind_divisor
 from ...training.batches import Examples, batch_indices, epoch_order
@@ -24,10 +24,10 @@ from .probes import (
     Named,
     ProbeInput,
     Reference,
+    batch_step,
     cast,
     chosen_rows,
     functions,
-    numbered_step,
     probe,
     steps_to_probe,
 )
@@ -75,11 +75,7 @@ class Task:
         return tree_map(lambda leaf: leaf.shape[1:], self.train.x)
 
     def batches(self, dtype: str) -> Any:
-        """Yield the arguments of each step: x, target, and 1 or 0 for each row.
-
-        Rows that only fill up the last batch have 0. If a weight of the loss follows a
-        schedule, the number of steps taken before comes last.
-        """
+        """Yield the arguments of each step: see `batch`."""
         size = self.workload.batch_size
         number = 0
         for epoch in range(self.epochs):
@@ -89,12 +85,22 @@ class Task:
                 number += 1
 
     def batch(self, rows: np.ndarray, new: int, dtype: str, number: int = 0) -> Any:
-        """Return the arguments of a step, for `rows` of which the first `new` count."""
-        counts = np.arange(len(rows)) < new
+        """Return x, target and the other arguments of step `number`, from 0.
+
+        The first `new` of `rows` count; the others only fill up the batch. The other
+        arguments are those that the loss takes: `counts` and `weights` of the rows, and
+        `t`, the number of the step, if a weight of the loss follows a schedule.
+        """
         part = self.train[rows]
-        arguments = (*cast((part.x, part.target), dtype), counts.astype(dtype))
-        has_schedule = takes_keyword(self.workload.loss, "step")
-        return (*arguments, np.asarray(number, dtype)) if has_schedule else arguments
+        keywords: dict[str, np.ndarray] = {}
+        if takes_weights(self.workload.loss):
+            keywords["counts"] = (np.arange(len(rows)) < new).astype(float)
+        if part.weights is not None:
+            keywords["weights"] = part.weights.copy()
+            keywords["weights"][new:] = 0.0
+        if takes_keyword(self.workload.loss, "step"):
+            keywords["t"] = np.asarray(float(number))
+        return cast((part.x, part.target, keywords), dtype)
 
     def chains(self) -> Chains:
         """Count the roundings of the first step and of predictions."""
@@ -102,7 +108,7 @@ class Task:
         first = next(self.batches("float32"))
 
         def step(model: Layer) -> Callable[..., Any]:
-            return numbered_step(model, workload.loss, workload.optimizer)
+            return batch_step(model, workload.loss, workload.optimizer)
 
         x = self.test[chosen_rows(len(self.test))].x
         return chains(step, workload.model, self.start, first, x)
@@ -154,7 +160,7 @@ def run(
         carry = backend.asarray(cast(task.start, dtype))
         start = sha256(backend.to_numpy(carry[0]))
         step = backend.jit(
-            numbered_step(workload.model, workload.loss, workload.optimizer),
+            batch_step(workload.model, workload.loss, workload.optimizer),
             donate=(0,),
         )
         losses: list[float] = []
@@ -223,7 +229,7 @@ def run_reference(
         params, state, moments = cast(task.start, dtype)
         carry = backend.asarray((params, state, (moments, np.zeros((), dtype))))
         model = _WithLossScale(workload.model)
-        step = backend.jit(numbered_step(model, workload.loss, optimizer), (0,))
+        step = backend.jit(batch_step(model, workload.loss, optimizer), (0,))
         progress.begin(title, task.steps)
         for batch in task.batches(dtype):
             if len(losses) in probed:
