@@ -29,7 +29,8 @@ from agnostic_nn.diagnostics.explain.docstrings import (
     loss_text,
 )
 from agnostic_nn.diagnostics.explain.formulas import FORMULAS, Formula, formula_of
-from agnostic_nn.diagnostics.explain.html import heat_map
+from agnostic_nn.diagnostics.explain.html import COLUMNS, TERMS, Part, heat_map
+from agnostic_nn.diagnostics.explain.html import page as explain_page
 from agnostic_nn.diagnostics.explain.latex import formula_with_names, name_of, plain
 from agnostic_nn.diagnostics.explain.numbers import (
     array_stats,
@@ -536,8 +537,8 @@ def test_a_page_shows_docstrings_as_they_are():
     docs = re.findall(r"<pre>(.*?)</pre>", page, re.DOTALL)
     assert [html.unescape(doc) for doc in docs] == [
         forward_text(nn.LeakyReLU()),
-        loss_text(nn.mean_absolute_error),
         gradient_text(nn.LeakyReLU()),
+        loss_text(nn.mean_absolute_error),
     ]
     assert '<p class="faint">where x is z, y is a</p>' in page
     assert '<p class="faint">where y is a, target is t</p>' in page
@@ -739,6 +740,39 @@ def test_a_page_is_self_contained_and_draws_the_network():
     assert page == explanation.to_html("A <page>")
     assert html.escape(page, quote=True) not in page
     assert explanation._repr_html_().startswith("<iframe srcdoc=")
+
+
+def test_a_page_shows_forward_and_backward_of_a_layer_side_by_side():
+    needs_pages()
+    model = nn.Sequential(nn.Residual(dense(), nn.ReLU()), dense(2))
+    page = explained(model).to_html()
+    layers = re.findall(r'<details class="layer".*?</details>', page, re.DOTALL)
+    headings = [re.search(r"<summary>([^<]*)", layer)[1].strip() for layer in layers]
+    assert headings[0] == "the input x"
+    assert headings[-1] == "the loss, mean_squared_error"
+    assert len(layers) == 6  # with the sum of the residual block
+    for layer in layers:
+        left, right = layer.split('<div class="backward"')
+        assert "↓ forward" in left
+        assert "↑ backward" in right
+    dense_layer = layers[headings.index("1  Dense(width=2)")]
+    left, right = dense_layer.split('<div class="backward"')
+    assert left.count('<figure class="array">') == 3  # W, b, z
+    assert right.count('<figure class="array">') == 3  # the gradients of W, b, x
+    assert "grid-template-columns: minmax(0, 1fr) minmax(0, 1fr)" in page
+
+
+def test_a_page_explains_each_term_once():
+    needs_pages()
+    first = explained(nn.Sequential(dense(), nn.Tanh(), dense(), nn.Tanh()))
+    parts = [Part("one", "", first), Part("two", "", first)]
+    page = explain_page("title", "", parts)
+    for meaning in (*TERMS.values(), *COLUMNS.values()):
+        assert page.count(html.escape(meaning)) <= 1
+    for name in ("training mode", "slope", "check"):
+        assert page.count(TERMS[name]) == 1
+    for meaning in COLUMNS.values():
+        assert page.count(meaning) == 1
 
 
 def test_equations_of_a_rule_are_next_to_or_below_each_other():

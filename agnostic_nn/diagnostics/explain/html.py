@@ -51,10 +51,53 @@ class Part:
         )
 
 
+# Explained on a page where they first appear, in parentheses.
+TERMS = {
+    "training mode": "as in a training step: Dropout and BatchNorm act differently in "
+    "a prediction",
+    "dead": "its output does not depend on its input in any row of this batch",
+    "saturated": "its inputs are so large that its output hardly changes with them",
+    "vanishing": "gradients become so small that layers hardly learn",
+    "exploding": "gradients become so large that steps are unstable",
+    "zero": "a gradient of exactly 0 leaves a parameter unchanged",
+    "slope": "the slope is the derivative of the activation at its input",
+    "check": "one entry of a gradient, compared with how much the loss changes if that "
+    "entry of the parameter is changed by a small h, up and down",
+}
+# Of the table; explained below the first one.
+COLUMNS = {
+    "norm": "the square root of the sum of the squares of all entries of the output",
+    "∂L/∂y": "the gradient of the loss L with respect to the output y of the layer: "
+    "how much L changes for a small change of each entry",
+    "‖∂L/∂x‖ / ‖∂L/∂y‖": "the norm of the gradient that the layer passes on to its "
+    "input x, divided by the norm of the gradient that it receives",
+    "bytes saved": "memory for arrays that backward needs again, kept from forward "
+    "until backward",
+}
+
+
+class _Glossary:
+    """The meaning of each term, once."""
+
+    def __init__(self) -> None:
+        self.remaining = dict(TERMS)
+
+    def __call__(self, name: str) -> str:
+        """Return the meaning of a term at its first appearance, "" at later ones."""
+        return self.remaining.pop(name, "")
+
+
 def page(title: str, about: str, parts: Iterable[Part]) -> str:
     """Return a self-contained HTML page."""
     contexts = [_part_context(i, part) for i, part in enumerate(parts)]
-    return render("explain.html", title=title, about=about, parts=contexts)
+    return render(
+        "explain.html",
+        title=title,
+        about=about,
+        parts=contexts,
+        columns=COLUMNS.items(),
+        explained=_Glossary(),
+    )
 
 
 def _part_context(number: int, part: Part) -> dict[str, Any]:
@@ -74,26 +117,37 @@ def _part_context(number: int, part: Part) -> dict[str, Any]:
         "loss_rules": [_rule(rule) for rule in report.loss_rules()],
         "loss_text": report.loss_text,
         "loss_symbols": report.loss_symbols(),
-        "loss_lines": [_array(line) for line in report.loss_lines()],
+        "targets": [_array(line) for line in report.targets()],
+        "loss_gradients": [_array(line) for line in report.loss_gradients()],
         "rows": report.rows,
         "backend": report.backend,
         "network": network(report, f"p{number}"),
         "findings": report.findings,
         "table": {"columns": columns, "rows": rows},
-        "forward": [_forward(report, node, f"p{number}f") for node in report.nodes],
-        "backward": [
-            _backward(report, node, f"p{number}b")
-            for node in reversed(report.nodes)
-            if node.call or (node.operation and node.dy is not None)
-        ],
+        "layers": [_layer(report, node, f"p{number}") for node in report.nodes],
     }
 
 
-def _forward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
-    context = {
-        "id": f"{prefix}{node.number}",
+def _layer(report: Report, node: Node, prefix: str) -> dict[str, Any]:
+    """Return what both columns of a layer, a merge or an input share, and the columns.
+
+    "forward" is the left one and "backward" the right one.
+    """
+    heading = report.heading(node)
+    if node.call is None:
+        heading = f"{heading}, a merge" if node.operation else f"the input {heading}"
+    return {
+        "id": f"{prefix}f{node.number}",
+        "heading": heading,
         "shape": str(tuple(leaves(node.y)[0].shape)),
         "around": report.blocks(node) if node.call else "",
+        "forward": _forward(report, node),
+        "backward": {"id": f"{prefix}b{node.number}", **_backward(report, node)},
+    }
+
+
+def _forward(report: Report, node: Node) -> dict[str, Any]:
+    context = {
         "rules": [_rule(rule) for rule in report.rules(node)],
         "text": report.forward_text(node),
         "symbols": report.forward_symbols(node),
@@ -101,41 +155,33 @@ def _forward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
         "saved": "",
     }
     if node.call is None:
-        name = plain(node.name)
-        heading = f"{name}, a merge" if node.operation else f"the input {name}"
         rule = report.merge_rule(node) if node.operation else ""
-        lines = [_array(Line(node.name, node.y, rule))]
-        return context | {"heading": heading, "lines": lines}
+        return context | {"lines": [_array(Line(node.name, node.y, rule))]}
     flat = flat_share(node)
     return context | {
-        "heading": report.heading(node),
         "lines": [_array(line) for line in report.forward(node)],
         "saved": describe_saved(report.saved[node.number]),
         "flat": "" if flat is None else format_share(flat),
     }
 
 
-def _backward(report: Report, node: Node, prefix: str) -> dict[str, Any]:
+def _backward(report: Report, node: Node) -> dict[str, Any]:
     check = report.checks.get(node.number)
-    context = {
-        "id": f"{prefix}{node.number}",
-        "heading": report.heading(node),
-        "around": report.blocks(node) if node.call else "",
-        "gradient": formula(gradient(node.name)),
+    # Integers, such as those that Embedding reads, have no gradient.
+    has_gradient = node.call is not None or node.dy is not None
+    if node.operation and has_gradient:
+        lines = [Line(gradient(node.name), node.dy)]
+    else:
+        lines = [*report.backward(node)]
+    return {
+        "gradient": formula(gradient(node.name)) if has_gradient else "",
         "arrives": report.arrives(node),
         "remarks": report.remarks(node),
         "text": report.gradient_text(node),
         "symbols": report.gradient_symbols(node),
         "check": str(check) if check else "",
         "agrees": check is None or check.agrees,
-    }
-    if node.call is None:
-        lines = [_array(Line(gradient(node.name), node.dy))]
-        return context | {"heading": f"{plain(node.name)}, a merge", "lines": lines}
-    return context | {
-        "lines": [
-            _array(line) for line in report.backward(node) if line.array is not None
-        ]
+        "lines": [_array(line) for line in lines if line.array is not None],
     }
 
 

@@ -290,11 +290,14 @@ class Report:
         y = plain(names[0] if len(names) == 1 else _tuple(names))
         return _where({self.loss_argument: y, "target": "t"})
 
-    def loss_lines(self) -> Iterator[Line]:
-        """Yield the target and the gradient that the loss returns."""
+    def targets(self) -> Iterator[Line]:
+        """Yield the arrays of the target."""
         targets = list(named_leaves(self.target))
         for path, leaf in targets:
             yield Line("t" if len(targets) == 1 else rf"t\;\mathrm{{{path}}}", leaf)
+
+    def loss_gradients(self) -> Iterator[Line]:
+        """Yield the gradients that the loss returns."""
         rules = self.loss_formula.backward if self.loss_formula else {}
         rule = formula_with_names(rules.get("y", ""), {"y": self.name})
         for leaf, number in zip(leaves(self.dy), self.output, strict=True):
@@ -400,7 +403,7 @@ def _loss_text(report: Report) -> Iterator[str]:
     yield from (f"  {plain(rule)}" for rule in rules)
     yield from _quoted(report.loss_text, report.loss_symbols())
     yield f"  L = {report.value}"
-    for line in report.loss_lines():
+    for line in (*report.targets(), *report.loss_gradients()):
         yield from _array(line, "  ")
     yield ""
 
