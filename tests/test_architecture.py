@@ -85,6 +85,7 @@ LEVELS = (
     {"training.epochs", "training.evaluation"},
     {"diagnostics.summary", "training.abstract_init"},
     {"training.checkpoint_fields"},
+    {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training"},
     {

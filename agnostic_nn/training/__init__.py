@@ -7,13 +7,13 @@ them: one of the pure functions of `steps.py`, which tie a model, a loss and an
 optimizer together. `run.py` holds what the steps return. `epochs.py` is the loop of
 `fit`, and `evaluation.py` computes losses and metrics over many examples.
 
-`checkpoint.py`, `checkpoint_fields.py` and `config.py` write a trainer to a file and
-read it back, in the format of `safetensors_format.py`; `abstract_init.py` finds the
-shapes that a file must hold. `context.py` holds the arrays that steps read without
-training them, `mean_loss.py` averages losses over batches, and `callback_memory.py`
-holds what callbacks remember during a run. `callbacks.py`, `interrupts.py`,
-`progress.py` and `history.py` watch, stop and report a run. `splits.py` splits examples
-and balances classes.
+`saving.py`, `checkpoint.py`, `checkpoint_fields.py` and `config.py` write a trainer to
+a file and read it back, in the format of `safetensors_format.py`; `abstract_init.py`
+finds the shapes that a file must hold. `context.py` holds the arrays that steps read
+without training them, `mean_loss.py` averages losses over batches, and
+`callback_memory.py` holds what callbacks remember during a run. `callbacks.py`,
+`interrupts.py`, `progress.py` and `history.py` watch, stop and report a run.
+`splits.py` splits examples and balances classes.
 """
 
 from .callbacks import (

@@ -25,7 +25,7 @@ from ..core.errors import (
 )
 from ..core.files import expect_path
 from ..core.guards import reads
-from ..core.trees import expect_nested, leaves, named_leaves, tree_from_leaves, tree_map
+from ..core.trees import expect_nested, leaves, named_leaves, tree_map
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
 from ..layers import Layer
 from ..losses.base import (
@@ -42,12 +42,7 @@ from .advance import advance, after_one_step
 from .batches import Examples, StoredBatches, StreamedBatches
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
-from .checkpoint_fields import (
-    CheckpointFields,
-    abstract_carry_of,
-    expect_same_arrays,
-    restore_part,
-)
+from .checkpoint_fields import CheckpointFields, restore_part
 from .config import describe
 from .context import Context
 from .epochs import EpochLoop
@@ -59,6 +54,7 @@ from .interrupts import DeferredInterrupts
 from .progress import progress
 from .rates import rate_at
 from .run import CurrentRun, Run
+from .saving import Snapshot, read_snapshot, write_snapshot
 from .steps import (
     Carry,
     evaluate_batch,
@@ -846,11 +842,15 @@ class Trainer:
             context=context,
         )
         run = self._current.settled()
-        moved._current.run = run._replace(carry=None, is_shared=False)
-        moved.notes = copy.deepcopy(self.notes)
-        moved._kept = dict(self._kept)
-        moved._longest_batch = self._longest_batch
-        moved._memory = None if self._memory is None else self._memory.copy()
+        moved._continue_from(
+            Snapshot(
+                run=run._replace(carry=None, is_shared=False),
+                kept=dict(self._kept),
+                memory=None if self._memory is None else self._memory.copy(),
+                notes=copy.deepcopy(self.notes),
+                longest_batch=self._longest_batch,
+            )
+        )
         if run.carry is not None:
             moved._current.set_carry(self._current.host_copy())
         return moved
@@ -865,31 +865,16 @@ class Trainer:
         with self._current.lock:  # so that no other thread takes a step meanwhile
             self._current.carry()  # raises before weights are drawn
             run = self._current.settled()
-            params, state, moments = self.backend.to_numpy(run.carry)
-            tree = {"params": params, "state": state, "moments": moments}
-            kept = sorted(self._kept)
-            tree |= {f"kept {i}": self._kept[name] for i, name in enumerate(kept)}
-            memory = self._memory or RunMemory()
-            best = sorted(memory.best)
-            tree |= {f"best {i}": memory.best[key] for i, key in enumerate(best)}
-            description = {
+            run = run._replace(carry=self.backend.to_numpy(run.carry))
+            settings = {
                 "model": describe(self.model),
                 "loss": describe(self.loss),
                 "optimizer": describe(self.optimizer),
-                "shape": run.shape,
                 "dtype": self.dtype,
                 "seed": self.seed,
                 "keep_finite": self.keep_finite,
-                "steps": run.steps,
-                "epoch": run.epoch,
-                "open": run.open,
-                "largest": self._longest_batch,
-                "notes": self.notes,
-                "kept": kept,
-                "fit": None if self._memory is None else memory.notes,
-                "best": best,
             }
-            checkpoint.write(path, dict(named_leaves(tree)), description)
+            write_snapshot(path, self._snapshot(run), settings)
 
     @classmethod
     def load(
@@ -937,46 +922,27 @@ class Trainer:
                 context=context,
             )
             is_custom = not (model is None and optimizer is None)
-            trainer._read_arrays(file, saved, is_custom)
+            snapshot = read_snapshot(
+                file,
+                saved,
+                trainer.model,
+                trainer.optimizer,
+                trainer._current.draw if is_custom else None,
+                trainer.backend.asarray,
+            )
+        trainer._continue_from(snapshot)
         return trainer
 
-    def _read_arrays(
-        self,
-        file: checkpoint.OpenedCheckpoint,
-        saved: CheckpointFields,
-        is_custom: bool,
-    ) -> None:
-        """Continue from a checkpoint.
+    def _snapshot(self, run: Run) -> Snapshot:
+        """Return the progress of this trainer, which is at `run`."""
+        return Snapshot(run, self._kept, self._memory, self.notes, self._longest_batch)
 
-        is_custom: whether the user passed the model or the optimizer.
-        """
-        draw = self._current.draw if is_custom else None
-        carry, out_shape = abstract_carry_of(
-            file, saved, self.model, self.optimizer, draw
-        )
-        like: dict[str, Any] = dict(
-            zip(("params", "state", "moments"), carry, strict=True)
-        )
-        like |= {f"kept {i}": carry for i in range(len(saved.kept))}
-        like |= {f"best {i}": carry for i in range(len(saved.best))}
-        expect_same_arrays(file, like)
-
-        def on_backend(name: str, array: np.ndarray) -> Any:
-            """Move an array to the backend, except those that were kept on the host."""
-            stays = name.startswith(("kept ", "best "))
-            return array if stays else self.backend.asarray(array)
-
-        tree = tree_from_leaves(file.arrays(on_backend), like)
-        carry = tree["params"], tree["state"], tree["moments"]
-        self._current.run = Run(
-            carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open
-        )
-        self._kept = {name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)}
-        self.notes = saved.notes
-        self._longest_batch = saved.largest
-        if saved.fit is not None:
-            best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
-            self._memory = RunMemory(saved.fit, best)
+    def _continue_from(self, snapshot: Snapshot) -> None:
+        self._current.run = snapshot.run
+        self._kept = snapshot.kept
+        self._memory = snapshot.memory
+        self.notes = snapshot.notes
+        self._longest_batch = snapshot.longest_batch
 
 
 def _expect_same_leaves(new: dict[str, Any], expected: dict[str, Any]) -> None:
