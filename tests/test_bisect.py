@@ -1383,11 +1383,37 @@ def test_a_backend_that_does_not_advance_a_schedule_is_found():
     assert result.first.ratios[0] < 1.0 < result.first.ratios[1]
 
 
-def test_a_loss_that_takes_a_context_is_refused():
-    def loss(y, target, *, context=None):
-        return nn.mean_squared_error(y, target)
+def shifted_loss(y, target, weights=None, *, context):
+    return nn.mean_squared_error(y, target + context["shift"], weights)
 
-    with pytest.raises(
-        ValueError, match=r"bisect passes no context, and loss takes one"
-    ):
-        bisected(IMAGES, images(), "numpy", "numpy", loss=loss)
+
+def test_weights_of_examples_and_a_context_reach_the_loss():
+    model = nn.Sequential(nn.Flatten(), nn.Dense(3))
+    x, target = images()
+    weights = np.linspace(0.0, 2.0, len(x))
+    context = {"shift": np.asarray(0.25)}
+    options = {"loss": shifted_loss, "weights": weights, "context": context}
+    for steps in (0, 2):
+        result = bisected(model, (x, target), "numpy", steps=steps, **options)
+        assert result.status == "agree"
+    size = len(x)
+    result = bisected(model, (x, target), "numpy", steps=0, batch_size=size, **options)
+    trainer = nn.Trainer(
+        *(model, shifted_loss, nn.Adam()), backend="numpy", context=context
+    )
+    trainer.build(x.shape[1:])
+    expected = trainer.evaluate(x, target, weights=weights.astype(np.float32))["loss"]
+    values = {finding.part: finding.largest for finding in result.findings}
+    assert values["value"] == pytest.approx(expected, rel=1e-5)
+    assert values["weights"] == 2.0
+
+
+def test_a_context_that_is_missing_not_used_or_a_function_is_refused():
+    with pytest.raises(ValueError, match=r"shifted_loss takes a context: pass context"):
+        bisected(IMAGES, images(), "numpy", "numpy", loss=shifted_loss)
+    with pytest.raises(ValueError, match=r"mean_squared_error takes none"):
+        bisected(IMAGES, images(), "numpy", "numpy", context={"a": np.ones(2)})
+    with pytest.raises(TypeError, match=r"a tree of arrays, the same for all steps"):
+        bisected(
+            IMAGES, images(), "numpy", "numpy", loss=shifted_loss, context=lambda: 1.0
+        )

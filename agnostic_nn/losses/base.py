@@ -13,7 +13,7 @@ from inspect import signature
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..core.arrays import Array, Metric, Shape, device, first_true, namespace, size
-from ..core.errors import expect, expect_choice, expect_integer
+from ..core.errors import described, expect, expect_choice, expect_integer
 from ..core.trees import leaves, tree_map
 from ..ops import is_narrow, narrowed, widened
 
@@ -30,6 +30,7 @@ __all__ = [
     "check_signs",
     "describe_loss",
     "expect_alike",
+    "expect_context",
     "expect_single",
     "expect_target",
     "loss_function",
@@ -370,6 +371,28 @@ def no_context(loss: Loss, tool: str) -> str:
         f"{tool} passes no context, and {describe_loss(loss)} takes one: give it a "
         "fixed one, with functools.partial(loss, context=...)"
     )
+
+
+def expect_context(loss: Loss, context: Any) -> None:
+    """Raise unless there is a context of arrays exactly if `loss` takes one.
+
+    The context is that of a tool that trains on several backends from the same data.
+    """
+    if callable(context):
+        raise TypeError(
+            "expected the context as a tree of arrays, the same for all steps, got "
+            f"{described(context)}"
+        )
+    is_taken = takes_keyword(loss, "context")
+    name = describe_loss(loss)
+    is_missing = is_taken and context is None
+    expect(
+        not is_missing,
+        "{} takes a context: pass context=..., or set it with functools.partial",
+        name,
+    )
+    is_unused = not is_taken and context is not None
+    expect(not is_unused, "there is a context, but {} takes none", name)
 
 
 def check_of(loss: Loss) -> Callable[..., None] | None:

@@ -54,7 +54,7 @@ from ...core.trees import leaves, tree_map
 from ...display.tables import folded, html_table, table
 from ...layers import Layer
 from ...losses import Loss
-from ...losses.base import no_context, takes_keyword
+from ...losses.base import expect_context, takes_keyword
 from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import batch_indices, epoch_order
@@ -345,6 +345,8 @@ def bisect(
     steps: int = 1,
     batch_size: int = 32,
     seed: int = 0,
+    weights: Any = None,
+    context: Any = None,
 ) -> Bisection:
     """Find the first stage of a training step that two backends compute differently.
 
@@ -352,7 +354,8 @@ def bisect(
     "jax:cpu:0@float64", and means float32 otherwise; it may also end in a precision and
     "deterministic", as in "jax@fast" or "torch@float32@strict@deterministic" (see
     `docs/precision.md`).
-    x, target: all examples, as `Trainer.fit` takes them.
+    x, target, weights: all examples, as `Trainer.fit` takes them.
+    context: arrays for a loss that takes them, as `Trainer` takes them; not a function.
 
     The backend `one` first takes `steps` steps, with batches in the order that `seed`
     fixes, and the next step is judged. A step whose loss or gradient is not finite is
@@ -371,7 +374,8 @@ def bisect(
     Raises
     ------
     TypeError, ValueError
-        If the data do not fit the model, as for `Trainer`, or the loss takes a context.
+        If the data do not fit the model, as for `Trainer`, or the loss takes a context
+        and there is none.
     StageFailed
         If a layer, the loss or the optimizer raises an error; the message names it.
     BackendUnavailable
@@ -380,41 +384,56 @@ def bisect(
     expect_count("batch_size", batch_size)
     is_count = type(steps) is int and steps >= 0
     expect(is_count, "expected steps to be an integer of at least 0, got {}", steps)
-    if takes_keyword(loss, "context"):
-        raise ValueError(no_context(loss, "bisect"))
+    expect_context(loss, context)
     sides = (_Side.of(one), _Side.of(other))
     narrow = "float64" if all(side.dtype == "float64" for side in sides) else "float32"
     trainer = Trainer(model, loss, optimizer, backend="numpy", seed=seed, dtype=narrow)
     try:
-        data = cast((x, target), narrow)
+        x, target = cast((x, target), narrow)
+        weights = None if weights is None else cast(weights, narrow)
+        context = None if context is None else cast(context, narrow)
     except ValueError as error:
         expected = "expected x and target as arrays, or lists of equal lengths"
         raise ValueError(f"{expected}: {error}") from None
-    examples = trainer.examples(*data)[:]
-    data = examples.x, examples.target
+    examples = trainer.examples(x, target, weights)[:]
+    data = {"x": examples.x, "target": examples.target}
+    if examples.weights is not None:
+        data["weights"] = examples.weights
     size = min(batch_size, len(examples))
     start = trainer.params, trainer.state, trainer.moments
     first_carry = cast(start, narrow)
     try:
         with failing("a training step", str(sides[0])):
-            carry, batch, taken = sides[0].train(trainer, start, data, size, steps)
+            carry, batch, taken = sides[0].train(
+                trainer, start, data, context, size, steps
+            )
     except StageFailed:
         # A stage of the first step most likely fails too. If so, its error replaces
         # this one, because it names the layer.
         rows = epoch_order(seed, 0, len(examples))[:size]
         batch = cast(tree_map(lambda leaf: leaf[rows], data), narrow)
+        extra = _extra(loss, context, 0)
         _judged(
-            "", sides, split_step(model, loss, optimizer, first_carry, batch, narrow)
+            "",
+            sides,
+            split_step(model, loss, optimizer, first_carry, batch, narrow, extra=extra),
         )
         raise
     carry, batch = cast((carry, batch), narrow)
     first_update = first_carry if taken else None
     events = split_step(
-        model, loss, optimizer, carry, batch, narrow, first_update, taken
+        model,
+        loss,
+        optimizer,
+        carry,
+        batch,
+        narrow,
+        first_update,
+        _extra(loss, context, taken),
     )
     title = (
         f"{sides[0]} and {sides[1]}, step {taken + 1} and a prediction after it, seed "
-        f"{seed}, a batch of {len(leaves(batch)[0])}"
+        f"{seed}, a batch of {len(leaves(batch['x'])[0])}"
     )
     remark = ""
     if taken < steps:
@@ -458,6 +477,14 @@ _SETTINGS = {
     "deterministic": "deterministic",
 }
 _ALLOWED = "float32 or float64, strict or fast, and deterministic"
+
+
+def _extra(loss: Loss, context: Any, taken: int) -> dict[str, Any]:
+    """Return the further arguments of a loss after `taken` steps, by name."""
+    extra: dict[str, Any] = {} if context is None else {"context": context}
+    if takes_keyword(loss, "step"):
+        extra["step"] = np.asarray(float(taken))
+    return extra
 
 
 @dataclass(frozen=True)
@@ -544,7 +571,8 @@ class _Side:
         self,
         trainer: Trainer,
         start: tuple[Any, ...],
-        data: tuple[Any, ...],
+        data: dict[str, Any],
+        context: Any,
         size: int,
         steps: int,
     ) -> tuple[Any, Any, int]:
@@ -553,12 +581,13 @@ class _Side:
         Stop before a step whose loss or gradients are not finite, and return its batch.
         """
         train_step = make_step(trainer.model, trainer.loss, trainer.optimizer)
-        takes_step = takes_keyword(trainer.loss, "step")
 
-        def step(carry: Any, x: Any, target: Any, t: Any = None) -> Any:
-            return train_step(carry, x, target, t=t)
+        def step(carry: Any, batch: dict[str, Any], extra: dict[str, Any]) -> Any:
+            return train_step(
+                carry, **batch, t=extra.get("step"), context=extra.get("context")
+            )
 
-        count = len(leaves(data[0])[0])
+        count = len(leaves(data["x"])[0])
         taken = 0
         epoch = 0
         with self.context():
@@ -574,9 +603,7 @@ class _Side:
                         full = np.concatenate([rows[:new], indices[: size - new]])
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
-                    arguments = (
-                        (*batch, np.asarray(float(taken))) if takes_step else batch
-                    )
+                    arguments = batch, _extra(trainer.loss, context, taken)
                     moved = self.backend.asarray(cast(arguments, self.dtype))
                     after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
@@ -592,7 +619,7 @@ _AROUND = "forward around its layers"
 _BACK = "backward around its layers"
 # The results of each kind of stage in their order, and the name of each.
 _PARTS = {
-    "data": {"x": "x", "target": "target"},
+    "data": {"x": "x", "target": "target", "weights": "weights"},
     "layer": {
         "words": "random words",
         "y": "forward",

@@ -36,7 +36,6 @@ from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
 from ...layers.base import outline
 from ...losses import Loss
-from ...losses.base import takes_keyword
 from ...optimizers import Optimizer
 from ...training.config import describe, rebuild
 from ..observe import Hook, observed_layer, path_of, value_of
@@ -156,13 +155,15 @@ def _overrides(layer: Layer, method: str) -> bool:
 def _loss(
     loss: Loss, train: bool, inputs: dict[str, Any], shortcuts: bool
 ) -> dict[str, Any]:
-    value, dy = loss(inputs["y"], inputs["target"], **_step_number(inputs))
+    value, dy = _called(loss, inputs["y"], inputs)
     return {"value": value, "dy": dy}
 
 
-def _step_number(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Return {"step": number} if the loss has a weight that follows a schedule."""
-    return {"step": inputs["step"]} if "step" in inputs else {}
+def _called(loss: Loss, y: Any, inputs: dict[str, Any]) -> Any:
+    """Call a loss with the arguments that `inputs` have."""
+    weights = [inputs["weights"]] if "weights" in inputs else []
+    keywords = {name: inputs[name] for name in ("step", "context") if name in inputs}
+    return loss(y, inputs["target"], *weights, **keywords)
 
 
 def _update(
@@ -190,7 +191,7 @@ def _whole(
     y, new_state, cache = model.forward(params, state, x, train=train)
     results = {"y": y, "state": new_state}
     if train:
-        value, dy = loss(y, inputs["target"], **_step_number(inputs))
+        value, dy = _called(loss, y, inputs)
         return results | {
             "value": value,
             "grads": model.backward_params(params, cache, dy),
@@ -354,12 +355,12 @@ def split_step(
     loss: Loss,
     optimizer: Optimizer,
     carry: tuple[Any, ...],
-    batch: tuple[Any, ...],
+    batch: dict[str, Any],
     dtype: str,
     start: tuple[Any, ...] | None = None,
-    taken: int = 0,
+    extra: dict[str, Any] | None = None,
 ) -> list[tuple[Stage, tuple[str, ...]]]:
-    """Return the stages of the step from `carry` on a batch (x, target), in order.
+    """Return the stages of the step from `carry` on a batch, in their order.
 
     Each entry is a stage and the heads (first parts of the paths) of those of its
     results that are computed at that moment: a layer appears twice, in the forward and
@@ -368,25 +369,21 @@ def split_step(
     each stage are in `dtype`. If a layer is called several times, its path ends in the
     number of the call, such as "#2".
 
+    batch: x, target and, if examples have them, weights.
     start: the carry before the first step, if its update is to be a stage too.
-    taken: the number of steps before this one, for a loss whose weight follows a
-    schedule.
+    extra: further arguments of the loss by name, "step" or "context".
     """
     recorder = _Recorder()
     observed = recorder.observed(model, "", "")
-    batch_on_host = dict(zip(("x", "target"), batch, strict=True))
-    recorder.record(Stage("data", "", "the batch", batch_on_host), "x", "target")
-    numbered = {"step": np.asarray(float(taken))} if takes_keyword(loss, "step") else {}
+    recorder.record(Stage("data", "", "the batch", dict(batch)), *batch)
 
-    def step(
-        carry: tuple[Any, ...], x: Any, target: Any, number: dict[str, Any]
-    ) -> Any:
+    def step(carry: tuple[Any, ...], x: Any, others: dict[str, Any]) -> Any:
         params, state, moments = carry
         y, new_state, cache = observed.forward(params, state, x, train=True)
-        inputs = _host({"y": y, "target": target, **number})
+        inputs = _host({"y": y, **others})
         recorder.record(Stage("loss", "", loss, inputs), "value", "dy")
         with failing(recorder.events[-1][0].name, REFERENCE):
-            _, dy = loss(y, target, **number)
+            _, dy = _called(loss, y, others)
         recorder.in_backward = True
         grads = observed.backward_params(params, cache, dy)
         inputs = _host({"params": params, "grads": grads, "moments": moments})
@@ -398,15 +395,17 @@ def split_step(
             recorder.record(Stage("start", "", optimizer, first), "params", "moments")
         return _host((params, new_state))
 
-    params, state = exactly(step, carry, *batch, numbered)
-    inputs = {"params": carry[0], "state": carry[1], **batch_on_host, **numbered}
+    others = batch | (extra or {})
+    x = others.pop("x")
+    params, state = exactly(step, carry, x, others)
+    inputs = {"params": carry[0], "state": carry[1], "x": x, **others}
     whole = Stage("whole", "", (model, loss), inputs)
     recorder.record(whole, "y", "state", "value", "grads")
     after = cast((params, state), dtype)
     floats = [leaf for leaf in leaves(after) if leaf.dtype.kind == "f"]
     if not all(np.all(np.isfinite(leaf)) for leaf in floats):
         after = carry[:2]
-    events = recorder.events + _prediction(model, loss, after[0], after[1], batch[0])
+    events = recorder.events + _prediction(model, loss, after[0], after[1], x)
     unique = list({id(stage): stage for stage, _ in events}.values())
     _number_calls(unique)
     for stage in unique:

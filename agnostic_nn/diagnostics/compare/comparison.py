@@ -12,7 +12,7 @@ from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.errors import described, expect_list
 from ...core.trees import leaves, named_leaves, tree_map
-from ...losses.base import describe_loss, no_context, takes_keyword, takes_weights
+from ...losses.base import describe_loss, expect_context, takes_weights
 from ...training.batches import Examples
 from ...training.checkpoint import digest
 from ...training.inputs import as_integer
@@ -111,7 +111,7 @@ def run_comparison(
     ------
     CannotCompare
         If the workload, a backend or a dtype is unknown, the data are not available, or
-        the loss takes a context.
+        the loss takes a context and the workload has none.
     """
     if isinstance(workload, str):
         workload = find(workload)
@@ -127,8 +127,10 @@ def run_comparison(
     sizes = [as_integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else as_integer("epochs", epochs)
     seed = as_integer("seed", seed, 0)
-    if takes_keyword(workload.loss, "context"):
-        raise CannotCompare(no_context(workload.loss, "compare"))
+    try:
+        expect_context(workload.loss, workload.context)
+    except (TypeError, ValueError) as error:
+        raise CannotCompare(str(error)) from error
     here = environment()
     machine = here.processor
     policy = precision, deterministic
@@ -168,7 +170,7 @@ def run_comparison(
             parameters=sum(leaf.size for leaf in leaves(task.start[0])),
             training_examples=len(train),
             test_examples=len(test),
-            data_sha256=digest(_arrays(train, test)),
+            data_sha256=digest(_arrays(workload, train, test)),
             batch_size=workload.batch_size,
             epochs=epochs,
             steps=task.steps,
@@ -224,13 +226,17 @@ def _start(
     return params, state, workload.optimizer.init(params)
 
 
-def _arrays(train: Examples, test: Examples) -> dict[str, np.ndarray]:
+def _arrays(
+    workload: Workload, train: Examples, test: Examples
+) -> dict[str, np.ndarray]:
     named = {
         "x": train.x,
         "target": train.target,
         "x_test": test.x,
         "target_test": test.target,
     }
+    if workload.context is not None:
+        named["context"] = workload.context
     if train.weights is not None:
         named["weights"] = train.weights
     return {

@@ -88,11 +88,12 @@ class Task:
         """Return x, target and the other arguments of step `number`, from 0.
 
         The first `new` of `rows` count; the others only fill up the batch. The other
-        arguments are those that the loss takes: `counts` and `weights` of the rows, and
-        `t`, the number of the step, if a weight of the loss follows a schedule.
+        arguments are those that the loss takes: `counts` and `weights` of the rows,
+        `t`, the number of the step, if a weight of the loss follows a schedule, and
+        `context`.
         """
         part = self.train[rows]
-        keywords: dict[str, np.ndarray] = {}
+        keywords: dict[str, Any] = {}
         if takes_weights(self.workload.loss):
             keywords["counts"] = (np.arange(len(rows)) < new).astype(float)
         if part.weights is not None:
@@ -100,6 +101,8 @@ class Task:
             keywords["weights"][new:] = 0.0
         if takes_keyword(self.workload.loss, "step"):
             keywords["t"] = np.asarray(float(number))
+        if self.workload.context is not None:
+            keywords["context"] = self.workload.context
         return cast((part.x, part.target, keywords), dtype)
 
     def chains(self) -> Chains:
@@ -320,7 +323,10 @@ def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | Non
     if workload.metric is None:
         return None
     metric = workload.metric
-    values = metric(outputs, target)
+    keywords = {}
+    if workload.context is not None and takes_keyword(metric, "context"):
+        keywords["context"] = workload.context
+    values = metric(outputs, target, **keywords)
     values = tree_map(lambda leaf: np.asarray(leaf, np.float64), values)
     means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
     return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))

@@ -52,7 +52,8 @@ class Workload:
 
     read() -> (training examples, test examples), on the host, in float32. about: a
     description of the data. options: the command-line options that select the workload,
-    or () if there are none.
+    or () if there are none. context: a tree of arrays on the host, in float32, for a
+    loss that takes it.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Workload:
     optimizer: Optimizer = field(default_factory=Adam)
     batch_size: int = 32
     options: tuple[str, ...] = ()
+    context: Any = None
 
     @property
     def measured(self) -> str | None:
