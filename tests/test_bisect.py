@@ -1391,7 +1391,7 @@ def test_weights_of_examples_and_a_context_reach_the_loss():
     model = nn.Sequential(nn.Flatten(), nn.Dense(3))
     x, target = images()
     weights = np.linspace(0.0, 2.0, len(x))
-    context = {"shift": np.asarray(0.25)}
+    context = {"shift": np.asarray(0.25, np.float32)}
     options = {"loss": shifted_loss, "weights": weights, "context": context}
     for steps in (0, 2):
         result = bisected(model, (x, target), "numpy", steps=steps, **options)
