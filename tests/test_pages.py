@@ -1,9 +1,13 @@
 """HTML pages are self-contained, and their plots, tables and formulas are readable."""
 
 import re
+from itertools import combinations
+from pathlib import Path
 
+import numpy as np
 import pytest
 
+import agnostic_nn.display
 from agnostic_nn.display.tables import html_table, table
 
 pytest.importorskip("jinja2", reason="the extra `report` is not installed")
@@ -43,6 +47,100 @@ def test_a_page_loads_nothing_and_runs_nothing():
     # otherwise a browser would request one
     assert '<link rel="icon" href="data:,">' in page
     assert not re.search(r"<script|src=|@import|https?://", page)
+
+
+STYLE = (
+    Path(agnostic_nn.display.__file__).parent / "templates" / "page.html"
+).read_text(encoding="utf-8")
+TEXT = ("ink", "faint", "good", "bad", "doubt", "link", "c0", "c1")
+LINES = tuple(f"c{i}" for i in range(8))
+
+
+def colours(scheme):
+    """Return the colours of the page in a scheme, as linear RGB by name."""
+    light, dark = (
+        dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", block))
+        for block in re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)[:2]
+    )
+    assert light.keys() == dark.keys()
+    chosen = dark if scheme == "dark" else light
+    return {name: linear(colour) for name, colour in chosen.items()}
+
+
+def linear(colour):
+    """Return a colour such as #a1b2c3 as linear RGB (IEC 61966-2-1)."""
+    values = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(
+        values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4
+    )
+
+
+def contrast(colour, other):
+    """Return the contrast ratio of WCAG 2.1."""
+    weights = np.array([0.2126, 0.7152, 0.0722])
+    low, high = sorted((float(colour @ weights), float(other @ weights)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_and_lines_stand_out_from_the_page(scheme):
+    page = colours(scheme)
+    for paper in ("paper", "panel"):
+        assert min(contrast(page[name], page[paper]) for name in TEXT) >= 4.5
+    assert min(contrast(page[name], page["paper"]) for name in LINES) >= 3.0
+    for name in ("good", "bad", "doubt"):
+        for text in ("ink", name):
+            assert contrast(page[text], page[f"{name}-panel"]) >= 4.5
+
+
+# Machado, Oliveira & Fernandes (2009), severity 1, on linear RGB
+COLOUR_VISION = {
+    "all cones": np.eye(3),
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+
+
+def oklab(rgb):
+    """Return a colour in Oklab: equal distances look equal (Ottosson, 2020)."""
+    cones = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    opponents = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
+    return opponents @ np.cbrt(cones @ np.clip(rgb, 0.0, 1.0))
+
+
+@pytest.mark.parametrize("vision", COLOUR_VISION)
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_colours_of_lines_can_be_told_apart_also_by_the_colour_blind(scheme, vision):
+    page = colours(scheme)
+    seen = [oklab(np.array(COLOUR_VISION[vision]) @ page[name]) for name in LINES]
+    closest = min(np.linalg.norm(a - b) for a, b in combinations(seen, 2))
+    # 0.02 is a just noticeable difference
+    assert closest >= (0.1 if vision == "all cones" else 0.07)
 
 
 def test_plots_use_the_colours_of_the_page_and_have_a_label():
