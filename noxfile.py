@@ -261,13 +261,19 @@ def wheel(session):
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
     (wheel,) = (folder / "dist").glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
+        description = archive.read(metadata).decode()
     top_level = {name.split("/")[0] for name in names}
     packages = {name for name in top_level if not name.endswith(".dist-info")}
     if packages != {"agnostic_nn", "agnostic_nn_backends"}:
         session.error(f"the wheel contains {sorted(packages)}")
     if "agnostic_nn/display/templates/page.html" not in names:
         session.error("the wheel lacks the templates of pages")
+    relative = re.findall(r"\]\((?!https?:)[^)]*\)", description)
+    if relative:  # they lead nowhere in a package index
+        session.error(f"the description has the relative links {relative}")
     newest = newest_python()
     session.log(f"the newest Python here is {newest}")
     shutil.rmtree(folder / "venv", ignore_errors=True)

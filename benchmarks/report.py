@@ -100,6 +100,24 @@ def write(results: dict, folder: Path) -> list[Path]:
     return [data, page, *plots]
 
 
+# the plot of the README: titles by workload, and labels by contender
+OVERVIEW = {
+    "mlp": "3 dense layers, 784-512-256-10, batch 128",
+    "cnn": "2 convolutions and pooling, 28x28 pixels, batch 64",
+    "lstm": "LSTM of 128 units, 64 steps, batch 32",
+    "transformer": "2 transformer blocks, 128 wide, 128 symbols, batch 8",
+}
+SHOWN = {
+    "agnostic_nn numpy, kernels": "agnostic_nn on NumPy",
+    "agnostic_nn jax": "agnostic_nn on JAX",
+    "agnostic_nn torch, kernels": "agnostic_nn on PyTorch",
+    "pytorch": "PyTorch",
+    "flax-nnx": "Flax (JAX)",
+    "keras-jax": "Keras (JAX)",
+    "scikit-learn": "scikit-learn",
+}
+
+
 @dataclass(frozen=True)
 class Section:
     """A table with its title, and remarks below it."""
@@ -319,6 +337,8 @@ def _plots(results, folder):
         suffix = "one-thread" if run["threads"] == "1" else "all-cores"
         if run["workloads"]:
             yield _saved(_steps(run["workloads"]), folder / f"steps-{suffix}.svg")
+        if run["threads"] == "1" and OVERVIEW.keys() <= run["workloads"].keys():
+            yield _saved(_overview(run["workloads"]), folder / "speed.svg")
         if run["scaling"]:
             yield _saved(_scaling(run["scaling"]), folder / f"scaling-{suffix}.svg")
 
@@ -375,6 +395,32 @@ def _steps(workloads):
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.2)
         axes.set_title(f"{name}: ms a step", loc="left", size=10)
+    return figure
+
+
+def _overview(workloads):
+    """Draw the plot of the README: a bar per library for four networks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 4.6), layout="constrained")
+    figure.suptitle("Milliseconds of a training step, on one thread", size=11)
+    grid = figure.subplots(2, 2).flat
+    for axes, (name, title) in zip(grid, OVERVIEW.items(), strict=True):
+        contenders = workloads[name]["contenders"]
+        shown = {
+            label: 1e3 * median(contenders[key]["seconds"]["step"])
+            for key, label in SHOWN.items()
+            if key in contenders
+        }
+        order = sorted(shown, key=lambda label: -shown[label])
+        colours = [_colour(label) for label in order]
+        bars = axes.barh(order, [shown[label] for label in order], color=colours)
+        axes.bar_label(bars, [_digits(shown[k]) for k in order], padding=3, size=8)
+        axes.set_title(title, loc="left", size=9)
+        axes.tick_params(axis="y", labelsize=8, length=0)
+        axes.xaxis.set_visible(False)
+        axes.spines[["top", "right", "bottom"]].set_visible(False)
+        axes.margins(x=0.12)
     return figure
 
 

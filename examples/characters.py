@@ -1,4 +1,4 @@
-"""A small transformer that learns the README of this library and continues prompts.
+"""A small transformer that learns CONTRIBUTING.md and continues prompts.
 
 It reads windows of 64 characters and predicts the next character at each position.
 Characters outside ASCII are left out. To write, it calls `advance` once per character,
@@ -19,8 +19,8 @@ WINDOW = 64
 
 
 def read():
-    """Return the README as numbers from 0 to 127."""
-    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    """Return CONTRIBUTING.md as numbers from 0 to 127."""
+    text = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text(encoding="utf-8")
     return np.frombuffer(text.encode("ascii", "ignore"), np.uint8).astype(np.int32)
 
 

@@ -1,6 +1,6 @@
 """Write the pages that list public names; `nox -s proofs -- --write` runs this too.
 
-The tables of README.md get each public name that is not in the file yet, and
+The tables of docs/reference/README.md get each public name that is missing there, and
 docs/conformance.md lists the names of the Array API standard that the library uses.
 """
 
@@ -12,19 +12,19 @@ from agnostic_nn.core.files import write_text
 from agnostic_nn.diagnostics.conformance.results import needs_paragraph
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+NAMES = ROOT / "docs" / "reference" / "README.md"
 CONFORMANCE = ROOT / "docs" / "conformance.md"
 
 
-def missing_names(readme):
+def missing_names(page):
     """Return the public names that are not in the text."""
-    return [name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", readme)]
+    return [name for name in nn.__all__ if not re.search(rf"`[\w.]*\b{name}\b", page)]
 
 
-def with_missing_names(readme):
+def with_missing_names(page):
     """Return the text with each missing name added to the row of its file."""
-    lines = readme.splitlines(keepends=True)
-    for name in missing_names(readme):
+    lines = page.splitlines(keepends=True)
+    for name in missing_names(page):
         module = getattr(nn, name).__module__
         others = [
             f"`{other}`"
@@ -36,7 +36,9 @@ def with_missing_names(readme):
         line = lines[row]
         ends = [line.find(other) + len(other) for other in others if other in line]
         if not ends:
-            raise SystemExit(f"README.md: add {name}, the first name of {module}")
+            raise SystemExit(
+                f"docs/reference/README.md: add {name}, the first name of {module}"
+            )
         end = max(ends)
         lines[row] = f"{line[:end]}, `{name}`{line[end:]}"
     return "".join(lines)
@@ -51,8 +53,8 @@ def with_needs(page):
 
 
 def write():
-    """Update README.md and docs/conformance.md where they differ."""
-    for path, update in ((README, with_missing_names), (CONFORMANCE, with_needs)):
+    """Update docs/reference/README.md and docs/conformance.md where they differ."""
+    for path, update in ((NAMES, with_missing_names), (CONFORMANCE, with_needs)):
         before = path.read_text(encoding="utf-8")
         after = update(before)
         if after != before:

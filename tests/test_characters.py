@@ -68,12 +68,10 @@ def test_texts_of_one_length_share_one_compiled_step(example, trained, monkeypat
     assert len(compiled) == 1
 
 
-def test_the_text_is_the_ascii_part_of_the_readme(example):
+def test_the_text_is_the_ascii_part_of_contributing(example):
     text = example.read()
     assert text.dtype == np.int32
-    assert "# agnostic_nn\n\nNeural networks with hand-derived" in bytes(
-        text.tolist()
-    ).decode("ascii")
+    assert "# Contributing" in bytes(text.tolist()).decode("ascii")
 
 
 def test_an_unknown_backend_ends_it_with_one_clear_line(monkeypatch, capsys):

@@ -90,7 +90,7 @@ def write(monkeypatch, tmp_path):
     monkeypatch.setattr(proofs, "torch_rows", list)
     monkeypatch.setattr(proofs, "optimizers", lambda: iter([("", "x")]))
     monkeypatch.setattr(accuracy, "page", lambda: ("ε new", []))
-    for name in ("README", "CONFORMANCE"):
+    for name in ("NAMES", "CONFORMANCE"):
         page = tmp_path / "others" / name
         page.parent.mkdir(exist_ok=True)
         page.write_text(getattr(public_names, name).read_text("utf-8"), "utf-8")
@@ -116,20 +116,20 @@ def test_a_page_is_written_on_demand_only_and_as_a_whole(write, monkeypatch, cap
 
 
 def test_new_names_are_written_where_they_are_listed(write):
-    readme, page = public_names.README, public_names.CONFORMANCE
+    table, page = public_names.NAMES, public_names.CONFORMANCE
     public_names.write()
-    before = readme.read_text("utf-8"), page.read_text("utf-8")
+    before = table.read_text("utf-8"), page.read_text("utf-8")
     public_names.write()
-    assert (readme.read_text("utf-8"), page.read_text("utf-8")) == before
+    assert (table.read_text("utf-8"), page.read_text("utf-8")) == before
 
     for names in ("`Mish`, ", "`hinge`, ", "`Lion`, "):
         assert names in before[0]
     lacking = re.sub("`(Mish|hinge|Lion)`, ", "", before[0])
-    readme.write_text(lacking, "utf-8")
+    table.write_text(lacking, "utf-8")
     page.write_text(before[1].replace("`tanh`, ", ""), "utf-8")
     public_names.write()
     assert page.read_text("utf-8") == before[1]
-    text = readme.read_text("utf-8")
+    text = table.read_text("utf-8")
     assert public_names.missing_names(text) == []
     for name, row in (
         ("Mish", "activations"),
@@ -141,7 +141,9 @@ def test_new_names_are_written_where_they_are_listed(write):
 
 def test_a_name_without_a_row_is_refused(monkeypatch):
     monkeypatch.setattr(nn, "__all__", ["Dense", "Mish"])
-    with pytest.raises(SystemExit, match=r"README\.md: add Dense, the first name of"):
+    with pytest.raises(
+        SystemExit, match=r"reference/README\.md: add Dense, the first name of"
+    ):
         public_names.with_missing_names("| `Mish` |")
 
 
