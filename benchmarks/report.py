@@ -407,15 +407,17 @@ def _overview(workloads):
     grid = figure.subplots(2, 2).flat
     for axes, (name, title) in zip(grid, OVERVIEW.items(), strict=True):
         contenders = workloads[name]["contenders"]
-        shown = {
+        milliseconds = {
             label: 1e3 * median(contenders[key]["seconds"]["step"])
             for key, label in SHOWN.items()
             if key in contenders
         }
-        order = sorted(shown, key=lambda label: -shown[label])
+        order = sorted(milliseconds, key=lambda label: -milliseconds[label])
         colours = [_colour(label) for label in order]
-        bars = axes.barh(order, [shown[label] for label in order], color=colours)
-        axes.bar_label(bars, [_digits(shown[k]) for k in order], padding=3, size=8)
+        bars = axes.barh(order, [milliseconds[label] for label in order], color=colours)
+        axes.bar_label(
+            bars, [_digits(milliseconds[k]) for k in order], padding=3, size=8
+        )
         axes.set_title(title, loc="left", size=9)
         axes.tick_params(axis="y", labelsize=8, length=0)
         axes.xaxis.set_visible(False)
