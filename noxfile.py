@@ -32,6 +32,7 @@ QUICK = "--xla_backend_optimization_level=1"
 # Other sessions run sweeps over options and tests that do not depend on the backend.
 FEW = {"AGNOSTIC_NN_SWEEP": "0"}
 DEVICE = {"AGNOSTIC_NN_HOST": "0"}
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 
 TRAININGS = (
     *(
@@ -90,7 +91,7 @@ CONFIGURATIONS = {
 
 nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
     *(f"tests({name})" for name in CONFIGURATIONS if name != "dpnp"),
-    *("proofs", "lowest", "wheel", "lint", "typecheck"),
+    *("proofs", "lowest", "wheel", "lint", "typecheck", "docs"),
 ]
 
 
@@ -115,7 +116,7 @@ def pytest(session, *arguments, env, run=("pytest",)):
         "--durations=15",
     )
     # for small arrays, several threads are slower than one
-    env = {"OMP_NUM_THREADS": "1"} | env
+    env = ONE_THREAD | env
     session.run(
         *run,
         *parallel,
@@ -307,13 +308,14 @@ def typecheck(session):
 
 @session
 def docs(session):
-    """Build the documentation in ./site, check its links, and run its code."""
+    """Build the documentation in ./site, check its links, and run all its code."""
     tools = nox.project.dependency_groups(PROJECT, "docs")
     extras = ".[jax,llvm,report,strict]"
     session.install("-e", extras, "torch==2.13.0", *tools, *TEST)
+    session.run("python", "tests/notebooks.py", "docs/notebooks", env=ONE_THREAD)
     session.run("zensical", "build", "--clean", "--strict")
     session.run("python", "tests/documented_names.py", "site/objects.inv")
-    session.run("pytest", "tests/test_site.py", env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", "tests/test_site.py", env=ONE_THREAD)
 
 
 @session

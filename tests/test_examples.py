@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
+import json
 import re
 import runpy
 import sys
@@ -315,3 +316,18 @@ def test_an_unknown_backend_ends_an_example_with_one_clear_line(run, capsys, scr
     assert caught.value.code == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert "error: no backend is called 'nowhere'; there are numpy, jax" in error
+
+
+@pytest.mark.parametrize(
+    "path", sorted(EXAMPLES.glob("*.ipynb")), ids=lambda path: path.stem
+)
+def test_the_cells_of_each_notebook_run(path, tmp_path, monkeypatch):
+    """`nox -s docs` runs them in Jupyter, and shows them with their output."""
+    monkeypatch.chdir(tmp_path)
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    names = {}
+    for cell in cells:
+        assert cell["outputs"] == []  # so that a change shows in the code only
+        exec("".join(cell["source"]), names)
+    assert len(cells) > 3

@@ -141,7 +141,10 @@ def _without_font(text: str) -> str:
 
 def embedded(content: str) -> str:
     """Wrap HTML made for a page, such as plots, in the colours for a notebook."""
-    content = content.replace("<figure>", '<figure style="margin: 0.5rem 0">')
+    # some pages shrink figures to their content, which has no width of its own
+    content = content.replace(
+        "<figure>", '<figure style="margin: 0.5rem 0; width: 100%">'
+    )
     return f'<div style="{_NOTEBOOK_STYLE}">{content}</div>'
 
 
