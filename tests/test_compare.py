@@ -771,6 +771,7 @@ def test_strict_that_computes_less_is_a_shortfall_that_is_said(rough, tmp_path):
     less = "TensorFloat-32 (eager: all; compiled: all)"
     assert result.precision_issue == f"strict, but multiplies in {less}"
     assert result.first_difference.step == 1
+    assert f"; it multiplies in {less}, although it is strict" in headline(report)
     expected = f"It is strict, but multiplies in {less}."
     write(report, tmp_path)
     assert expected in (tmp_path / "report.md").read_text(encoding="utf-8")

@@ -85,7 +85,11 @@ def _place(result: Result) -> str:
     """Say where a run differs first."""
     first = result.differences[0]
     since = f"from step {first.step:,}" if first.step else "from the start"
-    return f"{since}, first in {first.description}"
+    place = f"{since}, first in {first.description}"
+    strict, but, formats = (result.precision_issue or "").partition(", but multiplies ")
+    return (
+        f"{place}; it multiplies {formats}, although it is {strict}" if but else place
+    )
 
 
 def _failure(result: Result) -> str:
