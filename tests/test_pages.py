@@ -135,10 +135,10 @@ def oklab(rgb):
 
 @pytest.mark.parametrize("vision", COLOUR_VISION)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_colours_of_lines_can_be_told_apart_also_by_the_colour_blind(scheme, vision):
+def test_colours_of_lines_are_distinct_also_to_the_colour_blind(scheme, vision):
     page = colours(scheme)
-    seen = [oklab(np.array(COLOUR_VISION[vision]) @ page[name]) for name in LINES]
-    closest = min(np.linalg.norm(a - b) for a, b in combinations(seen, 2))
+    perceived = [oklab(np.array(COLOUR_VISION[vision]) @ page[name]) for name in LINES]
+    closest = min(np.linalg.norm(a - b) for a, b in combinations(perceived, 2))
     # 0.02 is a just noticeable difference
     assert closest >= (0.1 if vision == "all cones" else 0.07)
 

@@ -22,7 +22,7 @@ __all__ = ["Snapshot", "read_snapshot", "write_snapshot"]
 
 
 class Snapshot(NamedTuple):
-    """What a trainer has besides its model, loss, optimizer and settings.
+    """The contents of a checkpoint, except the model, loss, optimizer and settings.
 
     run: its carry is on the host when it is written, and on the backend after it was
     read. kept: the copies that `Trainer.keep` made. memory: that of the callbacks of an
