@@ -2,8 +2,8 @@
 
     python tests/pictures.py
 
-PyTorch's matrix products round their factors to the ten bits of TensorFloat-32, as a GPU
-may do by default. Chromium takes the picture of the page.
+PyTorch's matrix products round their factors to the ten bits of TensorFloat-32, as
+GPUs may do by default. Chromium takes the picture of the page.
 """
 
 import shutil

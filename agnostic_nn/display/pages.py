@@ -141,7 +141,7 @@ def _without_font(text: str) -> str:
 
 def embedded(content: str) -> str:
     """Wrap HTML made for a page, such as plots, in the colours for a notebook."""
-    # some pages shrink figures to their content, but an SVG without a width has none
+    # some pages shrink figures to their content, and an SVG has no width
     content = content.replace(
         "<figure>", '<figure style="margin: 0.5rem 0; width: 100%">'
     )
