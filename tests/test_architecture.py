@@ -114,11 +114,11 @@ LEVELS = (
     },
     {
         *("diagnostics.compare.report.files", "diagnostics.compare.report.html"),
-        *("diagnostics.compare.running", "diagnostics.explain.remarks"),
+        *("diagnostics.compare.running", "diagnostics.explain.nonfinite"),
     },
     {
         *("diagnostics.compare.choice", "diagnostics.compare.drift"),
-        "diagnostics.compare.report",
+        *("diagnostics.compare.report", "diagnostics.explain.remarks"),
     },
     {"diagnostics.compare.verdicts"},
     {"diagnostics.compare.controls"},

@@ -659,8 +659,9 @@ def test_problems_are_reported(model, change, kinds):
         assert kinds <= there  # and findings that follow from them
     else:
         assert there == kinds
+    text = " ".join(str(explanation).split())
     for finding in explanation.findings:
-        assert finding.text in str(explanation)
+        assert finding.text in text
 
 
 def test_figures_of_an_array():

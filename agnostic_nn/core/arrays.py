@@ -30,6 +30,7 @@ __all__ = [
     "first_true",
     "float_bits",
     "namespace",
+    "non_finite_count",
     "register",
     "size",
 ]
@@ -169,3 +170,29 @@ def first_true(mask: Array) -> tuple[int, ...] | None:
         flat, position = divmod(flat, length)
         index.append(position)
     return tuple(reversed(index))
+
+
+MAX_ROWS = 6  # rows and "... more" that `non_finite_count` lists
+
+
+def non_finite_count(array: Array) -> str:
+    """Describe how many numbers are NaN or infinite, and in which rows.
+
+    For example "5 of 24 numbers are not finite, in rows 3 and 5". Rows are those along
+    the first axis of several. Use it only on host arrays, as it reads their values.
+    """
+    xp = namespace(array)
+    mask = ~xp.isfinite(array)
+    count = int(xp.sum(xp.astype(mask, xp.int64)))
+    verb = "is" if count == 1 else "are"
+    text = f"{count:,} of {size(array):,} numbers {verb} not finite"
+    if array.ndim < 2 or not count:
+        return text
+    in_row = xp.any(xp.reshape(mask, (mask.shape[0], -1)), axis=1)
+    rows = [row for row in range(mask.shape[0]) if bool(in_row[row])]
+    if len(rows) == 1:
+        return f"{text}, in row {rows[0]}"
+    listed = [str(row) for row in rows]
+    if len(rows) > MAX_ROWS:
+        listed[MAX_ROWS - 1 :] = [f"{len(rows) - MAX_ROWS + 1:,} more"]
+    return f"{text}, in rows {', '.join(listed[:-1])} and {listed[-1]}"

@@ -272,7 +272,8 @@ def _timed(
         if not bool(finite):
             raise NonFiniteLoss(
                 f"step {number} was skipped: "
-                f"its loss is {float(value)}, or a gradient is not finite"
+                f"its loss is {float(value)}, or a gradient is not finite; nn.explain "
+                "and agnostic-nn explain say where the first such value appears"
             )
         timings.append(clock.seconds.copy())
     del timings[:WARM_UP]

@@ -16,6 +16,7 @@ from ..core.arrays import (
     State,
     first_true,
     namespace,
+    non_finite_count,
 )
 from ..core.errors import described, expect
 from ..core.trees import leaves, named_leaves
@@ -186,7 +187,9 @@ class Layer:
             if kind == "real floating" and not all_finite(leaf):
                 index = first_true(~xp.isfinite(leaf)) or ()
                 raise ValueError(
-                    f"expected finite numbers, but {name}{list(index)} is {leaf[index]}"
+                    f"expected finite numbers, but {name}{list(index)} is "
+                    f"{leaf[index]}; {non_finite_count(leaf)}. Remove or replace them; "
+                    "nn.explain on such rows shows their effect"
                 )
 
     def _inner_layers(self) -> "list[tuple[str, Layer]]":

@@ -205,8 +205,9 @@ class EpochLoop:
         return NonFiniteLoss(
             f"step {run.steps + 1} (epoch {run.epoch + 1}, batch {done + 1}) had a "
             f"loss of {value}, or a gradient that is not finite; the parameters are "
-            "those before it. A lower rate or ClipByGlobalNorm may help; also check "
-            "that batch."
+            "those before it. On that batch, nn.explain(model, loss, x, target, "
+            "params=trainer.params, state=trainer.state) says where the first value "
+            "that is not finite appears. A lower rate or ClipByGlobalNorm may help."
         )
 
     def _has_ended(self, done: int) -> bool:

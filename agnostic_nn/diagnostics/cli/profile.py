@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.backend import BackendUnavailable, backend
+from ...training import NonFiniteLoss
 from .arguments import (
     add_backend,
     add_model,
@@ -67,11 +68,14 @@ def _profile(options: argparse.Namespace) -> int:
     except (BackendUnavailable, CannotCompare) as error:
         return refuse("profile", error)
     batch = train[: workload.batch_size]
-    result = profile(
-        *(workload.model, workload.loss, workload.optimizer, batch.x, batch.target),
-        backend=chosen,
-        steps=options.steps,
-    )
+    try:
+        result = profile(
+            *(workload.model, workload.loss, workload.optimizer, batch.x, batch.target),
+            backend=chosen,
+            steps=options.steps,
+        )
+    except NonFiniteLoss as error:
+        return refuse("profile", error)
     data = {"workload": workload.name, **result.to_json()}
     texts = {path: json.dumps(data, indent=2) + "\n"}
     return print_and_write("profile", f"{workload.name} on {result}", texts)

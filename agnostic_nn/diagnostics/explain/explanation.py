@@ -30,6 +30,7 @@ from .docstrings import first_argument, loss_text
 from .flow import Node, flow
 from .formulas import formula_of
 from .html import Part, page
+from .nonfinite import first_non_finite
 from .remarks import findings
 from .text import Check, Report, Saved
 from .walk import perturbed_output, saved_arrays, walk
@@ -107,6 +108,9 @@ def explain(
     section "Gradient". Some common ones are typeset. A custom layer may define a
     typeset formula as its attribute `formula`.
 
+    If a value is NaN or infinite, `non_finite` of the result and the first sentence of
+    its text say where the first one appears, and the numbers it was computed from.
+
     Raises
     ------
     TypeError, ValueError
@@ -167,12 +171,23 @@ def explain(
     # backend.
     batch = [x, target] if weights is None else [x, target, weights]
     host = (params, state, *batch)
-    with chosen.applied():
+    # NumPy's warnings about NaN and infinity would say less than `non_finite` does.
+    with chosen.applied(), np.errstate(all="ignore"):
         recorded = walk(model, loss, *map(chosen.asarray, host))
     nodes, output = flow(recorded, chosen.to_numpy)
     value = np.asarray(chosen.to_numpy(recorded.loss))
     loss_formula = formula_of(loss)
     loss_at = partial(_perturbed_loss, model, loss, host)
+    dy = chosen.to_numpy(recorded.dy)
+    output_nodes = [nodes[number] for number in output]
+    non_finite = first_non_finite(
+        nodes,
+        target,
+        _loss_name(loss),
+        value,
+        list(zip(output_nodes, leaves(dy), strict=True)),
+        partial(_loss_of_row, loss, chosen.to_numpy(recorded.y), host[3:]),
+    )
     return Explanation(
         model=model,
         loss_name=_loss_name(loss),
@@ -182,7 +197,7 @@ def explain(
         output=output,
         target=target,
         loss=value,
-        dy=chosen.to_numpy(recorded.dy),
+        dy=dy,
         loss_formula=loss_formula,
         loss_text="" if loss_formula else loss_text(loss),
         loss_argument=first_argument(loss),
@@ -190,8 +205,19 @@ def explain(
         checks={
             node.number: check for node in nodes for check in _checks(node, loss_at)
         },
-        findings=findings(nodes, value),
+        non_finite=non_finite,
+        findings=findings(nodes, non_finite),
     )
+
+
+def _loss_of_row(
+    loss: Loss, y: Any, target_and_weights: tuple[Any, ...], row: int
+) -> float:
+    """Return the loss of one row of the batch alone, computed by NumPy."""
+    rows = slice(row, row + 1)
+    args = tree_map(lambda leaf: leaf[rows, ...], (y, *target_and_weights))
+    with np.errstate(all="ignore"):
+        return float(np.sum(loss(*args)[0]))
 
 
 def _cast(dtype: str, leaf: np.ndarray, kind: str = "") -> np.ndarray:
@@ -276,6 +302,8 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
         if not kink:
             break
     difference = (above - below) / (2.0 * h)
+    if not np.isfinite(difference):
+        return
     slope = float(slopes[index])
     tolerance = TOLERANCE.get(named[path].dtype.name, 1e-2) * scale
     agrees = abs(difference - slope) <= tolerance
@@ -310,5 +338,6 @@ def _perturbed_loss(
     named[path][index] += delta
     assert node.call is not None
     change = {node.call.number: tree_from_leaves(named, call_params)}
-    y = perturbed_output(model, wide(params), wide(state), wide(x), change)
-    return float(np.sum(loss(y, wide(target), *wide(tuple(weights)))[0]))
+    with np.errstate(all="ignore"):
+        y = perturbed_output(model, wide(params), wide(state), wide(x), change)
+        return float(np.sum(loss(y, wide(target), *wide(tuple(weights)))[0]))

@@ -90,6 +90,13 @@ class Node:
     names: dict[str, str] = field(default_factory=dict)
     symbols: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def label(self) -> str:
+        """The path and the class of its layer; "" if it has none."""
+        if self.call is None:
+            return ""
+        return f"{self.call.path} {type(self.call.layer).__name__}".strip()
+
 
 def flow(
     recorded: Walk, to_numpy: Callable[..., Any]

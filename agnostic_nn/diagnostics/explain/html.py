@@ -26,7 +26,7 @@ from .numbers import (
     is_small,
     tiles,
 )
-from .remarks import flat_share, layer_label
+from .remarks import NOT_FINITE, flat_share
 from .text import Line, Report, describe_saved, format_lines
 
 __all__ = ["Part", "heat_map", "network", "page"]
@@ -122,7 +122,8 @@ def _part_context(number: int, part: Part) -> dict[str, Any]:
         "rows": report.rows,
         "backend": report.backend,
         "network": network(report, f"p{number}"),
-        "findings": report.findings,
+        "non_finite": report.non_finite.sentence if report.non_finite else "",
+        "findings": [f for f in report.findings if f.kind != NOT_FINITE],
         "table": {"columns": columns, "rows": rows},
         "layers": [_layer(report, node, f"p{number}") for node in report.nodes],
     }
@@ -414,9 +415,7 @@ def _box(
         path = escape(node.call.path or "the model")
         link = f"#{prefix}f{node.number}"
         lines = (escape(_shorten(node.call.outline, 22)), f"{path} · {name}")
-        css_class = {True: " stops", False: " warns", None: ""}[
-            is_bad.get(layer_label(node))
-        ]
+        css_class = {True: " stops", False: " warns", None: ""}[is_bad.get(node.label)]
     else:
         middle = top + ROUND
         symbol = name

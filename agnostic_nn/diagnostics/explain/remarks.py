@@ -26,10 +26,18 @@ from ...core.trees import named_leaves
 from ...layers import Elementwise, HardSigmoid, HardSwish, HardTanh, ReLU, Threshold
 from .flow import Node
 from .latex import plain
-from .numbers import ArrayStats, array_stats, format_share
+from .nonfinite import NonFinite
+from .numbers import format_share
 
-__all__ = ["Finding", "findings", "flat_share", "gradient_ratio", "layer_label"]
+__all__ = [
+    "NOT_FINITE",
+    "Finding",
+    "findings",
+    "flat_share",
+    "gradient_ratio",
+]
 
+NOT_FINITE = "not finite"  # the kind of the finding that reports show at their top
 FLAT_SLOPE = 1e-3  # a smaller slope counts as flat
 SATURATED_SHARE = 0.5  # a layer is saturated if this share of its slopes is flat
 # Bounds on ‖∂L/∂x‖ / ‖∂L/∂y‖; the upper bound is the inverse.
@@ -65,64 +73,19 @@ def flat_share(node: Node) -> float | None:
     return float(np.mean(np.abs(slopes) < FLAT_SLOPE)) if slopes.size else None
 
 
-def findings(nodes: list[Node], loss: np.ndarray) -> tuple[Finding, ...]:
-    """Return all findings, those that stop learning first."""
-    results = [*_not_finite(nodes, loss)]
+def findings(nodes: list[Node], first: NonFinite | None) -> tuple[Finding, ...]:
+    """Return all findings, those that stop learning first.
+
+    first: the first value that is not finite, which becomes a finding.
+    """
+    results = []
+    if first is not None:
+        results.append(Finding(NOT_FINITE, first.layer, first.sentence, bad=True))
     for node in nodes:
         if node.call:
             results += _of_layer(node)
     results += _from_end_to_end(nodes)
     return tuple(sorted(results, key=lambda finding: not finding.bad))
-
-
-def layer_label(node: Node) -> str:
-    """Return the path and the class of a node's layer."""
-    return (
-        f"{node.call.path} {type(node.call.layer).__name__}".strip()
-        if node.call
-        else ""
-    )
-
-
-def _not_finite(nodes: list[Node], loss: np.ndarray) -> Iterator[Finding]:
-    """Yield the first NaN or infinity of the forward or else the backward pass.
-
-    Only the first is reported, as it spreads to everything that is computed from it.
-    """
-    for node in nodes:
-        for is_parameter, tree in ((True, node.params), (False, node.y)):
-            for path, leaf in named_leaves(tree) if tree is not None else ():
-                if leaf.dtype.kind != "f":
-                    continue
-                stats = array_stats(leaf)
-                if not stats.is_finite:
-                    name = plain(node.names[path] if is_parameter else node.name)
-                    text = f"first NaN or infinity here: {_count_text(stats)} in {name}"
-                    yield Finding("not finite", layer_label(node), text, bad=True)
-                    return
-    if not np.all(np.isfinite(loss)):
-        yield Finding(
-            "not finite", "loss", f"the loss is {float(np.sum(loss))}", bad=True
-        )
-        return
-    for node in reversed(nodes):
-        for path, leaf in named_leaves(
-            {"y": node.dy, "x": node.dx, "params": node.grads}
-        ):
-            if leaf is None or leaf.dtype.kind != "f" or array_stats(leaf).is_finite:
-                continue
-            name = path.removeprefix("params.")
-            count = _count_text(array_stats(leaf))
-            where = f"{count} in the gradient of {name}"
-            text = f"first NaN or infinity of the backward pass: {where}"
-            yield Finding("not finite", layer_label(node), text, bad=True)
-            return
-
-
-def _count_text(stats: ArrayStats) -> str:
-    parts = [f"{stats.nan} NaN"] * bool(stats.nan)
-    parts += [f"{stats.infinite} infinite"] * bool(stats.infinite)
-    return " and ".join(parts)
 
 
 def _of_layer(node: Node) -> Iterator[Finding]:
@@ -136,7 +99,7 @@ def _of_layer(node: Node) -> Iterator[Finding]:
     ):
         text = f"{format_share(flat)} of its slopes are below {FLAT_SLOPE:g}"
         text += ", so almost no gradient passes"
-        yield Finding("saturated", layer_label(node), text, bad=flat == 1.0)
+        yield Finding("saturated", node.label, text, bad=flat == 1.0)
     yield from _large_or_small_ratio(node)
     yield from _zero_gradients(node)
 
@@ -159,7 +122,7 @@ def _dead(node: Node) -> Iterator[Finding]:
         text = text.replace("dead in this batch", "inactive in this batch of one row")
     else:
         text += f" in any of {rows} rows"
-    yield Finding("dead", layer_label(node), text, bad=bool(units.all()))
+    yield Finding("dead", node.label, text, bad=bool(units.all()))
 
 
 def _index_list(indices: np.ndarray) -> str:
@@ -179,7 +142,7 @@ def _large_or_small_ratio(node: Node) -> Iterator[Finding]:
         kind = "exploding"
         bound = f"more than {1 / MIN_LAYER_RATIO:g}"
     text = f"passes on {ratio:.3g} times the gradient's norm, {bound}; {_USUAL}"
-    yield Finding(kind, layer_label(node), text)
+    yield Finding(kind, node.label, text)
 
 
 def gradient_ratio(node: Node) -> float | None:
@@ -213,14 +176,14 @@ def _zero_gradients(node: Node) -> Iterator[Finding]:
         if zero.all():
             reason = ", because no gradient arrives" if _norm(node.dy) == 0 else ""
             text = f"∂L/∂{name} is exactly 0{reason}: {name} does not learn"
-            yield Finding("zero", layer_label(node), text, bad=True)
+            yield Finding("zero", node.label, text, bad=True)
         elif grad.ndim > 1:
             columns = zero.reshape(-1, grad.shape[-1]).all(axis=0)
             if columns.any():
                 indices = _index_list(np.flatnonzero(columns))
                 count = f"{columns.sum()} of {columns.size} columns ({indices})"
                 text = f"∂L/∂{name} is exactly 0 in {count}"
-                yield Finding("zero", layer_label(node), text)
+                yield Finding("zero", node.label, text)
 
 
 def _from_end_to_end(nodes: list[Node]) -> Iterator[Finding]:
@@ -248,4 +211,4 @@ def _from_end_to_end(nodes: list[Node]) -> Iterator[Finding]:
         f"{bound}: with a single learning rate, one of these layers learns that much "
         "faster"
     )
-    yield Finding(kind, layer_label(first), text, bad=ratio == 0)
+    yield Finding(kind, first.label, text, bad=ratio == 0)

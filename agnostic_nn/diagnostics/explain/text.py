@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from textwrap import wrap
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from .docstrings import forward_text, gradient_text
 from .flow import Node
 from .formulas import Formula, formula_of
 from .latex import formula_with_names, gradient, plain
+from .nonfinite import NonFinite
 from .numbers import array_stats, format_number, format_rows, format_share, is_small
-from .remarks import Finding, flat_share, gradient_ratio, layer_label
+from .remarks import NOT_FINITE, Finding, flat_share, gradient_ratio
 
 __all__ = [
     "Check",
@@ -25,6 +27,8 @@ __all__ = [
     "describe_saved",
     "format_lines",
 ]
+
+WIDTH = 80  # of a line of prose
 
 
 @dataclass(frozen=True)
@@ -103,6 +107,8 @@ class Report:
     loss_text: formula and gradient in the docstring of a loss that has none as LaTeX.
     loss_argument: what the loss calls y.
     saved, checks: keyed by the number of the node.
+    non_finite: the first value that is NaN or infinite, or None. It is also the first
+    of the findings.
     """
 
     model: Layer
@@ -119,6 +125,7 @@ class Report:
     loss_argument: str
     saved: dict[int, tuple[Saved, ...]]
     checks: dict[int, Check]
+    non_finite: NonFinite | None = None
     findings: tuple[Finding, ...] = field(default=())
 
     def __str__(self) -> str:
@@ -194,7 +201,7 @@ class Report:
             if not any(edge.start == node.number for edge in reader.edges):
                 continue
             if reader.call is not None:
-                origins.append(layer_label(reader))
+                origins.append(reader.label)
                 continue
             kinds = {"+": "the sum", "×": "the product"}
             kind = kinds.get(reader.operation, "the merge")
@@ -363,12 +370,15 @@ def _in_order(tree: Any) -> list[tuple[str, Any]]:
 def _text(report: Report) -> Iterator[str]:
     yield f"{type(report.model).__name__}, {report.loss_name}: L = {report.value}"
     yield f"a batch of {report.rows} on {report.backend}, in training mode"
+    if report.non_finite is not None:
+        yield from ["", *wrap(report.non_finite.sentence, WIDTH)]
     yield ""
     yield table(*report.table())
     yield ""
-    if report.findings:
+    others = [finding for finding in report.findings if finding.kind != NOT_FINITE]
+    if others:
         yield "findings"
-        for finding in report.findings:
+        for finding in others:
             prefix = f"{finding.path}: " if finding.path else ""
             yield f"  {finding.kind}: {prefix}{finding.text}"
         yield ""
