@@ -107,8 +107,8 @@ CASES = {
     ),
     "output of a matrix product": case(
         *("output", "0 Dense"),
-        "z[0, 0] = inf, in the output of layer 0 (Dense), computed from x from 3e+38 to "
-        "3e+38, b from 0 to 0 and W from 1 to 1 (24 of 24 numbers are not finite, in ",
+        "z[0, 0] = inf, in the output of layer 0 (Dense), computed from x from 3e+38 "
+        "to 3e+38, b from 0 to 0 and W from 1 to 1 (24 of 24 numbers are not ",
         *(nn.Sequential(nn.Dense(4)), nn.mean_squared_error),
         *(np.full((6, 4), 3e38, "float32"), X),
         params=({"weight": np.ones((4, 4), "float32"), "bias": np.zeros(4, "f4")},),
