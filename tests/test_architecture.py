@@ -120,7 +120,7 @@ LEVELS = (
         *("diagnostics.compare.choice", "diagnostics.compare.drift"),
         *("diagnostics.compare.report", "diagnostics.explain.remarks"),
     },
-    {"diagnostics.compare.verdicts"},
+    {"diagnostics.compare.plan", "diagnostics.compare.verdicts"},
     {"diagnostics.compare.controls"},
     {"diagnostics.compare.results"},
     {

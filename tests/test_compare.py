@@ -28,6 +28,7 @@ from agnostic_nn.diagnostics.compare import (
     comparison,
     controls,
     page,
+    plan,
     results,
     run_comparison,
     running,
@@ -51,6 +52,7 @@ from agnostic_nn.diagnostics.compare.schema import (
     LeftOut,
     MeasuredPrecision,
     NotChecked,
+    Result,
 )
 from agnostic_nn.diagnostics.compare.workloads import WORKLOADS
 from agnostic_nn.diagnostics.summary import Row
@@ -184,7 +186,7 @@ def test_digits_stay_within_tolerance_of_the_reference(digits):
 
 
 def test_starting_parameters_are_the_same_bits_on_the_device_as_on_the_host(digits):
-    params, _, _ = comparison._start(
+    params, _, _ = plan.start_of(
         WORKLOADS["digits-mlp"], *WORKLOADS["digits-mlp"].read()[:1], 0
     )
     on_host = digest(dict(nn.trees.named_leaves(params)))
@@ -231,7 +233,16 @@ def test_measurements_are_standardised_by_the_training_set_alone():
 
 @pytest.fixture(scope="module")
 def spirals(backend):
-    return run_comparison(SPIRALS, list(dict.fromkeys(["numpy:tape", str(backend)])))
+    report = run_comparison(SPIRALS, [str(backend)])
+    absent = Result(
+        backend="numpy",
+        device="tape",
+        machine=report.machines[0].label,
+        dtype="float32",
+        error="numpy has no device 'tape'; it has cpu",
+    )
+    results = (absent, *report.results)
+    return replace(report, results=results, verdict=comparison.overall(results))
 
 
 def test_the_same_comparison_twice_finds_the_same_numbers(backend, spirals):
@@ -258,9 +269,7 @@ def test_compare_trains_as_a_trainer_does(backend):
         SPIRALS.model, SPIRALS.loss, SPIRALS.optimizer, backend=backend, seed=5
     )
     trainer.fit(train.x, train.target, epochs=2, batch_size=16, verbose=0)
-    task = running.Task(
-        SPIRALS, train, test, comparison._start(SPIRALS, train, 5), 2, 5
-    )
+    task = running.Task(SPIRALS, train, test, plan.start_of(SPIRALS, train, 5), 2, 5)
     done = running.run(task, backend, "float32", "", Progress())
     assert len(done.losses) == task.steps == STEPS
     assert done.metric == pytest.approx(
@@ -334,8 +343,57 @@ def test_a_backend_named_twice_runs_once():
 
 
 def test_an_unknown_backend_is_refused_with_those_that_can_run():
-    with pytest.raises(CannotCompare, match=r"'nonesuch'.*can run here: .*numpy:cpu"):
-        run_comparison(SPIRALS, ["numpy", "nonesuch"])
+    for skip_missing in (False, True):  # it is probably misspelled
+        with pytest.raises(
+            CannotCompare, match=r"'nonesuch'.*can run here: .*numpy:cpu"
+        ):
+            run_comparison(SPIRALS, ["numpy", "nonesuch"], skip_missing=skip_missing)
+
+
+def test_all_named_backends_that_cannot_run_are_refused_before_training(
+    pretend, monkeypatch
+):
+    def trained(*arguments):
+        raise AssertionError("a training has begun")
+
+    monkeypatch.setattr(comparison, "run_reference", trained)
+    narrow = pretend(has_float64=lambda device: False)
+    names = ["nonesuch", "numpy:tape", narrow, "numpy"]
+    with pytest.raises(CannotCompare) as refused:
+        run_comparison(SPIRALS, names, dtypes=["float32", "float64"])
+    message = str(refused.value)
+    for reason in (
+        "no backend is called 'nonesuch'",
+        "numpy has no device 'tape'; it has cpu",
+        f"{narrow}:cpu has no float64 as it is set up now",
+        "these can run here: numpy:cpu",
+        "--skip-missing (skip_missing=True in Python)",
+    ):
+        assert message.count(reason) == 1, reason
+
+
+def test_named_backends_that_cannot_run_are_left_out_if_skipped(pretend):
+    narrow = pretend(has_float64=lambda device: False)
+    report = run_comparison(
+        SPIRALS,
+        ["numpy:tape", narrow, "numpy"],
+        dtypes=["float64", "float32"],
+        epochs=1,
+        sizes=(),
+        skip_missing=True,
+    )
+    ran = [(r.name, r.dtype) for r in report.results]
+    cpu = f"{narrow}:cpu"
+    assert ran == [(cpu, "float32"), ("numpy:cpu", "float64"), ("numpy:cpu", "float32")]
+    left_out = {each.backend: each.reason for each in report.left_out}
+    assert left_out == {
+        "numpy:tape": "numpy has no device 'tape'; it has cpu",
+        cpu: f"{cpu} has no float64 as it is set up now",
+    }
+    assert report.verdict.status == "agrees"
+    assert f"Left out: numpy:tape, {cpu}" in summary(report)
+    with pytest.raises(CannotCompare, match="nothing to compare: numpy has no device"):
+        run_comparison(SPIRALS, ["numpy:tape"], skip_missing=True)
 
 
 def test_an_unknown_workload_is_refused_with_those_there_are():
@@ -353,17 +411,14 @@ def test_a_backend_that_fails_is_an_entry_and_the_others_finish(pretend):
         raise MemoryError("no room\nfor more")
 
     broken = pretend(jit=changed_at(3, fail))
-    report = run_comparison(SPIRALS, [broken, "numpy:tape", "numpy:cpu"])
-    failed, missing, succeeded = report.results
+    report = run_comparison(SPIRALS, [broken, "numpy:cpu"])
+    failed, succeeded = report.results
     assert failed.error == "MemoryError: no room for more"
-    assert missing.error == "numpy has no device 'tape'; it has cpu"
-    assert (missing.backend, missing.device) == ("numpy", "tape")
     assert succeeded.error is None
     assert succeeded.verdict == f"agrees over {STEPS} steps"
-    for entry in (failed, missing):
-        assert entry.verdict == "failed"
-        assert entry.test_metric is entry.step_ms is entry.deviations is None
-        assert entry.error in summary(report, verbose=True)
+    assert failed.verdict == "failed"
+    assert failed.test_metric is failed.step_ms is failed.deviations is None
+    assert failed.error in summary(report, verbose=True)
 
 
 def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
@@ -854,17 +909,6 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     assert "It is strict, but multiplies in TensorFloat-32" in capsys.readouterr().out
 
 
-def test_a_named_backend_without_the_dtype_is_a_failure(pretend):
-    narrow = pretend(has_float64=lambda device: False)
-    report = run_comparison(
-        SPIRALS, ["numpy", narrow], dtypes=["float64"], epochs=1, sizes=()
-    )
-    succeeded, missing = report.results
-    assert (succeeded.status, missing.status) == ("agrees", "failed")
-    assert missing.error == f"{narrow}:cpu has no float64 as it is set up now"
-    assert report.verdict.status == "failed"
-
-
 def test_one_backend_can_be_compared_under_two_policies():
     sides = [
         nn.backend("numpy", precision="strict"),
@@ -876,7 +920,7 @@ def test_one_backend_can_be_compared_under_two_policies():
     assert "numpy:cpu fast: agrees" in summary(report, verbose=True)
 
 
-def test_a_backend_that_cannot_be_deterministic_is_a_result_if_named_else_left_out(
+def test_a_backend_that_cannot_be_deterministic_is_refused_if_named_else_left_out(
     pretend, monkeypatch
 ):
     def policy(device, precision, deterministic):
@@ -888,10 +932,9 @@ def test_a_backend_that_cannot_be_deterministic_is_a_result_if_named_else_left_o
         Status(each, "1", (nn.backend(each, deterministic=False),), None)
         for each in (name, "numpy")
     ]
-    report = run_comparison(SPIRALS, [name, "numpy"], epochs=1, deterministic=True)
-    named, _ = report.results
     reason = f"{name}:cpu: it never does the same again"
-    assert named.error == reason
+    with pytest.raises(CannotCompare, match=reason):
+        run_comparison(SPIRALS, [name, "numpy"], deterministic=True)
     monkeypatch.setattr(choice, "backends", lambda: iter(statuses))
     report = run_comparison(SPIRALS, epochs=1, deterministic=True)
     assert only(report).backend == "numpy"
@@ -939,11 +982,13 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
 # --- dtypes, sizes, memory ------------------------------------------------------------
 
 
-def test_every_dtype_is_compared_where_the_device_has_it(pretend):
+def test_every_dtype_is_compared_where_the_device_has_it(pretend, monkeypatch):
     narrow = pretend(has_float64=lambda device: False)
-    report = run_comparison(
-        SPIRALS, ["numpy", narrow], dtypes=["float32", "float64"], sizes=()
-    )
+    statuses = [
+        Status(each, "1", (nn.backend(each),), None) for each in ("numpy", narrow)
+    ]
+    monkeypatch.setattr(choice, "backends", lambda: iter(statuses))
+    report = run_comparison(SPIRALS, dtypes=["float32", "float64"], sizes=())
     ran = [(r.backend, r.dtype) for r in report.results]
     assert ran == [("numpy", "float32"), ("numpy", "float64"), (narrow, "float32")]
     (left_out,) = report.left_out
@@ -953,10 +998,6 @@ def test_every_dtype_is_compared_where_the_device_has_it(pretend):
     assert double.tolerance.last_step < 1e-8 * single.tolerance.last_step
     assert double.start_sha256 == single.start_sha256 == report.start_sha256
     assert "numpy:cpu float64" in summary(report, verbose=True)
-    with pytest.raises(
-        CannotCompare, match=r"there is nothing to compare: .* has no float64"
-    ):
-        run_comparison(SPIRALS, [narrow], dtypes=["float64"])
 
 
 def test_a_float64_run_that_computes_in_float32_leaves_its_tolerance(pretend):
@@ -1117,7 +1158,7 @@ def test_control_runs_without_any_rounding_are_the_reference(monkeypatch):
     monkeypatch.setattr(controls, "_blurred", lambda leaf, epsilon, draw: leaf)
     for workload in CONTROLLED:
         train, test = workload.read()
-        start = comparison._start(workload, train, 0)
+        start = plan.start_of(workload, train, 0)
         task = running.Task(workload, train, test, start, 2, 0)
         host = nn.backend("numpy")
         reference = running.run_reference(task, host, "float64", "", Progress())
@@ -1289,7 +1330,7 @@ def test_a_fault_a_little_larger_than_rounding_is_caught(pretend, quantity):
 def first_probe(workload, weight=None):
     """Return the context of a comparison, and the reference of the first step."""
     train, test = workload.read()
-    params, *rest = comparison._start(workload, train, 0)
+    params, *rest = plan.start_of(workload, train, 0)
     if weight is not None:
         params = (
             {"weight": np.asarray(weight, np.float32), "bias": params[0]["bias"]},

@@ -222,7 +222,7 @@ def test_reports_of_another_schema_are_refused_with_what_to_do(saved):
         (
             '{"schema": 5}',
             "is not a report.json of `agnostic-nn compare`, or is damaged: expected "
-            "the fields schema, verdict, .*, got none called verdict, workload, ",
+            "the fields schema, verdict, .*, got none called verdict, unfinished, ",
         ),
     ],
 )

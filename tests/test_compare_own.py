@@ -331,7 +331,7 @@ def test_parameters_and_devices_that_cannot_be_checked_are_named_with_status_2(
     assert (status, report["verdict"]["status"]) == (0, "agrees")
     assert "cannot be checked" not in out
     assert main([*QUICK, *options, "--backends=numpy:tape"]) == 2
-    assert "numpy has no device 'tape'" in capsys.readouterr().out
+    assert "numpy has no device 'tape'" in capsys.readouterr().err
 
 
 def test_the_help_says_what_the_exit_status_means(capsys):
@@ -340,10 +340,8 @@ def test_the_help_says_what_the_exit_status_means(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert "0 if everything was checked and agrees" in text
     assert "1 if a backend differs" in text
-    assert (
-        "2 if none differs, but a named backend could not run, something could not be"
-        in text
-    )
+    assert "2 if none differs, but a backend failed, something could not be" in text
+    assert "2 also if the command line is invalid or a named backend cannot run" in text
     assert "or the requested precision (strict by default) was not used" in text
 
 

@@ -112,8 +112,9 @@ REPORTS = {  # by the event: a function of a folder, and a test that it has happ
             _workload(optimizer=nn.SGD(0.1)),
             ["numpy", "numpy:tape"],
             dtypes=["float32", "float64"],
+            skip_missing=True,
         ),
-        lambda report: {r.status for r in report.results} == {"agrees", "failed"},
+        lambda report: {r.status for r in report.results} == {"agrees"},
     ),
     "not checked": (
         lambda folder: run_comparison(_workload(optimizer=nn.Adam(0.02)), ["numpy"]),

@@ -37,9 +37,10 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "The reference is the same training on NumPy in float64.",
         epilog="Exit status: 0 if everything was checked and agrees; 1 if a backend "
         "differs by more than rounding, or the report cannot be written; 2 if none "
-        "differs, but a named backend could not run, something could not be checked, "
-        "or the requested precision (strict by default) was not used or could not be "
-        "measured; 2 also if the command line is invalid.",
+        "differs, but a backend failed, something could not be checked, or the "
+        "requested precision (strict by default) was not used or could not be "
+        "measured; 2 also if the command line is invalid or a named backend cannot run "
+        "here.",
     )
     add_argument(
         "--backends",
@@ -48,6 +49,13 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="backends to compare, such as numpy,jax:cpu:0; a name without a device "
         "means its first device (default: every device of every backend that can run "
         "here, except backends for tests)",
+    )
+    add_argument(
+        "--skip-missing",
+        action="store_true",
+        default=None,
+        help="leave out backends of --backends that cannot run here, or do not have a "
+        "dtype of --dtypes (default: refuse before anything trains)",
     )
     add_argument(
         "--workload",
@@ -61,8 +69,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--dtypes",
         type=names,
         metavar="A,B",
-        help="dtypes to train in: float32, float64 (skipped on devices without it), or "
-        "both (default: float32)",
+        help="dtypes to train in: float32, float64, or both (default: float32)",
     )
     add_argument(
         "--precision",
@@ -172,7 +179,8 @@ def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
     policy = ("precision", "deterministic")
     run = ("dtypes", "epochs", "seed")
-    train = ("backends", "workload", "model", *WITH_MODEL, *policy, *run)
+    which = ("backends", "skip_missing", "workload", "model")
+    train = (*which, *WITH_MODEL, *policy, *run)
     if options.merge:
         return first_set(options, train, "with --merge: it trains nothing")
     if options.labels:
@@ -199,5 +207,6 @@ def _trained(options: argparse.Namespace) -> "Report":
         epochs=options.epochs,
         seed=options.seed or 0,
         sizes=() if options.no_batches else SIZES,
+        skip_missing=bool(options.skip_missing),
         show_progress=not options.quiet,
     )

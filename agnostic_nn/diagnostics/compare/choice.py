@@ -1,7 +1,6 @@
 """Choose the backends and dtypes to compare."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from ...core.backend import Backend, BackendUnavailable, backends
 from ...core.backend import backend as choose
@@ -9,22 +8,14 @@ from .running import REFERENCE_DTYPE
 from .schema import LeftOut
 from .workloads import CannotCompare
 
-__all__ = ["Missing", "one_line", "runs_to_make"]
+__all__ = ["Policy", "RunToMake", "one_line", "runs_to_make", "title_of"]
 
 ONLY_BY_NAME = {
     "array_api_strict": "array_api_strict is for tests only: name it to include it",
 }
 
-
 Policy = tuple[str | None, bool | None]
-
-
-@dataclass(frozen=True)
-class Missing:
-    """A backend that was named and cannot run here."""
-
-    name: str
-    reason: str
+RunToMake = tuple[Backend, str]
 
 
 def runs_to_make(
@@ -32,48 +23,58 @@ def runs_to_make(
     dtypes: list[str],
     policy: Policy,
     machine: str,
-) -> tuple[list[tuple[Backend | Missing, str]], list[LeftOut]]:
-    """Return each backend with each of its dtypes, and what does not run."""
-    chosen: Sequence[Backend | Missing]
-    if names is None:
-        chosen, left_out = _all_backends(policy, machine)
-    else:
-        chosen = _named(names, policy)
-        left_out = []
-    pairs: list[tuple[Backend | Missing, str]] = []
-    lacking: list[tuple[Backend | Missing, str]] = []
-    for backend in chosen:
-        for dtype in dtypes:
-            if (
-                dtype == REFERENCE_DTYPE
-                and isinstance(backend, Backend)
-                and not backend.has_float64
-            ):
-                reason = backend.lacks_float64
-                left_out.append(
-                    LeftOut(backend=backend.name, reason=reason, machine=machine)
-                )
-                lacking.append((Missing(str(backend), reason), dtype))
-            else:
-                pairs.append((backend, dtype))
-    if not pairs:
-        reasons = "; ".join(each.reason for each in left_out)
-        raise CannotCompare(f"there is nothing to compare: {reasons}")
-    if names is not None and dtypes == [REFERENCE_DTYPE]:
-        # A backend that was named but has no run at all is a failure, not left out.
-        return pairs + lacking, []
-    return pairs, left_out
+    *,
+    skip_missing: bool = False,
+) -> tuple[list[RunToMake], list[LeftOut]]:
+    """Return each backend with each of its dtypes, and what does not run.
 
+    skip_missing: leave out a named backend that cannot run, or does not have one of the
+    dtypes.
 
-def _all_backends(policy: Policy, machine: str) -> tuple[list[Backend], list[LeftOut]]:
-    """Return every device that can run, and the backends left out."""
-    chosen: list[Backend] = []
+    Raises
+    ------
+    CannotCompare
+        If a named backend is unknown, or cannot run here with this policy and these
+        dtypes (the message lists all such backends), or if nothing is left to run.
+    """
     left_out: list[LeftOut] = []
 
     def leave_out(name: str, reason: str) -> None:
         text = one_line(reason)
         left_out.append(LeftOut(backend=name, reason=text, machine=machine))
 
+    unknown: list[str] = []
+    if names is None:
+        chosen = _all_backends(policy, leave_out)
+    else:
+        chosen = _named(names, policy, leave_out, unknown.append)
+    runs: list[RunToMake] = []
+    for backend in chosen:
+        for dtype in dtypes:
+            if dtype == REFERENCE_DTYPE and not backend.has_float64:
+                leave_out(str(backend), backend.lacks_float64)
+            else:
+                runs.append((backend, dtype))
+    missing = [] if names is None or skip_missing else [r.reason for r in left_out]
+    if unknown or missing:
+        raise CannotCompare(_refusal(unknown, missing))
+    if not runs:
+        reasons = "; ".join(each.reason for each in left_out)
+        raise CannotCompare(f"there is nothing to compare: {reasons}")
+    return runs, left_out
+
+
+def title_of(run: RunToMake) -> str:
+    """Return the name of a run for progress and for messages."""
+    backend, dtype = run
+    return f"{backend} {dtype}"
+
+
+def _all_backends(
+    policy: Policy, leave_out: Callable[[str, str], None]
+) -> list[Backend]:
+    """Return every device that can run; call `leave_out` for other backends."""
+    chosen: list[Backend] = []
     for status in backends():
         reason = status.reason or ONLY_BY_NAME.get(status.name)
         if reason:
@@ -84,7 +85,7 @@ def _all_backends(policy: Policy, machine: str) -> tuple[list[Backend], list[Lef
                 chosen.append(_choose(str(device), policy))
             except BackendUnavailable as error:  # available, but not with this policy
                 leave_out(status.name, str(error))
-    return chosen, left_out
+    return chosen
 
 
 def _choose(name: str, policy: Policy) -> Backend:
@@ -92,25 +93,40 @@ def _choose(name: str, policy: Policy) -> Backend:
     return choose(name, precision=precision, deterministic=deterministic)
 
 
-def _named(names: Sequence[str | Backend], policy: Policy) -> list[Backend | Missing]:
-    """Return the backends called `names`, each once; `Missing` if one cannot run."""
-    chosen: list[Backend | Missing] = []
-    for name in names:
+def _named(
+    names: Sequence[str | Backend],
+    policy: Policy,
+    leave_out: Callable[[str, str], None],
+    reject: Callable[[str], None],
+) -> list[Backend]:
+    """Return the backends called `names`, each once.
+
+    Calls `leave_out` for those that cannot run, and `reject` with the message for names
+    that are not known.
+    """
+    chosen: list[Backend] = []
+    for name in dict.fromkeys(names):
         if isinstance(name, Backend):
             chosen.append(name)
             continue
         try:
             chosen.append(_choose(name, policy))
         except BackendUnavailable as error:
-            statuses = {status.name: status for status in backends()}
-            if name.partition(":")[0] not in statuses:
-                devices = (
-                    each for status in statuses.values() for each in status.devices
-                )
-                here = ", ".join(map(str, devices))
-                raise CannotCompare(f"{error}; these can run here: {here}") from error
-            chosen.append(Missing(name, one_line(str(error))))
+            if name.partition(":")[0] in {status.name for status in backends()}:
+                leave_out(name, str(error))
+            else:
+                reject(one_line(str(error)))
     return list(dict.fromkeys(chosen))
+
+
+def _refusal(unknown: list[str], missing: list[str]) -> str:
+    """Say why named backends cannot run, which ones can, and how to go on."""
+    devices = (str(device) for status in backends() for device in status.devices)
+    parts = [*unknown, *dict.fromkeys(missing)]
+    parts += [f"these can run here: {', '.join(devices)}"]
+    if missing:
+        parts += ["--skip-missing (skip_missing=True in Python) leaves out the others"]
+    return "; ".join(parts)
 
 
 def one_line(text: str) -> str:

@@ -1,27 +1,22 @@
 """Run one training on every backend, and report how each differs from the reference."""
 
-from collections.abc import Iterator, Sequence
-from functools import partial
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
-from ...core import random
-from ...core.arrays import Moments, Params, State, namespace
 from ...core.backend import Backend
 from ...core.backend import backend as choose
-from ...core.errors import described, expect_list
-from ...core.trees import leaves, named_leaves, tree_map
-from ...losses.base import describe_loss, expect_context, takes_weights
+from ...core.trees import leaves, named_leaves
 from ...training.batches import Examples
 from ...training.checkpoint import digest
-from ...training.inputs import as_integer
-from ...training.progress import progress
-from .choice import runs_to_make
+from ...training.progress import Progress, progress
+from .choice import title_of
 from .controls import Controls
 from .conversion import finite
 from .drift import largest
-from .environment import environment
+from .plan import Plan, prepare
 from .probes import Reference, functions, probe
 from .report import Comparison
 from .results import layer_costs, result_of
@@ -37,6 +32,7 @@ from .running import (
 )
 from .schema import (
     TRAINED,
+    LayerCost,
     LayerRoundings,
     Machine,
     ReferenceRun,
@@ -56,11 +52,10 @@ from .verdicts import (
     divergence,
     probes_agree,
 )
-from .workloads import CannotCompare, Workload, find
+from .workloads import Workload
 
-__all__ = ["overall", "run_comparison"]
+__all__ = ["Execution", "overall", "run_comparison"]
 
-DTYPES = ("float32", "float64")
 # A gradient below this share of the largest one is taken for zero: float64 leaves such
 # values where the exact gradient is 0.
 ZERO_GRADIENT = 2.0**-42
@@ -76,12 +71,13 @@ def run_comparison(
     epochs: int | None = None,
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
+    skip_missing: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
     """Train on each of the backends called `names`, and return a report.
 
-    A backend that cannot run, or fails during training, becomes a result with its
-    error; the others still finish.
+    A named backend that cannot run here is refused before anything trains. A backend
+    that fails during training becomes a result with its error; the others still finish.
 
     Parameters
     ----------
@@ -96,134 +92,162 @@ def run_comparison(
         each other. After training in float32, the precision of each backend's products
         is measured; the report says if it is lower than its policy requires.
     dtypes
-        The dtypes to train in, in this order; "float64" is skipped on devices without
-        it.
+        The dtypes to train in, in this order. A named backend without one of them is
+        refused; without `names`, a device without float64 does not train in it.
     epochs
         Passes over the data; by default the workload's.
     seed
         Determines weights, masks and the order of the data.
     sizes
         Further batch sizes whose steps are timed.
+    skip_missing
+        If True, a named backend that cannot run here, or does not have one of the
+        dtypes, is left out and the others are compared.
     show_progress
         If True, draw progress bars.
 
     Raises
     ------
     CannotCompare
-        If the workload, a backend or a dtype is unknown, the data are not available, or
-        the loss takes a context and the workload has none.
+        If the workload, a backend or a dtype is unknown, a named backend cannot run
+        here or does not have a dtype (the message lists all of them), the data are not
+        available, or the loss takes a context and the workload has none.
     """
-    if isinstance(workload, str):
-        workload = find(workload)
-    if not isinstance(workload, Workload):
-        raise TypeError(f"expected a workload or its name, got {described(workload)}")
-    expect_list("names", [] if names is None else names)
-    expect_list("dtypes", dtypes)
-    expect_list("sizes", sizes)
-    unique_dtypes = list(dict.fromkeys(dtypes))
-    if not unique_dtypes or set(unique_dtypes) - set(DTYPES):
-        got = ", ".join(map(str, unique_dtypes))
-        raise CannotCompare(f"expected dtypes from {' and '.join(DTYPES)}, got {got}")
-    sizes = [as_integer("each of sizes", size) for size in sizes]
-    epochs = None if epochs is None else as_integer("epochs", epochs)
-    seed = as_integer("seed", seed, 0)
-    try:
-        expect_context(workload.loss, workload.context)
-    except (TypeError, ValueError) as error:
-        raise CannotCompare(str(error)) from error
-    here = environment()
-    machine = here.processor
-    policy = precision, deterministic
-    pairs, left_out = runs_to_make(names, unique_dtypes, policy, machine)
-    train, test = workload.read()
-    _expect_weights_if_needed(workload, len(train))
-    epochs = workload.epochs if epochs is None else epochs
-    task = Task(workload, train, test, _start(workload, train, seed), epochs, seed)
-    chains = task.chains()
-
-    with progress(show_progress) as bars:
-        host = choose("numpy")
-        title = f"{REFERENCE_DTYPE} reference"
-        reference = run_reference(task, host, REFERENCE_DTYPE, title, bars)
-        contexts = {
-            dtype: _context(task, reference, chains, dtype) for _, dtype in pairs
-        }
-        controls = Controls(task, bars, host)
-        results = [
-            result_of(
-                task, backend, machine, contexts[dtype], controls, bars, tuple(sizes)
-            )
-            for backend, dtype in pairs
-        ]
-    zero_gradients = {
-        name for each in contexts.values() for name in each.zero_gradients
-    }
-    report = Comparison(
-        verdict=overall(results),
-        workload=WorkloadInfo(
-            name=workload.name,
-            about=workload.about,
-            model=repr(workload.model),
-            loss=_loss_name(workload.loss),
-            optimizer=repr(workload.optimizer),
-            metric=workload.measured,
-            parameters=sum(leaf.size for leaf in leaves(task.start[0])),
-            training_examples=len(train),
-            test_examples=len(test),
-            data_sha256=digest(_arrays(workload, train, test)),
-            batch_size=workload.batch_size,
-            epochs=epochs,
-            steps=task.steps,
-            seed=seed,
-            options=tuple(workload.options),
-        ),
-        start_sha256=sha256(task.start[0]),
-        reference=ReferenceRun(
-            backend=str(host),
-            dtype=REFERENCE_DTYPE,
-            final_loss=reference.losses[-1],
-            test_metric=reference.metric,
-            losses=tuple(reference.losses),
-            scales=tuple(reference.scales),
-            agrees=_reference_agrees(task, reference, contexts, host, results),
-            diverges=divergence(reference.losses, reference.scales) or None,
-        ),
-        tolerance=Tolerance(
-            formula="4 ε √n",
-            epsilon={dtype: float(np.finfo(dtype).eps) for dtype in unique_dtypes},
-            step_roundings=chains.step,
-            prediction_roundings=chains.predictions,
-            layers=tuple(_layer_roundings(chains)),
-            zero_gradients=tuple(sorted(zero_gradients)),
-        ),
-        layer_costs=layer_costs(task, unique_dtypes[0]),
-        results=tuple(results),
-        left_out=tuple(left_out),
-        machines=(Machine(label=machine, environment=here),),
-        differences=(),
+    plan = prepare(
+        workload,
+        names,
+        precision=precision,
+        deterministic=deterministic,
+        dtypes=dtypes,
+        epochs=epochs,
+        seed=seed,
+        sizes=sizes,
+        skip_missing=skip_missing,
     )
-    return finite(report)
+    execution = Execution(plan)
+    with progress(show_progress) as bars:
+        for _ in execution.steps(bars):
+            pass
+    return execution.report()
 
 
-def _expect_weights_if_needed(workload: Workload, count: int) -> None:
-    """Raise CannotCompare if a batch needs padding, and the loss takes no weights."""
-    size = workload.batch_size
-    if count % size and not takes_weights(workload.loss):
-        raise CannotCompare(
-            f"the last of the batches of {size} has {count % size} of {count} training "
-            f"examples, and needs weights to be padded, which "
-            f"{describe_loss(workload.loss)} does not take: give it a third parameter, "
-            f"weights=None, or choose a batch size that divides {count}"
+class Execution:
+    """The execution of a plan: its reference and the results so far.
+
+    reference: None until it is trained; results: of the first runs of the plan, in
+    their order.
+    """
+
+    def __init__(
+        self, plan: Plan, reference: Run | None = None, results: Iterable[Result] = ()
+    ) -> None:
+        self.plan = plan
+        self.reference = reference
+        self.results = list(results)
+        self._host = choose("numpy")
+        self._contexts: dict[str, Context] = {}
+
+    def steps(self, bars: Progress) -> Iterator[None]:
+        """Train the reference and make each run; yield after each of them."""
+        task = self.plan.task
+        host = self._host
+        if self.reference is None:
+            title = f"{REFERENCE_DTYPE} reference"
+            self.reference = run_reference(task, host, REFERENCE_DTYPE, title, bars)
+            yield
+        controls = Controls(task, bars, host)
+        for backend, dtype in self.plan.runs[len(self.results) :]:
+            context = self._context(dtype)
+            result = result_of(
+                *(task, backend, self._machine, context, controls, bars),
+                self.plan.sizes,
+            )
+            self.results.append(result)
+            yield
+
+    @property
+    def _machine(self) -> str:
+        """The label of this machine."""
+        return self.plan.environment.processor
+
+    @cached_property
+    def _chains(self) -> Chains:
+        return self.plan.task.chains()
+
+    @cached_property
+    def _layer_costs(self) -> tuple[LayerCost, ...]:
+        return layer_costs(self.plan.task, self.plan.dtypes[0])
+
+    def _context(self, dtype: str) -> Context:
+        """Return what all runs in `dtype` are judged by."""
+        assert self.reference is not None
+        if dtype not in self._contexts:
+            self._contexts[dtype] = _context(
+                self.plan.task, self.reference, self._chains, dtype
+            )
+        return self._contexts[dtype]
+
+    def report(self) -> Comparison:
+        """Return the report on the results so far, once the reference is trained."""
+        task = self.plan.task
+        workload = task.workload
+        reference = self.reference
+        assert reference is not None
+        contexts = {dtype: self._context(dtype) for dtype in self.plan.dtypes}
+        zero_gradients = {
+            name for each in contexts.values() for name in each.zero_gradients
+        }
+        chains = self._chains
+        report = Comparison(
+            verdict=overall(self.results),
+            workload=WorkloadInfo(
+                name=workload.name,
+                about=workload.about,
+                model=repr(workload.model),
+                loss=_loss_name(workload.loss),
+                optimizer=repr(workload.optimizer),
+                metric=workload.measured,
+                parameters=sum(leaf.size for leaf in leaves(task.start[0])),
+                training_examples=len(task.train),
+                test_examples=len(task.test),
+                data_sha256=digest(_arrays(workload, task.train, task.test)),
+                batch_size=workload.batch_size,
+                epochs=task.epochs,
+                steps=task.steps,
+                seed=task.seed,
+                options=tuple(workload.options),
+            ),
+            unfinished=tuple(map(title_of, self.plan.runs[len(self.results) :])),
+            start_sha256=sha256(task.start[0]),
+            reference=ReferenceRun(
+                backend=str(self._host),
+                dtype=REFERENCE_DTYPE,
+                final_loss=reference.losses[-1],
+                test_metric=reference.metric,
+                losses=tuple(reference.losses),
+                scales=tuple(reference.scales),
+                agrees=_reference_agrees(
+                    task, reference, contexts, self._host, self.results
+                ),
+                diverges=divergence(reference.losses, reference.scales) or None,
+            ),
+            tolerance=Tolerance(
+                formula="4 ε √n",
+                epsilon={
+                    dtype: float(np.finfo(dtype).eps) for dtype in self.plan.dtypes
+                },
+                step_roundings=chains.step,
+                prediction_roundings=chains.predictions,
+                layers=tuple(_layer_roundings(chains)),
+                zero_gradients=tuple(sorted(zero_gradients)),
+            ),
+            layer_costs=self._layer_costs,
+            results=tuple(self.results),
+            left_out=self.plan.left_out,
+            machines=(Machine(label=self._machine, environment=self.plan.environment),),
+            differences=(),
         )
-
-
-def _start(
-    workload: Workload, train: Examples, seed: int
-) -> tuple[Params, State, Moments]:
-    xp = namespace(np.zeros(()))
-    shape = tree_map(lambda leaf: leaf.shape[1:], train.x)
-    params, state, _ = workload.model.init(random.key(seed, xp=xp), shape, xp.float32)
-    return params, state, workload.optimizer.init(params)
+        return finite(report)
 
 
 def _arrays(
@@ -284,12 +308,15 @@ def _reference_agrees(
 
 
 def overall(results: Sequence[Result]) -> Verdict:
-    """Return the worst status of all results, and the number of runs with each."""
+    """Return the worst status of all results, and the number of runs with each.
+
+    Without any result the status is "not checked".
+    """
     statuses: tuple[Status, ...] = (DIFFERS, FAILED, NOT_CHECKED, AGREES)
     counts = dict.fromkeys(statuses, 0)
     for result in results:
         counts[result.status] += 1
-    worst = next(status for status, count in counts.items() if count)
+    worst = next((each for each in statuses if counts[each]), statuses[2])
     runs = {status.replace(" ", "_"): count for status, count in counts.items()}
     return Verdict(status=worst, runs=RunCounts(**runs))
 

@@ -13,7 +13,7 @@ from ...core.trees import leaves
 from ...training.progress import Progress
 from ..cost import peak_of
 from ..summary import Summary, summarize
-from .choice import Missing, one_line
+from .choice import one_line
 from .controls import Controls
 from .drift import Entry
 from .probes import batch_step
@@ -57,7 +57,7 @@ def _summary(task: Task, dtype: str) -> Summary | None:
 
 def result_of(
     task: Task,
-    backend: Backend | Missing,
+    backend: Backend,
     machine: str,
     context: Context,
     controls: Controls,
@@ -66,13 +66,11 @@ def result_of(
 ) -> Result:
     """Train on one backend, and return its result."""
     dtype = context.dtype
-    name = backend.name if isinstance(backend, Missing) else str(backend)
+    name = str(backend)
     library, _, device = name.partition(":")
     result = Result(
         backend=library, device=device or None, machine=machine, dtype=dtype
     )
-    if isinstance(backend, Missing):
-        return replace(result, error=backend.reason)
     try:
         result = replace(
             result,

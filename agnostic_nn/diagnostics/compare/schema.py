@@ -68,7 +68,7 @@ class Verdict:
 
     status: Status
     """the worst status of all runs: `differs`, `failed`, `not checked`, `agrees`, in
-    this order"""
+    this order; `not checked` if no run has finished"""
     runs: RunCounts
     """the number of runs with each status"""
 
@@ -452,7 +452,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class LeftOut:
-    """A backend that did not run and was not requested by name."""
+    """A backend that did not run: it was not named, or `--skip-missing` was set."""
 
     backend: str
     """a backend that cannot run, does not have the dtype, or cannot be deterministic"""
@@ -502,7 +502,9 @@ class Report:
     schema: Literal[5] = SCHEMA
     """the version of this description"""
     verdict: Verdict
-    """the verdict on all runs"""
+    """the verdict on all runs that have finished"""
+    unfinished: tuple[str, ...] = ()
+    """the runs that are missing; empty if the report is complete"""
     workload: WorkloadInfo
     """what was trained, and on what"""
     start_sha256: str
@@ -518,7 +520,7 @@ class Report:
     results: tuple[Result, ...]
     """the runs: one per backend, device and dtype, in the order in which they ran"""
     left_out: tuple[LeftOut, ...]
-    """what did not run and was not requested by name"""
+    """what did not run, and was not named or skipped with `--skip-missing`"""
     machines: tuple[Machine, ...]
     """one machine, unless reports were merged"""
     differences: tuple[str, ...]
