@@ -127,7 +127,10 @@ LEVELS = (
         *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),
         "diagnostics.explain.text",
     },
-    {"diagnostics.compare.merge", "diagnostics.explain.html"},
+    {
+        *("diagnostics.compare.github", "diagnostics.compare.junit"),
+        *("diagnostics.compare.merge", "diagnostics.explain.html"),
+    },
     {
         "diagnostics.compare",
         "diagnostics.conformance",

@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 from agnostic_nn.diagnostics.cli import main as cli
 
@@ -77,3 +78,54 @@ def test_the_commands_of_each_page_exist(page):
             words = shlex.split(line, comments=True)
             if words[:1] == ["agnostic-nn"]:
                 parser.parse_args(words[1:])
+
+
+def runs(workflow):
+    """Yield each shell command of a workflow, from any depth of it."""
+    if isinstance(workflow, dict):
+        for key, value in workflow.items():
+            if key in ("run", "script"):
+                yield from [value] if isinstance(value, str) else value
+            else:
+                yield from runs(value)
+    elif isinstance(workflow, list):
+        for value in workflow:
+            yield from runs(value)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_workflows_of_each_page_are_valid_and_their_commands_exist(page):
+    parser = cli.parser()
+    for language, _, source in blocks(page):
+        if language != "yaml":
+            continue
+        commands = list(runs(yaml.safe_load(source)))
+        assert commands, "a workflow without a command"
+        for command in commands:
+            # GitHub replaces ${{ ... }} before a shell sees the command.
+            words = shlex.split(re.sub(r"\${{.*?}}", "VALUE", command))
+            if words[:1] == ["agnostic-nn"]:
+                parser.parse_args(words[1:])
+
+
+def test_the_workflow_for_github_is_one():
+    page = DOCS / "guides" / "compare_in_ci.md"
+    sources = {title: source for _, title, source in blocks(page) if title}
+    workflow = yaml.safe_load(sources["compare.yml"])
+    # YAML 1.1 reads the key `on` as True; GitHub does not.
+    assert workflow.keys() - {True} == {"name", "permissions", "jobs"}
+    assert set(workflow[True]) == {"push", "pull_request"}
+    uploaded = {}
+    for name, job in workflow["jobs"].items():
+        assert job.keys() <= {"strategy", "runs-on", "steps", "needs", "if"}
+        assert {"runs-on", "steps"} <= job.keys()
+        assert set(job.get("needs", "compare").split()) <= workflow["jobs"].keys()
+        for step in job["steps"]:
+            assert len(step.keys() & {"uses", "run"}) == 1
+            assert step.keys() <= {"uses", "run", "with", "if"}
+            if "upload" in step.get("uses", ""):
+                uploaded[name] = step["with"]
+    (compare, merge) = [list(runs(job)) for job in workflow["jobs"].values()]
+    assert f"--output {uploaded['compare']['path']} " in compare[-1]
+    assert f"--output {uploaded['merge']['path']} " in merge[-1]
+    assert "--merge reports/*/report.json" in merge[-1]

@@ -22,6 +22,7 @@ __all__ = [
     "count",
     "first_set",
     "is_writable",
+    "is_writable_file",
     "model_conflict",
     "names",
     "print_and_write",
@@ -194,6 +195,11 @@ def is_writable(folder: Path) -> bool:
     folder = folder.absolute()
     nearest = next(path for path in (folder, *folder.parents) if os.path.exists(path))
     return nearest.is_dir() and os.access(nearest, os.W_OK)
+
+
+def is_writable_file(path: Path) -> bool:
+    """Return whether `path` can be written as a file, in a folder that may be new."""
+    return not path.is_dir() and is_writable(path.absolute().parent)
 
 
 def refuse(command: str, message: object, status: int = 2) -> int:

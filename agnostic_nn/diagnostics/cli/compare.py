@@ -1,10 +1,12 @@
 """`agnostic-nn compare`: the same training on every backend, and how they differ."""
 
 import argparse
+import os
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from ...core.files import write_text
 from .arguments import (
     WITH_MODEL,
     WORKLOAD,
@@ -14,6 +16,7 @@ from .arguments import (
     count,
     first_set,
     is_writable,
+    is_writable_file,
     model_conflict,
     names,
     refuse,
@@ -24,6 +27,11 @@ if TYPE_CHECKING:
     from ..compare import Report
 
 __all__ = ["add"]
+
+# Verdicts that give an exit status other than 0, the gravest first; `--fail-on` names
+# the last one that counts.
+EXIT_STATUS = {"differs": 1, "failed": 2, "not checked": 2}
+FAIL_ON = (*(status.replace(" ", "-") for status in EXIT_STATUS), "never")
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -40,7 +48,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "differs, but a backend failed, something could not be checked, or the "
         "requested precision (strict by default) was not used or could not be "
         "measured; 2 also if the command line is invalid or a named backend cannot run "
-        "here.",
+        "here. --fail-on makes it 0 for milder verdicts.",
     )
     add_argument(
         "--backends",
@@ -127,6 +135,27 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "backend",
     )
     add_argument(
+        "--fail-on",
+        choices=FAIL_ON,
+        default="not-checked",
+        metavar="STATUS",
+        help="the mildest verdict that gives an exit status other than 0: differs, "
+        "failed (also runs that failed), not-checked (also results that could not be "
+        "checked; the default), or never",
+    )
+    add_argument(
+        "--junit",
+        type=Path,
+        metavar="FILE",
+        help="also write the results to FILE as JUnit XML, a test case for each run",
+    )
+    add_argument(
+        "--github",
+        action="store_true",
+        help="print annotations for GitHub Actions, and append the verdicts to the "
+        "file $GITHUB_STEP_SUMMARY",
+    )
+    add_argument(
         "--verbose",
         action="store_true",
         help="print all tables and remarks of the report",
@@ -135,12 +164,16 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from ..compare import CannotCompare, page, summary, write
+    from ..compare import CannotCompare, annotations, page, summary, write
 
     if not is_writable(options.output):
         return refuse(
             "compare",
             f"--output {options.output} is not a folder that can be written to",
+        )
+    if options.junit and not is_writable_file(options.junit):
+        return refuse(
+            "compare", f"--junit {options.junit} is not a file that can be written"
         )
     conflict = _conflict(options)
     if conflict:
@@ -160,9 +193,11 @@ def _compare(options: argparse.Namespace) -> int:
     # exception if the reader of a pipe has gone.
     try:
         paths = write(report, options.output, html)
+        paths += _write_for_services(report, options)
     except OSError as error:
         print(text)
-        reason = f"the report cannot be written to {options.output}: {error.strerror}"
+        where = error.filename or options.output
+        reason = f"the report cannot be written to {where}: {error.strerror}"
         return refuse("compare", reason, 1)
     print(text)
     files = f"All tables and numbers: {', '.join(map(str, paths))}"
@@ -172,7 +207,32 @@ def _compare(options: argparse.Namespace) -> int:
     print(fill(files, 80, break_long_words=False, break_on_hyphens=False))
     if remark:
         print(remark)
-    return {"agrees": 0, "differs": 1}.get(report.verdict.status, 2)
+    if options.github:
+        print(*annotations(report), sep="\n")
+    return _exit_status(report.verdict.status, options.fail_on)
+
+
+def _write_for_services(report: "Report", options: argparse.Namespace) -> list[Path]:
+    """Write the files that CI services read, and return those to list in the output."""
+    from ..compare import junit, step_summary
+
+    step = os.environ.get("GITHUB_STEP_SUMMARY")
+    if options.github and step:
+        with open(step, "a", encoding="utf-8") as file:
+            file.write(step_summary(report))
+    if not options.junit:
+        return []
+    options.junit.parent.mkdir(parents=True, exist_ok=True)
+    write_text(options.junit, junit(report))
+    return [options.junit]
+
+
+def _exit_status(status: str, fail_on: str) -> int:
+    """Return the exit status for a verdict; 0 if it is milder than `fail_on`."""
+    if fail_on == "never":
+        return 0
+    last = FAIL_ON.index(fail_on)
+    return EXIT_STATUS[status] if status in list(EXIT_STATUS)[: last + 1] else 0
 
 
 def _conflict(options: argparse.Namespace) -> str | None:

@@ -9,10 +9,12 @@ a comparison before it trains, `results.py` makes the result of each run, and
 `comparison.py` puts the report together, with a description of the machine from
 `environment.py`. `schema.py` defines the report as dataclasses, and `conversion.py`
 converts them to JSON and back. `report` formats it, and `merge.py` combines several
-reports.
+reports. `junit.py` and `github.py` write it for CI services.
 """
 
 from .comparison import run_comparison
+from .github import annotations, step_summary
+from .junit import junit
 from .merge import merge
 from .report import page, summary, write
 from .schema import Report
@@ -24,9 +26,12 @@ __all__ = [
     "CannotCompare",
     "Report",
     "Workload",
+    "annotations",
+    "junit",
     "merge",
     "page",
     "run_comparison",
+    "step_summary",
     "summary",
     "user_workload",
     "write",
