@@ -158,8 +158,8 @@ def violations(text):
 
 def cases(text):
     """Return the test cases by name."""
-    found = ElementTree.fromstring(text).iter("testcase")
-    return {case.get("name"): case for case in found}
+    elements = ElementTree.fromstring(text).iter("testcase")
+    return {case.get("name"): case for case in elements}
 
 
 def test_junit_has_a_test_case_of_each_status(report):

@@ -131,7 +131,7 @@ def _seconds(result: Result) -> float:
 
 
 def _first_difference(result: Result) -> Iterator[str]:
-    """Yield the fields of the first difference, a line each."""
+    """Yield a line for each field of the first difference."""
     if result.first_difference is None:
         return
     for name, value in _fields(result.first_difference).items():
