@@ -2,21 +2,21 @@
 
 In reading order:
 
-base              the contract: `init`, `forward`, `backward`
-shapes            helpers for reshaping
-dense             y = x W + b
-activations       scalar functions, gated units, softmax
-embedding         look-up in a table, and its transpose
-normalization     batch, layer, group, instance and RMS norm
-regularization    dropout and noise
-convolution       convolutions and transposed convolutions
-pooling           maxima and means of windows
-resampling        upsampling, padding, cropping
-reshaping         reshape, transpose, user-defined rearrangements
-merging           sum, product and concatenation of several arrays
-recurrent         RNN, GRU, LSTM
-positions         positional encodings
-attention         multi-head attention
+    base              the contract: `init`, `forward`, `backward`
+    shapes            helpers for reshaping
+    dense             y = x W + b
+    activations       scalar functions, gated units, softmax
+    embedding         look-up in a table, and its transpose
+    normalization     batch, layer, group, instance and RMS norm
+    regularization    dropout and noise
+    convolution       convolutions and transposed convolutions
+    pooling           maxima and means of windows
+    resampling        upsampling, padding, cropping
+    reshaping         reshape, transpose, user-defined rearrangements
+    merging           sum, product and concatenation of several arrays
+    recurrent         RNN, GRU, LSTM
+    positions         positional encodings
+    attention         multi-head attention
 """
 
 from . import (
