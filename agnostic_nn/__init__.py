@@ -38,6 +38,7 @@ from .optimizers import *
 
 if TYPE_CHECKING:
     from .diagnostics.bisect import bisect
+    from .diagnostics.compare import compare
     from .diagnostics.explain import explain
     from .diagnostics.gradcheck import CheckFailed, check
     from .diagnostics.profile import profile
@@ -99,7 +100,7 @@ __all__ += [
 ]
 __all__ += ["NonFiniteLoss", "RateLog", "ReduceOnPlateau", "TensorBoardLog", "Trainer"]
 __all__ += ["class_weights", "make_step", "stratified_split"]
-__all__ += ["CheckFailed", "bisect", "check", "explain", "profile"]
+__all__ += ["CheckFailed", "bisect", "check", "compare", "explain", "profile"]
 
 __version__ = "0.1.0"
 
@@ -107,6 +108,7 @@ _TOOLS = {
     "CheckFailed": "diagnostics.gradcheck",
     "bisect": "diagnostics.bisect",
     "check": "diagnostics.gradcheck",
+    "compare": "diagnostics.compare",
     "explain": "diagnostics.explain",
     "profile": "diagnostics.profile",
 }

@@ -103,24 +103,28 @@ LEVELS = (
         *("diagnostics.compare.report.headline", "diagnostics.compare.report.plots"),
         "diagnostics.compare.report.sentences",
         "diagnostics.compare.report.tables",
-        *("diagnostics.compare.user_model", "diagnostics.conformance.trials"),
+        *("diagnostics.compare.data_file", "diagnostics.conformance.trials"),
         "diagnostics.explain.docstrings",
     },
     {
-        *("diagnostics.compare.probes", "diagnostics.conformance.verdicts"),
+        *("diagnostics.compare.probes", "diagnostics.compare.user_model"),
+        "diagnostics.conformance.verdicts",
         "diagnostics.compare.report.markdown",
         "diagnostics.compare.report.terminal",
         "diagnostics.explain.flow",
     },
     {
-        *("diagnostics.compare.report.files", "diagnostics.compare.report.html"),
+        "diagnostics.compare.report.files",
         *("diagnostics.compare.running", "diagnostics.explain.nonfinite"),
     },
     {
         *("diagnostics.compare.choice", "diagnostics.compare.drift"),
-        *("diagnostics.compare.report", "diagnostics.explain.remarks"),
+        *("diagnostics.compare.report.html", "diagnostics.explain.remarks"),
     },
-    {"diagnostics.compare.plan", "diagnostics.compare.verdicts"},
+    {
+        *("diagnostics.compare.plan", "diagnostics.compare.report"),
+        "diagnostics.compare.verdicts",
+    },
     {"diagnostics.compare.controls"},
     {"diagnostics.compare.results"},
     {
@@ -128,8 +132,9 @@ LEVELS = (
         "diagnostics.explain.text",
     },
     {
-        *("diagnostics.compare.github", "diagnostics.compare.junit"),
-        *("diagnostics.compare.merge", "diagnostics.explain.html"),
+        *("diagnostics.compare.api", "diagnostics.compare.github"),
+        *("diagnostics.compare.junit", "diagnostics.compare.merge"),
+        "diagnostics.explain.html",
     },
     {
         "diagnostics.compare",

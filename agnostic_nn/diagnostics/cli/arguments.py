@@ -33,7 +33,13 @@ __all__ = [
 
 
 WORKLOAD = "digits-mlp"
-WITH_MODEL = ("data", "loss", "optimizer", "batch_size")  # arguments that need --model
+WITH_MODEL = (
+    "data",
+    "loss",
+    "optimizer",
+    "metric",
+    "batch_size",
+)  # arguments that need --model
 
 
 class AddArgument(Protocol):
@@ -87,19 +93,29 @@ def add_model(add_argument: AddArgument) -> None:
         type=Path,
         metavar="FILE",
         help="data for --model: an npz file with x and target, and optionally x_test "
-        "and target_test; without these a random fifth is held out",
+        "and target_test (without these a random fifth is held out), weights of the "
+        "examples and a context of the loss; the arrays of several inputs or targets "
+        "are called x.NAME, or x.0, x.1 in a tuple",
     )
     add_argument(
         "--loss",
         metavar="NAME",
-        help="loss for --model, such as huber or 'huber(delta=0.5)' (default: "
-        "softmax_cross_entropy for integer targets, else mean_squared_error)",
+        help="loss for --model, such as huber, 'huber(delta=0.5)' or a custom one as "
+        "MODULE:OBJECT (default: softmax_cross_entropy for integer targets, else "
+        "mean_squared_error)",
     )
     add_argument(
         "--optimizer",
         metavar="NAME",
-        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' (default: "
-        "Adam)",
+        help="optimizer for --model, such as 'SGD(rate=0.1, momentum=0.9)' or a custom "
+        "one as MODULE:OBJECT (default: Adam)",
+    )
+    add_argument(
+        "--metric",
+        metavar="NAME",
+        help="metric of the test set for --model, which compare reports, such as "
+        "'top_k_accuracy(k=3)' or a custom one as MODULE:OBJECT (default: the first of "
+        "the loss)",
     )
     add_argument(
         "--batch-size",

@@ -82,7 +82,7 @@ def _bisect(options: argparse.Namespace) -> int:
     if options.replay is None and len(options.backends) not in (1, 2):
         return refuse("bisect", "expected one or two backends, such as numpy jax")
     if options.replay is not None:
-        fixed = "workload data loss optimizer batch_size steps seed output"
+        fixed = "workload data loss optimizer metric batch_size steps seed output"
         for name in fixed.split():
             if getattr(options, name) is not None:
                 option = f"--{name.replace('_', '-')}"
@@ -142,4 +142,6 @@ def _search(options: argparse.Namespace) -> Any:
         steps=1 if options.steps is None else options.steps,
         batch_size=workload.batch_size,
         seed=options.seed or 0,
+        weights=train.weights,
+        context=workload.context,
     )

@@ -114,6 +114,7 @@ def _explained(
     examples = train[: options.rows or 4]
     explanation = explain(
         *(workload.model, workload.loss, examples.x, examples.target),
+        weights=examples.weights,
         backend=chosen,
         seed=options.seed or 0,
     )

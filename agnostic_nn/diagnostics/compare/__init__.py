@@ -1,17 +1,19 @@
 """Compare the same training on every backend and device with a float64 reference.
 
-`workloads.py` defines what is trained, and `user_model.py` makes a workload of a user's
-model and data. `running.py` trains on one backend, `probes.py` runs parts of single
-steps, and `controls.py` repeats a training with nothing changed but rounding.
-`rounding.py` counts roundings, `deviation.py` says how far they may move a number, and
-`verdicts.py` judges a run. `choice.py` chooses backends and dtypes, `plan.py` validates
-a comparison before it trains, `results.py` makes the result of each run, and
-`comparison.py` puts the report together, with a description of the machine from
-`environment.py`. `schema.py` defines the report as dataclasses, and `conversion.py`
-converts them to JSON and back. `report` formats it, and `merge.py` combines several
-reports. `junit.py` and `github.py` write it for CI services.
+`api.py` has the public function. `workloads.py` defines what is trained, and
+`user_model.py` makes a workload of a user's model and data, which `data_file.py` reads.
+`running.py` trains on one backend, `probes.py` runs parts of single steps, and
+`controls.py` repeats a training with nothing changed but rounding. `rounding.py` counts
+roundings, `deviation.py` says how far they may move a number, and `verdicts.py` judges
+a run. `choice.py` chooses backends and dtypes, `plan.py` validates a comparison before
+it trains, `results.py` makes the result of each run, and `comparison.py` puts the
+report together, with a description of the machine from `environment.py`. `schema.py`
+defines the report as dataclasses, and `conversion.py` converts them to JSON and back.
+`report` formats it, and `merge.py` combines several reports. `junit.py` and `github.py`
+write it for CI services.
 """
 
+from .api import compare
 from .comparison import run_comparison
 from .github import annotations, step_summary
 from .junit import junit
@@ -27,6 +29,7 @@ __all__ = [
     "Report",
     "Workload",
     "annotations",
+    "compare",
     "junit",
     "merge",
     "page",

@@ -1,34 +1,94 @@
-"""Make a workload of a user's model and data, as named on a command line."""
+"""Make a workload of a user's model and data, passed as objects or named in a text."""
 
-import ast
 import os
-from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from ... import losses, optimizers
-from ...core import random
-from ...core.arrays import namespace
+from ...core.arrays import Metric
+from ...core.errors import expect
+from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
-from ...losses.base import check_of, metrics_of
+from ...losses import Loss, Losses, mean_squared_error, softmax_cross_entropy
+from ...losses.base import expect_context, metrics_of, takes_keyword, takes_weights
 from ...metrics import absolute_error
-from ...training import make_step
+from ...optimizers import Adam, Optimizer
+from ...training import Trainer, make_step
 from ...training.batches import Examples
-from ...training.inputs import expect_lengths
-from ..loading import CannotLoad, load_layer
+from ...training.inputs import as_integer, type_and_length
+from ...training.steps import evaluate_batch
+from ..loading import CannotLoad, load_layer, load_loss, load_metric, load_optimizer
+from .data_file import read
 from .workloads import CannotCompare, Workload, split
 
-__all__ = ["user_workload"]
+__all__ = ["custom_workload", "user_workload"]
 
 EPOCHS = 10
 BATCH_SIZE = 32
 OPTIMIZER = "Adam"
-REQUIRED = ("x", "target")
-HELD_OUT = ("x_test", "target_test")
+
+
+def custom_workload(
+    model: Layer,
+    x: Any,
+    target: Any,
+    loss: Loss | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    metric: Metric | None = None,
+    test: tuple[Any, Any] | None = None,
+    weights: Any = None,
+    context: Any = None,
+    batch_size: int = BATCH_SIZE,
+    name: str | None = None,
+) -> Workload:
+    """Return the training of a model on data, after one step of it on the host.
+
+    The arguments are those of `nn.compare`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As raised by `Trainer` if the model, the data and the loss do not fit.
+    """
+    batch_size = as_integer("batch_size", batch_size)
+    optimizer = Adam() if optimizer is None else optimizer
+    loss = _default_loss(target) if loss is None else loss
+    expect_context(loss, context)
+    context = None if context is None else _in_float32(context)
+    trainer = Trainer(model, loss, optimizer, backend="numpy", context=context)
+    train = _checked(trainer, x, target, weights)
+    tested = None if test is None else _checked_test(trainer, train, test)
+    count = len(train)
+    expect(
+        tested is not None or count >= 5,
+        "{} examples are too few to hold out a fifth",
+        count,
+    )
+    metrics = metrics_of(loss) if metric is None else {_name_of(metric): metric}
+    metrics = _metrics_after_step(trainer, train[:batch_size], metrics)
+    metric_name = next(iter(metrics), None)
+    held_out = "the test set is separate"
+    # Split only now, so that error messages have the row numbers of the user.
+    if tested is None:
+        train, tested = (train[rows] for rows in split(count))
+        held_out = "a random fifth is the test set"
+    return Workload(
+        name=name or type(model).__name__,
+        about=f"{len(train) + len(tested):,} examples; {held_out}",
+        read=lambda: (train, tested),
+        model=model,
+        loss=loss,
+        metric=None if metric_name is None else metrics[metric_name],
+        metric_name=metric_name,
+        epochs=EPOCHS,
+        optimizer=optimizer,
+        batch_size=batch_size,
+        context=context,
+    )
 
 
 def user_workload(
@@ -36,6 +96,7 @@ def user_workload(
     data: str | os.PathLike[str],
     loss: str | None = None,
     optimizer: str = OPTIMIZER,
+    metric: str | None = None,
     batch_size: int = BATCH_SIZE,
 ) -> Workload:
     """Return the training of a user's model on the arrays in a file.
@@ -46,12 +107,14 @@ def user_workload(
         "module:object", where the object is a layer, or a function without arguments
         that returns one. Modules in the current folder can be imported.
     data
-        An npz file with x and target, and optionally x_test and target_test. Without
-        these a random fifth is held out.
-    loss, optimizer
-        The name of a loss or optimizer of this library, with arguments if needed, such
-        as "Adam(rate=1e-3)". The default loss is cross-entropy if the targets are
-        integers, else the mean squared error.
+        An npz file with x and target, and optionally x_test and target_test, weights of
+        examples and a context of the loss: see `data_file`. Without a test set a random
+        fifth is held out.
+    loss, optimizer, metric
+        The name of one in this library, with arguments if needed, such as
+        "Adam(rate=1e-3)", or "module:object". The default loss is cross-entropy if the
+        targets are integers, else the mean squared error. The default metric is the
+        first of the loss.
 
     Raises
     ------
@@ -59,245 +122,143 @@ def user_workload(
         If one of these does not exist, or they do
         not fit each other; the message says why.
     """
-    parts = _read(Path(data))
-    chosen_loss = _parse(losses, loss or _default_loss(parts[0]), "loss")
-    chosen_optimizer = _parse(optimizers, optimizer, "optimizer")
+    content = read(Path(data))
     try:
+        chosen_loss = None if loss is None else load_loss(loss)
+        chosen_optimizer = load_optimizer(optimizer)
+        chosen_metric = None if metric is None else load_metric(metric)
         layer = load_layer(model)
     except CannotLoad as error:
         raise CannotCompare(str(error)) from error
-    metric = _metric_if_valid(layer, chosen_loss, chosen_optimizer, parts, batch_size)
-    held_out = "the test set is the file's own"
-    # Split only now, so that error messages have the row numbers of the file.
-    if len(parts) == 1:
-        parts = [parts[0][rows] for rows in split(len(parts[0]))]
-        held_out = "a random fifth is the test set"
-    train, test = parts
-    about = f"{Path(data).name}: {len(train) + len(test):,} examples; {held_out}"
+    has_test = content.x_test is not None
+    try:
+        workload = custom_workload(
+            layer,
+            content.x,
+            content.target,
+            chosen_loss,
+            chosen_optimizer,
+            metric=chosen_metric,
+            test=(content.x_test, content.target_test) if has_test else None,
+            weights=content.weights,
+            context=content.context,
+            batch_size=batch_size,
+            name=model,
+        )
+    except Exception as error:  # a custom layer or loss may raise any exception
+        raise CannotCompare(
+            f"the model, the loss and {data} do not fit: {_in_one_line(error)}"
+        ) from error
     options = ["--model", model, "--data", str(data)]
     options += ["--loss", loss] if loss is not None else []
     options += ["--optimizer", optimizer] if optimizer != OPTIMIZER else []
+    options += ["--metric", metric] if metric is not None else []
     options += ["--batch-size", str(batch_size)] if batch_size != BATCH_SIZE else []
-    return Workload(
-        name=model,
-        about=about,
-        read=lambda: (train, test),
-        model=layer,
-        loss=chosen_loss,
-        metric=metric,
-        epochs=EPOCHS,
-        optimizer=chosen_optimizer,
-        batch_size=batch_size,
-        options=tuple(options),
-    )
+    about = f"{Path(data).name}: {workload.about}"
+    return replace(workload, about=about, options=tuple(options))
 
 
-# --- the data -------------------------------------------------------------------------
-
-
-def _read(path: Path) -> list[Examples]:
-    """Return the examples in a file: a training and a test set, or one set to split."""
-    arrays = _arrays(path)
-    missing = [name for name in REQUIRED if name not in arrays]
-    if missing:
-        existing = ", ".join(arrays) or "nothing"
-        raise CannotCompare(
-            f"{path} has no array called {' and '.join(missing)}: it has {existing}"
-        )
-    unused = [name for name in arrays if name not in (*REQUIRED, *HELD_OUT)]
-    if unused:
-        used = ", ".join((*REQUIRED, *HELD_OUT))
-        raise CannotCompare(f"{path} has {', '.join(unused)}; expected only {used}")
-    held_out = [name for name in HELD_OUT if name in arrays]
-    if len(held_out) == 1:
-        (other,) = set(HELD_OUT) - set(held_out)
-        raise CannotCompare(f"{path} has {held_out[0]}, but no {other}")
-    parts = [
-        _examples(path, arrays, names)
-        for names in (REQUIRED, HELD_OUT)
-        if names[0] in arrays
-    ]
-    if len(parts) == 1 and len(parts[0]) < 5:
-        raise CannotCompare(
-            f"{path} has {len(parts[0])} examples, too few to hold out a fifth"
-        )
-    for name in ("x", "target"):
-        train = getattr(parts[0], name)
-        test = getattr(parts[-1], name)
-        if (train.shape[1:], train.dtype) != (test.shape[1:], test.dtype):
-            raise CannotCompare(
-                f"{path}: {name} is {train.dtype} {train.shape}, but {name}_test is "
-                f"{test.dtype} {test.shape}"
-            )
-    return parts
-
-
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    try:
-        content = np.load(path, allow_pickle=False)
-        if isinstance(content, np.ndarray):
-            raise CannotCompare(
-                f"{path} is a single array: expected an npz file with x and target"
-            )
-        with content as file:
-            return {name: file[name] for name in file.files}
-    except CannotCompare:
-        raise
-    except OSError as error:
-        raise CannotCompare(
-            f"{path} cannot be read: {error.strerror or error}"
-        ) from error
-    except (
-        Exception
-    ) as error:  # NumPy raises various exceptions if this is not an npz file
-        raise CannotCompare(
-            f"{path} is not an npz file of numbers: {_message(error)}"
-        ) from error
-
-
-def _examples(
-    path: Path, arrays: dict[str, np.ndarray], names: tuple[str, str]
-) -> Examples:
-    x, target = (_converted(path, name, arrays[name]) for name in names)
-    try:
-        expect_lengths("", dict(zip(names, (x, target), strict=True)))
-    except ValueError as error:
-        raise CannotCompare(f"{path}: {_message(error, with_type=False)}") from error
-    if not len(x):
-        raise CannotCompare(f"{path}: {names[0]} has no examples")
-    return Examples(x, target)
-
-
-def _converted(path: Path, name: str, array: np.ndarray) -> np.ndarray:
-    """Convert an array to float32, int32 or bool, which every backend has."""
-    if array.dtype.kind == "f":
-        return array.astype(np.float32)
-    if array.dtype.kind == "b":
-        return array
-    if array.dtype.kind not in "iu":
-        raise CannotCompare(
-            f"{path}: expected {name} to hold numbers, got {array.dtype}"
-        )
-    bounds = np.iinfo(np.int32)
-    if array.size and (array.min() < bounds.min or array.max() > bounds.max):
-        raise CannotCompare(f"{path}: {name} holds integers that do not fit into int32")
-    return array.astype(np.int32)
-
-
-# --- the loss and the optimizer -------------------------------------------------------
-
-
-_ABSTRACT = ("Loss", "Losses", "Weighted", "Optimizer", "Rule")
-_WITH_ARTICLE = {"loss": "a loss", "optimizer": "an optimizer"}
-_EXAMPLE = {"loss": "huber(delta=0.5)", "optimizer": "Adam(rate=1e-3)"}
-
-
-def _default_loss(train: Examples) -> str:
-    return (
-        "mean_squared_error"
-        if train.target.dtype.kind == "f"
-        else "softmax_cross_entropy"
-    )
-
-
-def _parse(module: ModuleType, text: str, kind: str) -> Any:
-    """Return the loss or optimizer that `text` names in `module`.
-
-    The text is parsed, never evaluated: arguments must be literals.
-    """
-    expected = f"expected {_WITH_ARTICLE[kind]} such as {_EXAMPLE[kind]}, got {text!r}"
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError) as error:
-        raise CannotCompare(expected) from error
-    call = tree if isinstance(tree, ast.Call) else None
-    name = call.func if call else tree
-    if not isinstance(name, ast.Name):
-        raise CannotCompare(expected)
-    factory = getattr(module, name.id, None) if name.id in module.__all__ else None
-    if factory is None or not callable(factory):
-        available = ", ".join(n for n in module.__all__ if n not in _ABSTRACT)
-        raise CannotCompare(f"no {kind} is called {name.id!r}; there are {available}")
-    try:
-        args = [ast.literal_eval(arg) for arg in call.args] if call else []
-        options: dict[Any, Any] = (
-            {k.arg: ast.literal_eval(k.value) for k in call.keywords} if call else {}
-        )
-    except (ValueError, TypeError, SyntaxError) as error:
-        raise CannotCompare(
-            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: arguments must be literals, "
-            "such as numbers and strings"
-        ) from error
-    if None in options:  # ast's name for the keyword of **
-        raise CannotCompare(
-            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: ** is not supported here"
-        )
-    return _create(factory, args, options, text, kind)
-
-
-def _create(
-    factory: Callable[..., Any],
-    args: list[Any],
-    options: dict[str, Any],
-    text: str,
-    kind: str,
-) -> Any:
-    """Call an optimizer's class, or bind the options of a loss function."""
-    try:
-        if isinstance(factory, type):
-            result = factory(*args, **options)
-        elif args:
-            raise TypeError("a loss takes its options by name")
-        else:
-            result = partial(factory, **options) if options else factory
-    except (TypeError, ValueError) as error:
-        reason = _message(error, with_type=False)
-        raise CannotCompare(
-            f"{text!r} cannot be {_WITH_ARTICLE[kind]}: {reason}"
-        ) from error
-    if kind == "optimizer" and not callable(getattr(result, "update", None)):
-        raise CannotCompare(f"{text!r} is not an optimizer")
-    return result
+def _default_loss(target: Any) -> Loss:
+    """Return the loss for targets: one for each, if they are a dict."""
+    if isinstance(target, dict):
+        return Losses({name: _default_loss(part) for name, part in target.items()})
+    if isinstance(target, tuple) and any(hasattr(part, "dtype") for part in target):
+        raise ValueError("targets in a tuple need a loss: there is no default")
+    is_real = np.asarray(target).dtype.kind == "f"
+    return mean_squared_error if is_real else softmax_cross_entropy
 
 
 # --- validation -----------------------------------------------------------------------
 
 
-def _metric_if_valid(
-    model: Layer, loss: Any, optimizer: Any, parts: list[Examples], batch_size: int
-) -> Callable[..., Any] | None:
-    """Check that everything fits by taking one step on the host; return a metric.
+def _in_float32(data: Any) -> Any:
+    """Return `data` with its floating-point arrays in float32."""
+    return tree_map(
+        lambda leaf: (
+            leaf.astype(np.float32, copy=False)
+            if isinstance(leaf, np.ndarray | np.generic) and leaf.dtype.kind == "f"
+            else leaf
+        ),
+        data,
+    )
 
-    The metric is the first one of the loss, or the absolute error if outputs and
-    targets have the same shape, or None.
-    """
-    xp = namespace(np.zeros(()))
-    train = parts[0]
-    batch = train[np.arange(min(batch_size, len(train)))]
+
+def _checked(trainer: Trainer, x: Any, target: Any, weights: Any = None) -> Examples:
+    """Return examples as `Trainer.fit` would use them, in memory and in float32."""
+    data = _in_float32({"x": x, "target": target})
+    weights = None if weights is None else _in_float32(weights)
+    return trainer.examples(data["x"], data["target"], weights).in_memory()
+
+
+def _checked_test(trainer: Trainer, train: Examples, test: Any) -> Examples:
+    """Return the examples of the test set, which have to be like those for training."""
+    if not isinstance(test, tuple | list) or len(test) != 2:
+        raise TypeError(f"expected test as (x, target), got {type_and_length(test)}")
     try:
-        for examples in parts:
-            model.check(examples.x)
-        key = random.key(0, xp=xp)
-        params, state, shape = model.init(key, train.x.shape[1:], xp.float32)
-        check = check_of(loss)
-        for examples in parts:
-            if check is not None:
-                check(examples.target, shape)
-        carry = params, state, optimizer.init(params)
-        counts = np.ones(len(batch), np.float32)
-        t = np.zeros((), np.float32)
-        make_step(model, loss, optimizer)(carry, batch.x, batch.target, counts, t=t)
-        y = model.forward(params, state, batch.x)[0]
-    except Exception as error:  # a custom layer may raise any exception
-        message = f"the model, the data and the loss do not fit: {_message(error)}"
-        raise CannotCompare(message) from error
-    loss_metric = next(iter(metrics_of(loss).values()), None)
-    same_shape = getattr(y, "shape", None) == batch.target.shape
-    is_regression = same_shape and batch.target.dtype.kind == "f"
-    return loss_metric or (absolute_error if is_regression else None)
+        examples = _checked(trainer, *test)
+        for name in ("x", "target"):
+            _expect_alike(name, getattr(train, name), getattr(examples, name))
+    except Exception as error:
+        error.add_note("in the test set (x_test, target_test)")
+        raise
+    return examples
 
 
-def _message(error: BaseException, *, with_type: bool = True) -> str:
-    """Return the message of an exception in one line."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if with_type else text
+def _expect_alike(name: str, train: Any, test: Any) -> None:
+    """Raise ValueError unless two trees have the same paths, shapes and dtypes."""
+    paths = [[path for path, _ in named_leaves(tree, name)] for tree in (train, test)]
+    expect(
+        paths[0] == paths[1],
+        "expected {}, got {}",
+        *(" and ".join(each) for each in paths),
+    )
+    pairs = zip(named_leaves(train, name), leaves(test), strict=True)
+    for (path, array), other in pairs:
+        expect(
+            (array.shape[1:], array.dtype) == (other.shape[1:], other.dtype),
+            "{} is {} {} for training, but {} {} here",
+            *(path, array.dtype, array.shape, other.dtype, other.shape),
+        )
+
+
+def _metrics_after_step(
+    trainer: Trainer, batch: Examples, metrics: dict[str, Metric]
+) -> dict[str, Metric]:
+    """Take one step on the host, evaluate the metrics, and return them.
+
+    Without a metric, it is the absolute error if outputs are like real targets.
+    """
+    model = trainer.model
+    loss = trainer.loss
+    carry = trainer.params, trainer.state, trainer.moments
+    keywords: dict[str, Any] = {"context": trainer.context}
+    if takes_keyword(loss, "step"):
+        keywords["t"] = np.zeros((), np.float32)
+    if takes_weights(loss):
+        keywords["counts"] = np.ones(len(batch), np.float32)
+        keywords["weights"] = batch.weights
+    with np.errstate(all="ignore"):  # the comparison reports what is not finite
+        step = make_step(model, loss, trainer.optimizer)
+        step(carry, batch.x, batch.target, **keywords)
+        evaluate_batch(
+            *(model, loss, metrics, *carry[:2], batch.x, batch.target), **keywords
+        )
+        if metrics:
+            return metrics
+        y = model.predict(*carry[:2], batch.x)
+    target = batch.target
+    is_single = isinstance(y, np.ndarray) and isinstance(target, np.ndarray)
+    is_regression = is_single and y.shape == target.shape and target.dtype.kind == "f"
+    return {"absolute_error": absolute_error} if is_regression else {}
+
+
+def _name_of(metric: Metric) -> str:
+    """Return the name of a metric, as in "top_k_accuracy"."""
+    function = metric.func if isinstance(metric, partial) else metric
+    return str(getattr(function, "__name__", type(function).__name__))
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Return the type, the message and the notes of an exception."""
+    parts = [f"{type(error).__name__}: {error}", *getattr(error, "__notes__", ())]
+    return "; ".join(" ".join(part.split()) for part in parts)

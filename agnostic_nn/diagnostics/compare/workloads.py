@@ -53,7 +53,7 @@ class Workload:
     read() -> (training examples, test examples), on the host, in float32. about: a
     description of the data. options: the command-line options that select the workload,
     or () if there are none. context: a tree of arrays on the host, in float32, for a
-    loss that takes it.
+    loss that takes it. metric_name: by default the name of the function.
     """
 
     name: str
@@ -67,14 +67,16 @@ class Workload:
     batch_size: int = 32
     options: tuple[str, ...] = ()
     context: Any = None
+    metric_name: str | None = None
 
     @property
     def measured(self) -> str | None:
         """The name of the metric, such as "test accuracy"."""
-        function = getattr(self.metric, "func", self.metric)  # of a partial
-        return (
-            None if function is None else f"test {function.__name__.replace('_', ' ')}"
-        )
+        function: Any = getattr(self.metric, "func", self.metric)  # of a partial
+        if function is None:
+            return None
+        name = self.metric_name or function.__name__
+        return f"test {name.replace('_', ' ')}"
 
 
 def find(name: str) -> Workload:

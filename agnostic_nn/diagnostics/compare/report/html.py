@@ -1,10 +1,13 @@
 """The HTML page of a report."""
 
+import os
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from ....display.pages import framed, render
 from ..schema import Report, Result
+from .files import write
 from .headline import headline
 from .how_to_read import HOW_TO_READ
 from .names import named_results
@@ -27,6 +30,23 @@ class Comparison(Report):
             return framed(page(self))
         except ImportError:
             return f"<pre>{escape(str(self))}</pre>"
+
+    def save(self, folder: str | os.PathLike[str]) -> list[Path]:
+        """Write report.json, report.md and report.html, and return their paths.
+
+        The folder is created if needed. report.html is left out if a package that pages
+        need is not installed.
+
+        Raises
+        ------
+        OSError
+            If the files cannot be written; existing files then remain unchanged.
+        """
+        try:
+            html = page(self)
+        except ImportError:
+            html = None
+        return write(self, folder, html)
 
 
 def page(report: Report) -> str:
