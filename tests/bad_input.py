@@ -238,6 +238,7 @@ def _constructors():
     add(nn.Transpose, axes=(2, 1))
     add(nn.Lambda, function=lambda x: x)
     add(nn.Repeat, layer=nn.Dense(3), count=2)
+    add(nn.MixedPrecision, {"scale": "positive"}, layer=nn.Dense(3), dtype="float16")
     add(nn.Recompute, layer=nn.Dense(3))
     add(nn.Freeze, layer=nn.Dense(3))
     block = {"activation": "layer", "cross": "layer"}

@@ -3,6 +3,7 @@
 from .base import Block
 from .freeze import Freeze
 from .graph import Graph, Shared
+from .mixed_precision import MixedPrecision
 from .parallel import Parallel
 from .recompute import Recompute
 from .repeat import Repeat
@@ -14,6 +15,7 @@ __all__ = [
     "Block",
     "Freeze",
     "Graph",
+    "MixedPrecision",
     "Parallel",
     "Recompute",
     "Repeat",

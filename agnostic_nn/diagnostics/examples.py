@@ -206,6 +206,15 @@ LAYERS = (
     Example(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
     Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
     Example(layers.Mish(), (5,)),
+    # All layers are kept: what 16 bits compute has too few digits for most checks.
+    Example(
+        blocks.MixedPrecision(
+            blocks.Sequential(layers.Dense(3), layers.Tanh()),
+            "float16",
+            keep=("0", "1"),
+        ),
+        (4,),
+    ),
     Example(
         layers.MultiHeadAttention(
             6, key_heads=2, head_width=4, causal=True, rotary=True

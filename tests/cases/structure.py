@@ -146,6 +146,7 @@ TWINS = {
     nn.Graph: graph_example,
     nn.Identity: lambda t, g: g.x,
     nn.Lambda: lambda t, g: g.x[:, ::2],
+    nn.MixedPrecision: lambda t, g: t.tanh(dense(t, g.params[0], g.x)),
     nn.Multiply: lambda t, g: t.stack(g.x).prod(0),
     nn.Parallel: lambda t, g: dense(t, g.params[0], g.x) + t.tanh(g.x),
     nn.Recompute: lambda t, g: t.tanh(dense(t, g.params[0], g.x)),
