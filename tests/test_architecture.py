@@ -42,7 +42,7 @@ LEVELS = (
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
     {"blocks.base"},
-    {"blocks.sequential"},
+    {"blocks.repeat", "blocks.sequential"},
     {"blocks.residual"},
     {"blocks", "core.backend"},
     {  # from here on NumPy and the standard library may be imported
