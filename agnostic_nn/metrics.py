@@ -20,7 +20,7 @@ from typing import Any
 
 from .core.arrays import Array, Metric, device, expect_axis, namespace
 from .core.errors import expect, expect_count, expect_integer
-from .core.trees import tree_map
+from .core.trees import leaves, tree_map
 from .ops import log_softmax
 
 __all__ = [
@@ -29,10 +29,13 @@ __all__ = [
     "batch_means",
     "binary_accuracy",
     "combine_means",
+    "combine_stacked",
     "finish_of",
     "finished_by",
+    "is_plain_mean",
     "perplexity",
     "r2",
+    "stacked_again",
     "top_k_accuracy",
 ]
 
@@ -94,36 +97,74 @@ def combine_means(metric: Metric, parts: list[tuple[float, Any]]) -> Any:
     """Return the means over all examples, from those of the batches.
 
     parts: for each batch its share of the examples and the result of `batch_means`.
+    """
+    like = leaves(parts[0][1])[0]
+    xp = namespace(like)
+    shares = xp.asarray([share for share, _ in parts], dtype=like.dtype)
+    stacked = tree_map(lambda *means: xp.stack(means), *[means for _, means in parts])
+    return combine_stacked(metric, shares, stacked)
+
+
+def combine_stacked(metric: Metric, shares: Array, means: Any) -> Any:
+    """Return the means over all examples, from stacked results of `batch_means`.
+
+    shares: (batches,), the share of the examples in each. means: nested like the
+    result of `batch_means`, each leaf with a first axis for the batches.
+
     If each batch has the share w of the examples, the mean m and the variance v, the
     variance over all examples is Σ w (v + (m - Σ w m)²). Means are computed relative
     to the centre of the first batch, so that no large numbers are subtracted from
     each other.
     """
-    shares = [share for share, _ in parts]
+    xp = namespace(shares)
 
-    def total(*means: Array) -> Array:
-        return sum(share * mean for share, mean in zip(shares, means, strict=True))
+    def total(leaf: Array) -> Array:
+        weights = xp.reshape(shares, (-1, *(1,) * (leaf.ndim - 1)))
+        return xp.sum(weights * leaf, axis=0)
 
-    def mean_and_variance(*batches: dict[str, Array]) -> dict[str, Array]:
-        origin = batches[0]["centre"]
-        means = [batch["centre"] - origin + batch["mean"] for batch in batches]
-        mean = total(*means)
-        within = [batch["square"] - batch["mean"] * batch["mean"] for batch in batches]
-        between = [(batch_mean - mean) * (batch_mean - mean) for batch_mean in means]
-        return {"mean": origin + mean, "variance": total(*within) + total(*between)}
+    def mean_and_variance(batches: dict[str, Array]) -> dict[str, Array]:
+        origin = batches["centre"][0, ...]
+        deviations = batches["centre"] - origin + batches["mean"]
+        mean = total(deviations)
+        within = batches["square"] - batches["mean"] * batches["mean"]
+        between = (deviations - mean) * (deviations - mean)
+        return {"mean": origin + mean, "variance": total(within + between)}
 
-    trees = [means for _, means in parts]
     with_variance = getattr(finish_of(metric), "variances", ())
     if not with_variance:
-        return tree_map(total, *trees)
-    combined = {}
-    for name in trees[0]:
-        branches = [tree[name] for tree in trees]
-        if name in with_variance:
-            combined[name] = mean_and_variance(*branches)
-        else:
-            combined[name] = tree_map(total, *branches)
-    return combined
+        return tree_map(total, means)
+    return {
+        name: mean_and_variance(branch)
+        if name in with_variance
+        else tree_map(total, branch)
+        for name, branch in means.items()
+    }
+
+
+def stacked_again(metric: Metric, combined: Any) -> Any:
+    """Return combined means in the form of `batch_means`, to combine them with others.
+
+    A mean M with the variance V has the centre M, no deviation of its mean, and V as
+    the mean square of the deviations.
+    """
+    with_variance = getattr(finish_of(metric), "variances", ())
+    if not with_variance:
+        return combined
+    return {
+        name: {
+            "centre": branch["mean"],
+            "mean": branch["mean"] * 0.0,
+            "square": branch["variance"],
+        }
+        if name in with_variance
+        else branch
+        for name, branch in combined.items()
+    }
+
+
+def is_plain_mean(metric: Metric) -> bool:
+    """Return whether the result of a metric is the mean of all its values."""
+    return finish_of(metric) is _mean
 
 
 def _mean(means: Array) -> float:

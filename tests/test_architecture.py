@@ -78,9 +78,11 @@ LEVELS = (
     },
     {
         *("diagnostics.cost", "diagnostics.gradcheck.checks", "diagnostics.loading"),
-        *("training.callback_memory", "training.mean_loss", "training.run"),
+        *("training.callback_memory", "training.mean_loss"),
     },
-    {"diagnostics.gradcheck", "training.advance", "training.validation"},
+    {"diagnostics.gradcheck", "training.epoch_means"},
+    {"training.run"},
+    {"training.advance", "training.validation"},
     {"training.feed"},
     {"training.epochs", "training.evaluation"},
     {"diagnostics.summary", "training.abstract_init"},

@@ -428,7 +428,7 @@ def test_callbacks_resumed_from_a_checkpoint_continue_as_without_interruption(
         assert_same_bits(carry_of(actual), carry_of(expected))
     texts = ((tmp_path / folder / "log.csv").read_text() for folder in "ab")
     expected, actual = (
-        [row[:3] + row[4:] for row in csv.reader(text.splitlines())] for text in texts
+        [row[:4] + row[5:] for row in csv.reader(text.splitlines())] for text in texts
     )
     assert actual == expected  # except the seconds
     assert [row[0] for row in actual] == ["epoch", *map(str, range(1, 10))]
@@ -732,7 +732,7 @@ def test_a_tensorboard_log_holds_the_numbers_of_each_epoch(backend, tmp_path):
     history = trainer.fit(X, LABELS, epochs=2, callbacks=[log], **OPTIONS)
     result = {(step, name): value for step, name, value in events(tmp_path)}
     assert {step for step, _ in result} == {1, 2}
-    assert {name for _, name in result} == {"steps", "loss", "seconds"}
+    assert {name for _, name in result} == {"steps", "loss", "accuracy", "seconds"}
     losses = [result[1, "loss"], result[2, "loss"]]
     np.testing.assert_allclose(losses, history["loss"], rtol=1e-6)
     with pytest.raises(ZeroDivisionError):
@@ -768,9 +768,8 @@ def test_a_tensorboard_log_is_closed_however_fit_ends(backend, tmp_path, monkeyp
     trainer.fit(X, LABELS, callbacks=[log], **OPTIONS)
     with pytest.raises(ZeroDivisionError):
         trainer.fit(X, LABELS, callbacks=[log, lambda *_: 1 / 0], **OPTIONS)
-    expected = [
-        [("steps", i), ("loss", i), ("seconds", i), "flush", "close"] for i in (1, 2)
-    ]
+    names = ("steps", "loss", "accuracy", "seconds")
+    expected = [[*((name, i) for name in names), "flush", "close"] for i in (1, 2)]
     assert calls == [(str(tmp_path), 1), *expected[0], (str(tmp_path), 2), *expected[1]]
 
 

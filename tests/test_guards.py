@@ -591,6 +591,8 @@ def test_functions_of_the_library_have_no_guard(backend):
     for compiled in (
         trainer._step,
         trainer._steps,
+        trainer._measured_step,
+        trainer._measured_steps,
         trainer._evaluate_batch,
         trainer._predict,
     ):

@@ -237,7 +237,10 @@ def test_all_batches_compile_once(backend):
     trainer.evaluate(x, labels, batch_size=16)
     if not backend.compiles:
         pytest.skip(f"{backend.name} compiles nothing")
-    assert trainer._step._cache_size() + trainer._steps._cache_size() == 1
+    assert (
+        trainer._measured_step._cache_size() + trainer._measured_steps._cache_size()
+        == 1
+    )
     assert trainer._evaluate_batch._cache_size() == 1
 
 
@@ -252,9 +255,9 @@ def test_steps_taken_by_one_call_are_those_taken_one_by_one(
     options = {"batch_size": 4, "weights": weights, "verbose": 0}
     model = classifier(nn.BatchNorm(), nn.Dropout(0.1))
     together, alone = make(backend, model), make(backend, model)
-    calls, steps = [], together._steps
+    calls, steps = [], together._measured_steps
     monkeypatch.setattr(
-        together, "_steps", lambda *args: calls.append(1) or steps(*args)
+        together, "_measured_steps", lambda *args: calls.append(1) or steps(*args)
     )
     together.build((4,))
     each = feed.multiplications_per_row(model, together.params, (4,))
@@ -607,7 +610,7 @@ def test_custom_batches_train_like_steps_and_short_ones_have_no_filler_rows(back
         np.average(losses[:4], weights=[8, 5, 8, 3]), 1e-5
     )
     assert (streamed.steps, streamed.epoch, history["steps"]) == (8, 2, [4, 4])
-    compiled = getattr(streamed._step, "_cache_size", None)
+    compiled = getattr(streamed._measured_step, "_cache_size", None)
     assert compiled is None or compiled() == 1
 
 
@@ -875,7 +878,7 @@ def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
     # one call per step
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer, whole = make(backend, nn.Dense(3)), make(backend, nn.Dense(3))
-    step, calls = trainer._step, []
+    step, calls = trainer._measured_step, []
 
     def pressed(*arguments):
         calls.append(1)
@@ -883,7 +886,7 @@ def test_ctrl_c_leaves_no_thread_behind(backend, monkeypatch):
             signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", pressed)
+    monkeypatch.setattr(trainer, "_measured_step", pressed)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(X, LABELS, epochs=3, batch_size=4, prefetch=3, verbose=0)
     assert [t for t in threading.enumerate() if t.name == "agnostic_nn-prefetch"] == []
@@ -1338,7 +1341,7 @@ def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(
     # one call per step
     monkeypatch.setattr(feed, "_MAX_MULTIPLICATIONS", 0)
     trainer = make(backend)
-    step, calls = trainer._step, []
+    step, calls = trainer._measured_step, []
 
     def pressed(*arguments):
         calls.append(1)
@@ -1346,7 +1349,7 @@ def test_ctrl_c_ends_fit_at_a_step_boundary_with_the_trainer_usable(
             signal.raise_signal(signal.SIGINT)
         return step(*arguments)
 
-    monkeypatch.setattr(trainer, "_step", pressed)
+    monkeypatch.setattr(trainer, "_measured_step", pressed)
     with pytest.raises(KeyboardInterrupt):
         trainer.fit(x, labels, epochs=3, batch_size=16, verbose=0)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -6,7 +6,7 @@ from typing import Any
 from ..core.atomic import into
 from .run import Attempt, CurrentRun, Run, copy_of
 
-__all__ = ["advance", "after_one_step"]
+__all__ = ["advance", "after_one_step", "after_steps"]
 
 
 def advance(
@@ -41,5 +41,10 @@ def advance(
 def after_one_step(run: Run, result: Any) -> tuple[Run, Any]:
     """Return the run after one step, and its loss."""
     carry, value, *_ = result
-    after = Run(carry, run.shape, run.out_shape, run.steps + 1, run.epoch, run.open)
-    return after, value
+    return after_steps(run, carry, 1), value
+
+
+def after_steps(run: Run, carry: Any, count: int, **changes: Any) -> Run:
+    """Return the run after `count` steps that led to `carry`, with other `changes`."""
+    changes |= {"carry": carry, "steps": run.steps + count}
+    return run._replace(is_shared=False, lost="", **changes)

@@ -18,6 +18,7 @@ from .abstract_init import TooLarge, abstract_carry
 from .batches import EpochProgress
 from .checkpoint import CheckpointError, OpenedCheckpoint
 from .config import describe, rebuild
+from .epoch_means import NO_MEANS, EpochMeans
 from .inputs import as_shape
 from .safetensors_format import short
 from .steps import Carry
@@ -37,10 +38,10 @@ _MAX_COUNT = 2**53  # of steps and examples: no training reaches it
 class CheckpointFields:
     """The fields of a description other than the model, the loss and the optimizer.
 
-    open: progress of the open epoch. largest: the longest user-supplied batch. kept:
-    names of the copies that `Trainer.keep` made. fit: the memory of the callbacks of an
-    interrupted `fit`, by key, and best: the keys
-    of those that keep weights; see `RunMemory`.
+    open, means: progress of the open epoch, and its means so far. largest: the longest
+    user-supplied batch. kept: names of the copies that `Trainer.keep` made. fit: the
+    memory of the callbacks of an interrupted `fit`, by key, and best: the keys of those
+    that keep weights; see `RunMemory`.
     """
 
     shape: Shape
@@ -49,6 +50,7 @@ class CheckpointFields:
     steps: int
     epoch: int
     open: EpochProgress
+    means: EpochMeans
     keep_finite: bool
     largest: int
     notes: dict[str, Any]
@@ -88,6 +90,7 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         _expect_dict("fit", fit)
         for memory in fit.values():
             _expect_dict("fit", memory)
+    means = data.get("means")
     return CheckpointFields(
         shape=_shape(data["shape"]),
         dtype=dtype,
@@ -95,6 +98,7 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         steps=_count("steps", data["steps"]),
         epoch=_count("epoch", data["epoch"]),
         open=_progress(data["open"], data["steps"]),
+        means=NO_MEANS if means is None else EpochMeans.from_json(means),
         keep_finite=keep_finite,
         largest=_count("largest", data.get("largest", 0)),
         notes=notes,

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from .advance import advance
+from ..core.arrays import Metric
+from .advance import advance, after_steps
 from .batches import EpochProgress, StoredBatches, StreamedBatches, prefetched
 from .callback_memory import BoundCallback
+from .epoch_means import NO_MEANS, EpochMeans, StepResults
 from .feed import BatchFeeder, Call
 from .history import History
 from .interrupts import DeferredInterrupts
-from .mean_loss import MeanLoss
 from .progress import Progress
 from .run import NO_OPEN_EPOCH, CurrentRun, Run
 
@@ -32,10 +33,11 @@ class EpochLoop:
     """The epochs of one call of `fit`.
 
     trainer: passed to callbacks. step, loop: take one batch, or several (`make_loop`).
-    last_arguments: returns the last arguments of both (`Context`). to_numpy: converts
-    an array of the backend. prefetch: how many batches a thread prepares. last_step:
-    the count of steps at which to stop, or infinity. evaluate: returns the results on
-    the validation data; None without such data.
+    metrics: those that both compute, by name. last_arguments: returns the last
+    arguments of both (`Context`). to_numpy: converts an array of the backend. prefetch:
+    how many batches a thread prepares. last_step: the count of steps at which to stop,
+    or infinity. evaluate: returns the results on the validation data; None without such
+    data.
     """
 
     trainer: Any
@@ -44,6 +46,7 @@ class EpochLoop:
     feeder: BatchFeeder
     step: Callable[..., Any]
     loop: Callable[..., Any]
+    metrics: Mapping[str, Metric]
     last_arguments: Callable[..., tuple[Any, ...]]
     to_numpy: Callable[[Any], np.ndarray]
     keep_finite: bool
@@ -64,11 +67,11 @@ class EpochLoop:
                 started = time.perf_counter()
                 steps_before = self.current.settled().steps
                 self._begin_bar(f"epoch {number}/{epochs}")
-                loss = self._epoch()
+                means = self._epoch()
                 if self.interrupts.requested:
                     break
                 is_complete = self._is_complete()
-                row = self._row(loss, steps_before, is_complete)
+                row = self._row(means, steps_before, is_complete)
                 row["seconds"] = time.perf_counter() - started
                 stops = [
                     callback.epoch(self.trainer, row)
@@ -90,13 +93,16 @@ class EpochLoop:
         """Return whether there is no open epoch."""
         return not self.current.settled().open.batches_done
 
-    def _row(self, loss: float, steps_before: int, is_complete: bool) -> dict[str, Any]:
+    def _row(
+        self, means: EpochMeans, steps_before: int, is_complete: bool
+    ) -> dict[str, Any]:
         """Return the results of the epoch that has just run, with the validation's."""
         run = self.current.settled()
         row: dict[str, Any] = {
             "epoch": run.epoch if is_complete else run.epoch + 1,
             "steps": run.steps - steps_before,
-            "loss": loss,
+            **dict.fromkeys(("loss", *self.metrics), math.nan),
+            **means.results(self.metrics, self.to_numpy),
         }
         if self.evaluate is not None:
             for name, value in self.evaluate().items():
@@ -109,37 +115,49 @@ class EpochLoop:
         is_complete = self._is_complete() and not self.interrupts.requested
         callback.end(self.trainer, kind is None and is_complete)
 
-    def _epoch(self) -> float:
-        """Finish the open epoch or begin the next; return the mean loss."""
+    def _epoch(self) -> EpochMeans:
+        """Finish the open epoch or begin the next; return its means."""
         steps_before = self.current.settled().steps
-        loss = self._batches()
+        means = self._batches()
         is_unchanged = self.current.settled().steps == steps_before
         if is_unchanged and not self.interrupts.requested:
             # The open epoch had no batches left, and is now closed: begin the next.
-            loss = self._batches()
-        return loss
+            means = self._batches()
+        return means
 
-    def _batches(self) -> float:
-        """Take the batches that are left of an epoch; return their mean loss."""
+    def _batches(self) -> EpochMeans:
+        """Take the batches that are left of an epoch; return the means of all of it."""
         run = self.current.settled()
-        mean = MeanLoss(self.to_numpy)
         layout = self.source.layout
         done = run.open.batches_done
         calls = self._calls(run.epoch, done, self._steps_left())
         with prefetched(calls, self.prefetch) as prepared:
             for call in prepared:
-                taken, values, terms = self._take(call, layout)
+                taken, values = self._take(call, layout)
                 done += taken
-                if taken < call.batches:
+                if taken < len(call.sizes):
                     raise self._non_finite(done, values[taken])
-                mean.add(values[: call.batches], terms)
-                self.bars.advance(done, mean.value)
+                self._fold_means(is_needed=False)
+                self.bars.advance(done, values[taken - 1], self._results)
                 if self.interrupts.requested:
                     break
+        means = self._fold_means(is_needed=True)
         if self._has_ended(done):
             epoch = self.current.settled().epoch + 1
-            self.current.change(epoch=epoch, open=NO_OPEN_EPOCH)
-        return mean.value if mean.batches else math.nan
+            self.current.change(epoch=epoch, open=NO_OPEN_EPOCH, means=NO_MEANS)
+        return means
+
+    def _fold_means(self, is_needed: bool) -> EpochMeans:
+        """Return the means of the open epoch, folded if needed, or if it is time."""
+        means = self.current.settled().means
+        if means.pending and (is_needed or means.is_full):
+            means = means.folded(self.metrics, self.to_numpy)
+            self.current.change(means=means)
+        return means
+
+    def _results(self) -> dict[str, float]:
+        """Return the mean loss and the metrics of the open epoch so far."""
+        return self._fold_means(is_needed=True).results(self.metrics, self.to_numpy)
 
     def _steps_left(self) -> int | None:
         """Return how many steps this `fit` may still take, or None if all."""
@@ -163,36 +181,40 @@ class EpochLoop:
 
     def _take(
         self, call: Call, layout: tuple[int, int, bool]
-    ) -> tuple[int, list[float], Any]:
-        """Make a call of a step; return the number of steps taken, losses and terms."""
+    ) -> tuple[int, list[float]]:
+        """Make a call of a step; return the number of steps taken and all losses."""
         step = self.loop if call.is_loop else self.step
         args = call.args
         if call.is_loop:
             args += self.last_arguments(args[0].shape[0])
         elif last := self.last_arguments():
             args += (None, *last)
-        after = partial(self._after_steps, call.batches, layout)
-        result: tuple[int, list[float], Any]
+        after = partial(self._after_steps, call, layout)
+        result: tuple[int, list[float]]
         result = advance(self.current, step, after, *args)
         return result
 
     def _after_steps(
-        self, count: int, layout: tuple[int, int, bool], run: Run, result: Any
+        self, call: Call, layout: tuple[int, int, bool], run: Run, result: Any
     ) -> tuple[Run, Any]:
-        """Return the run after `count` steps of one call, and what they returned.
+        """Return the run after a call that returned `result`.
 
-        They return the number of steps taken, their losses and their terms. layout:
-        that of the batches, see `EpochProgress`.
+        Also return the number of steps taken, and the losses of all steps of the call.
+        layout: that of the batches, see `EpochProgress`.
         """
-        carry, values, finites, terms = result
+        carry, values, finites, terms, metrics = result
         values = self._to_list(values)
         finites = self._to_list(finites)
+        count = len(call.sizes)
         if self.keep_finite and not all(finites[:count]):
             count = finites.index(False)
         open_epoch = EpochProgress(run.open.batches_done + count, *layout)
-        steps = run.steps + count
-        after = Run(carry, run.shape, run.out_shape, steps, run.epoch, open_epoch)
-        return after, (count, values, terms)
+        taken = StepResults(
+            values[:count], call.sizes[:count], terms, metrics, call.is_loop
+        )
+        means = run.means.with_steps(taken) if count else run.means
+        after = after_steps(run, carry, count, open=open_epoch, means=means)
+        return after, (count, values)
 
     def _to_list(self, numbers: Any) -> list[Any]:
         """Return the numbers of an array as a flat list of Python numbers."""

@@ -35,11 +35,12 @@ _MAX_BYTES = 2**22
 class Call(NamedTuple):
     """A call of a step that is to be made.
 
-    batches: how many it takes. is_loop: whether it is a call of the loop over
-    several batches, see `make_loop`. args: the arguments except the carry.
+    sizes: the number of examples in each batch that it takes. is_loop: whether it is a
+    call of the loop over several batches, see `make_loop`. args: the arguments except
+    the carry.
     """
 
-    batches: int
+    sizes: tuple[int, ...]
     is_loop: bool
     args: tuple[Any, ...]
 
@@ -103,7 +104,7 @@ class BatchFeeder:
                 sizes = f"of {len(examples)} examples where others had {rows},"
                 validator.expect_weights(f"a short batch, {sizes}")
         args = to_device(validator, examples, rows, needs_counts)
-        return Call(1, False, tuple(args))
+        return Call((len(examples),), False, tuple(args))
 
     def group(self, sizes: list[int], examples: Examples, together: int) -> Call:
         """Return the call that takes a group of `together` batches: see `groups`.
@@ -132,7 +133,7 @@ class BatchFeeder:
             if examples.weights is not None:
                 weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
         batches = backend.asarray((x, target, counts, weights))
-        return Call(count, True, (backend.asarray(due), batches))
+        return Call(tuple(sizes), True, (backend.asarray(due), batches))
 
     def _has_short_batch(self, rows: int) -> bool:
         return self.validator.has_short_batch(self.count, rows)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.errors import expect
 from .steps import Terms
 
 __all__ = ["MeanLoss"]
@@ -50,6 +51,47 @@ class MeanLoss:
                 for value, weight in zip(numbers, self._numbers(divisor), strict=False):
                     self._totals[i] += (weight or 1.0) * value
                     self._divisors[i] += weight
+
+    def copy(self) -> "MeanLoss":
+        """Return a copy, which `add` changes independently."""
+        copied = MeanLoss(self._to_numpy)
+        copied.batches = self.batches
+        copied._totals = list(self._totals)
+        copied._divisors = list(self._divisors)
+        return copied
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the sums as JSON data."""
+        return {
+            "batches": self.batches,
+            "totals": self._totals,
+            "divisors": self._divisors,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> "MeanLoss":
+        """Return the sums that `as_json` returned as `data`, from an untrusted file.
+
+        Raises
+        ------
+        ValueError
+            If it cannot have returned them.
+        """
+        loss = cls(np.asarray)
+        is_valid = isinstance(data, dict) and data.keys() == loss.as_json().keys()
+        expect(is_valid, "expected batches, totals and divisors of the mean loss")
+        totals = data["totals"]
+        divisors = data["divisors"]
+        for numbers in (totals, divisors):
+            is_valid = isinstance(numbers, list) and len(numbers) == len(totals)
+            is_valid = is_valid and all(type(number) is float for number in numbers)
+            expect(is_valid, "expected as many totals of the loss as divisors")
+        is_valid = type(data["batches"]) is int and 0 <= data["batches"] < 2**53
+        expect(is_valid, "expected a number of batches")
+        loss.batches = data["batches"]
+        loss._totals = totals
+        loss._divisors = divisors
+        return loss
 
     @property
     def value(self) -> float:

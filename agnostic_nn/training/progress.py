@@ -26,8 +26,16 @@ class Progress:
     def begin(self, title: str, count: int | None, done: int = 0) -> None:
         """Begin a bar for `count` steps (None: unknown), of which `done` are done."""
 
-    def advance(self, done: int, loss: float) -> None:
-        """Report that `done` steps are complete, and the mean loss so far."""
+    def advance(
+        self,
+        done: int,
+        loss: float,
+        results: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        """Report that `done` steps are complete, the last of them with this `loss`.
+
+        results: returns the numbers to show instead, by name.
+        """
 
     def finish(self, row: dict[str, Any]) -> None:
         """End the bar and report the results, by name."""
@@ -49,16 +57,22 @@ class _Bars(Progress):
         for old in self._bars.tasks[-_ROWS - 1 : -_ROWS]:
             self._bars.update(old.id, visible=False)
 
-    def advance(self, done: int, loss: float) -> None:
+    def advance(
+        self,
+        done: int,
+        loss: float,
+        results: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
         self._done = done
         now = time.monotonic()
         if now >= self._next_update:
             self._next_update = now + self.pause
-            self._bars.update(self._task, completed=done, text=f"loss {loss:.4g}")
+            numbers = {"loss": loss} if results is None else results()
+            self._bars.update(self._task, completed=done, text=_listed(numbers))
             self.draw()
 
     def finish(self, row: dict[str, Any]) -> None:
-        text = "  ".join(f"{k} {v:.4g}" for k, v in row.items() if isinstance(v, float))
+        text = _listed(row)
         total = self._bars.tasks[-1].total
         if total is None:
             total = self._done
@@ -91,6 +105,11 @@ class _NotebookBars(_Bars):
         with console.capture() as captured:
             console.print(self._bars.get_renderable())
         self._output.update({"text/plain": captured.get().rstrip()}, raw=True)
+
+
+def _listed(numbers: dict[str, Any]) -> str:
+    """Return the floats among `numbers` with their names, on one line."""
+    return "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if isinstance(v, float))
 
 
 @contextmanager

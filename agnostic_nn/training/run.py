@@ -15,6 +15,7 @@ from ..core.trees import tree_map
 from ..layers import Layer
 from ..optimizers import Optimizer
 from .batches import EpochProgress
+from .epoch_means import NO_MEANS, EpochMeans
 from .steps import Carry
 
 __all__ = ["NO_OPEN_EPOCH", "Attempt", "CurrentRun", "Run", "copy_of"]
@@ -36,6 +37,7 @@ class Run(NamedTuple):
     epoch: int = 0
     open: EpochProgress = NO_OPEN_EPOCH
     is_shared: bool = False  # whether the caller may hold the arrays of `carry`
+    means: EpochMeans = NO_MEANS  # of the steps of the open epoch
     lost: str = ""  # why `carry` is None although there were weights
 
 

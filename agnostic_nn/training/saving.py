@@ -58,6 +58,7 @@ def write_snapshot(
         "steps": run.steps,
         "epoch": run.epoch,
         "open": run.open,
+        "means": run.means.as_json() if run.open.batches_done else None,
         "largest": snapshot.longest_batch,
         "notes": snapshot.notes,
         "kept": kept,
@@ -102,7 +103,15 @@ def read_snapshot(
         best = {key: tree[f"best {i}"] for i, key in enumerate(saved.best)}
         memory = RunMemory(saved.fit, best)
     return Snapshot(
-        run=Run(carry, saved.shape, out_shape, saved.steps, saved.epoch, saved.open),
+        run=Run(
+            carry,
+            saved.shape,
+            out_shape,
+            saved.steps,
+            saved.epoch,
+            saved.open,
+            means=saved.means,
+        ),
         kept={name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)},
         memory=memory,
         notes=saved.notes,

@@ -1,6 +1,6 @@
 """Pure functions to be compiled: training steps, and the evaluation of a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ Carry = tuple[Params, State, Moments]
 # its terms (see `BatchLoss`). The values are () if there is one term, whose value is
 # the loss itself. A divisor is () if its term is a sum, and may be a Python number.
 Terms = tuple[tuple[Array, ...], tuple[Divisor, ...]]
-_StepWithTerms = Callable[..., tuple[Carry, Array, Array, Terms]]
+_StepWithTerms = Callable[..., tuple[Carry, Array, Array, Terms, dict[str, Any]]]
 
 
 def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
@@ -82,7 +82,7 @@ def make_step(
         t: Any = None,
         context: Any = None,
     ) -> tuple[Carry, Array, Array]:
-        carry, value, finite, _ = with_terms(
+        carry, value, finite, *_ = with_terms(
             carry, x, target, counts, weights, due, t, context
         )
         return carry, value, finite
@@ -91,13 +91,20 @@ def make_step(
 
 
 def make_step_with_terms(
-    model: Layer, loss: Loss, optimizer: Optimizer, *, keep_finite: bool = True
+    model: Layer,
+    loss: Loss,
+    optimizer: Optimizer,
+    *,
+    keep_finite: bool = True,
+    metrics: Mapping[str, Metric] | None = None,
 ) -> _StepWithTerms:
-    """Return a step like that of `make_step`, which also returns terms.
+    """Return a step like that of `make_step`, which also returns terms and metrics.
 
-    It returns (carry, value, finite, terms). terms: see `Terms`; the mean over several
-    batches is computed from them.
+    It returns (carry, value, finite, terms, means). terms: see `Terms`; the mean over
+    several batches is computed from them. means: by name, the `batch_means` of each of
+    `metrics` for the outputs in training mode, before the step.
     """
+    measured = {} if metrics is None else dict(metrics)
     needs_divisor = uses_divisor(optimizer)
 
     def step(
@@ -109,7 +116,7 @@ def make_step_with_terms(
         due: Any = None,
         t: Any = None,
         context: Any = None,
-    ) -> tuple[Carry, Array, Array, Terms]:
+    ) -> tuple[Carry, Array, Array, Terms, dict[str, Any]]:
         params, state, moments = carry
         train = True if counts is None else RowMask(counts)
         # a list, so that backward_params can take the only reference to the cache and
@@ -117,6 +124,7 @@ def make_step_with_terms(
         y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
         result = batch_loss(loss, y, target, weights, step=t, context=context)
+        means = _metric_means(measured, y, target, counts, context)
         value = result.value
         update = optimizer.update
         term_dys: tuple[Any, ...] = ()
@@ -146,12 +154,13 @@ def make_step_with_terms(
 
         finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
         if due is None and not keep_finite:
-            return updated(), value, finite, _terms(result)
+            return updated(), value, finite, _terms(result), means
         is_taken = finite if keep_finite else due
         is_taken = (
             is_taken if due is None else namespace(due).logical_and(due, is_taken)
         )
-        return select(is_taken, updated, carry), value, finite, _terms(result)
+        new_carry = select(is_taken, updated, carry)
+        return new_carry, value, finite, _terms(result), means
 
     return step
 
@@ -206,17 +215,17 @@ def _only(dy: Any, path: tuple[str, ...]) -> Any:
 
 def make_loop(
     step: _StepWithTerms, keep_finite: bool
-) -> Callable[..., tuple[Carry, Array, Array, Any]]:
+) -> Callable[..., tuple[Carry, Array, Array, Any, dict[str, Any]]]:
     """Return a function that takes several steps in a loop, which may be compiled.
 
     step: a result of `make_step_with_terms`.
 
     steps(carry, due, batches, ts=None, context=None) -> (carry, values, finites,
-    terms), where batches are the arguments of `step` with a new first axis, and ()
-    stands for None. due: (steps,), which steps are to be taken: the first ones. ts:
+    terms, means), where batches are the arguments of `step` with a new first axis, and
+    () stands for None. due: (steps,), which steps are to be taken: the first ones. ts:
     (steps,), the t of each; context is the same for all. With `keep_finite`, no step is
-    taken after one that is not finite. values, finites and the arrays in terms:
-    (steps,).
+    taken after one that is not finite. values, finites and the arrays in terms and
+    means have a first axis for the steps.
     """
 
     def steps(
@@ -225,24 +234,24 @@ def make_loop(
         batches: Any,
         ts: Array | None = None,
         context: Any = None,
-    ) -> tuple[Carry, Array, Array, Any]:
+    ) -> tuple[Carry, Array, Array, Any, dict[str, Any]]:
         xp = namespace(due)
 
         def one_step(loop_carry: Any, inputs: Any) -> Any:
             carry, is_going = loop_carry
             due, batch, t = inputs
             due = xp.logical_and(is_going, due)
-            carry, value, finite, terms = step(
+            carry, value, finite, terms, means = step(
                 carry, *map(_or_none, batch), due=due, t=_or_none(t), context=context
             )
             is_going = xp.logical_and(is_going, finite) if keep_finite else is_going
             # A loop stacks arrays, so divisors that are Python numbers become arrays.
             terms = tree_map(lambda term: _array(term, value), terms)
-            return (carry, is_going), (value, finite, terms)
+            return (carry, is_going), (value, finite, terms, means)
 
         inputs = (due, batches, () if ts is None else ts)
-        (carry, _), (values, finites, terms) = scan(one_step, (carry, due[0]), inputs)
-        return carry, values, finites, terms
+        (carry, _), results = scan(one_step, (carry, due[0]), inputs)
+        return (carry, *results)
 
     return steps
 
@@ -279,16 +288,30 @@ def evaluate_batch(
     y = model.predict(params, state, x)
     weights = counts if weights is None else weights
     result = batch_loss(loss, y, target, weights, step=t, context=context)
+    means = _metric_means(metrics, y, target, counts, context)
+    return result.value, _terms(result), list(means.values())
+
+
+def _metric_means(
+    metrics: Mapping[str, Metric],
+    y: Any,
+    target: Any,
+    counts: Array | None,
+    context: Any,
+) -> dict[str, Any]:
+    """Return each metric's `batch_means` by name, without the padding rows."""
+    if not metrics:
+        return {}
     share = None if counts is None else counts / namespace(counts).sum(counts)
     count = leaves(y)[0].shape[0]
-    means = []
+    means = {}
     for name, metric in metrics.items():
         takes_context = context is not None and takes_keyword(metric, "context")
         keywords = {"context": context} if takes_context else {}
         values = metric(y, target, **keywords)
         _expect_values(name, values, count)
-        means.append(batch_means(metric, values, partial(_mean, share)))
-    return result.value, _terms(result), means
+        means[name] = batch_means(metric, values, partial(_mean, share))
+    return means
 
 
 def _expect_values(name: str, values: Any, count: int) -> None:

@@ -80,6 +80,9 @@ _COMPILED = {
 }
 
 
+_REPORTED = ("epoch", "steps", "loss", "seconds")  # for each epoch, with the metrics
+
+
 class Trainer:
     """Trains a model: holds its parameters and replaces them step by step.
 
@@ -111,6 +114,7 @@ class Trainer:
     metrics
         {name: function from (y, target) to values per example}, as
         `agnostic_nn.metrics` says; by default those of the loss, such as accuracy.
+        `fit` reports them for the training and the validation data.
     keep_finite
         Skip a step whose loss or gradients are not finite, and stop `fit` there.
     context
@@ -183,6 +187,14 @@ class Trainer:
         step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
         self._step = jit(step, donate=(0,))
         self._steps = jit(make_loop(step, keep_finite), donate=(0,))
+        self._measured_step = self._step
+        self._measured_steps = self._steps
+        if self.metrics:
+            step = make_step_with_terms(
+                model, loss, optimizer, keep_finite=keep_finite, metrics=self.metrics
+            )
+            self._measured_step = jit(step, donate=(0,))
+            self._measured_steps = jit(make_loop(step, keep_finite), donate=(0,))
         self._evaluate_batch = jit(
             partial(evaluate_batch, model, loss, dict(self.metrics))
         )
@@ -450,6 +462,7 @@ class Trainer:
         augment: Augment | None = None,
         prefetch: int = 0,
         steps: int | None = None,
+        training_metrics: bool = True,
         callbacks: Sequence[Callback | CallbackFunction] = (),
         verbose: int = 1,
     ) -> History:
@@ -463,7 +476,13 @@ class Trainer:
         batch is over its own examples; it does not depend on how examples are divided
         into batches. A custom loss, which returns only a mean, is averaged by the
         number of its examples, or by the sum of their weights, unless it returns its
-        divisor (see `agnostic_nn.losses`). Losses with reduction="sum" are added.
+        its divisor (see `agnostic_nn.losses`). Losses with reduction="sum" are added.
+
+        The metrics of an epoch are means over its examples too, without their weights,
+        as in `evaluate`. Loss and metrics come from the training steps: each batch is
+        measured before its step, in training mode, with the parameters of that moment.
+        Values on the validation data are computed after the epoch, in prediction mode,
+        so they may be better than those of the training data.
 
         Parameters
         ----------
@@ -492,6 +511,10 @@ class Trainer:
             Stop after this many steps. If the last of them ends an epoch, that epoch is
             complete. For a generator of unknown length only the next `fit` can detect
             that.
+        training_metrics
+            Whether to compute the metrics in training steps. They need the outputs
+            only, so they cost little; if one is expensive, such as a perplexity of many
+            classes, False leaves them to the validation data.
         callbacks
             Called in order after each completed epoch: see `Callback`, also for a `fit`
             that continues an interrupted one. A function is called with (trainer, row).
@@ -516,6 +539,7 @@ class Trainer:
             steps_per_epoch = as_integer("steps_per_epoch", steps_per_epoch)
         prefetch = as_integer("prefetch", prefetch, 0)
         expect_flag("shuffle", shuffle)
+        expect_flag("training_metrics", training_metrics)
         if type(verbose) is not bool:
             verbose = as_integer("verbose", verbose, 0)
         if augment is not None:
@@ -547,7 +571,9 @@ class Trainer:
                 batch_size,
                 self._last_arguments(),
             )
-        expect_fields(self, callback_list, self._row_fields(held_out is not None))
+        metrics = self.metrics if training_metrics else {}
+        fields = self._row_fields(metrics, held_out is not None)
+        expect_fields(self, callback_list, fields)
         feeder = self._feeder(source.layout, augment)
         last_step = math.inf if steps is None else self.steps + steps
         with (
@@ -560,8 +586,9 @@ class Trainer:
                 current=self._current,
                 source=source,
                 feeder=feeder,
-                step=self._step,
-                loop=self._steps,
+                step=self._measured_step if metrics else self._step,
+                loop=self._measured_steps if metrics else self._steps,
+                metrics=metrics,
                 last_arguments=self._last_arguments,
                 to_numpy=self.backend.adapter.to_numpy,
                 keep_finite=self.keep_finite,
@@ -603,11 +630,13 @@ class Trainer:
         self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
         return held_out
 
-    def _row_fields(self, has_validation: bool) -> tuple[str, ...]:
-        """Return the names of the results of an epoch."""
+    def _row_fields(
+        self, metrics: Iterable[str], has_validation: bool
+    ) -> tuple[str, ...]:
+        """Return the names of the results of an epoch with these training metrics."""
         names = ("loss", *self.metrics) if has_validation else ()
         validation = [f"validation_{name}" for name in names]
-        return ("epoch", "steps", "loss", *validation, "seconds")
+        return ("epoch", "steps", "loss", *metrics, *validation, "seconds")
 
     def _feeder(
         self, layout: tuple[int, int, bool], augment: Augment | None
@@ -842,9 +871,10 @@ class Trainer:
             context=context,
         )
         run = self._current.settled()
+        means = run.means.folded(self.metrics, self.backend.adapter.to_numpy)
         moved._continue_from(
             Snapshot(
-                run=run._replace(carry=None, is_shared=False),
+                run=run._replace(carry=None, is_shared=False, means=means),
                 kept=dict(self._kept),
                 memory=None if self._memory is None else self._memory.copy(),
                 notes=copy.deepcopy(self.notes),
@@ -865,7 +895,8 @@ class Trainer:
         with self._current.lock:  # so that no other thread takes a step meanwhile
             self._current.carry()  # raises before weights are drawn
             run = self._current.settled()
-            run = run._replace(carry=self.backend.to_numpy(run.carry))
+            means = run.means.folded(self.metrics, self.backend.adapter.to_numpy)
+            run = run._replace(carry=self.backend.to_numpy(run.carry), means=means)
             settings = {
                 "model": describe(self.model),
                 "loss": describe(self.loss),
@@ -967,7 +998,7 @@ def _checked_metrics(metrics: Any) -> dict[str, Metric]:
     TypeError
         If `metrics` is not a dict from names to functions of (y, target).
     ValueError
-        If a metric is called "loss".
+        If a metric has the name of another result of an epoch.
     """
     if not isinstance(metrics, Mapping):
         example = '{"accuracy": nn.accuracy}'
@@ -978,7 +1009,10 @@ def _checked_metrics(metrics: Any) -> dict[str, Metric]:
         expect_text("the name of a metric", name)
         expect_function(f"the metric {name!r}", metric, "y, target", also="context")
         expect(
-            name != "loss",
-            "expected another name for a metric than 'loss', which is reported",
+            name not in _REPORTED and not name.startswith("validation_"),
+            "expected another name for a metric than {!r}: an epoch also reports {}, "
+            "and each metric on the validation data as 'validation_' and its name",
+            name,
+            ", ".join(_REPORTED),
         )
     return dict(metrics)
