@@ -16,7 +16,7 @@ from agnostic_nn.core.trees import named_leaves, tree_map
 from agnostic_nn.diagnostics import profile
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.observe import observing
-from agnostic_nn.diagnostics.profile import WARM_UP
+from agnostic_nn.diagnostics.profile import WARM_UP, Operation, Profile, Row
 
 X = np.random.default_rng(0).standard_normal((6, 4)).astype(np.float32)
 TARGET = np.random.default_rng(1).standard_normal((6, 3)).astype(np.float32)
@@ -72,11 +72,32 @@ def test_every_layer_and_part_has_a_time_and_the_times_add_up(backend):
     assert shares == pytest.approx(1.0)
     assert json.loads(json.dumps(result.to_json()))["parts"] == result.parts
     text = str(result)
-    labels = "loss", "check for finite values", "update", "without timers inside"
-    for label in (str(backend), DENSE, *labels):
+    labels = "loss", "check for finite values", "update", "the real step"
+    for label in (str(backend), "Dense", *labels):
         assert label in text
+    assert DENSE not in text
+    assert DENSE in result.to_text(verbose=True)
     assert bool(result.operations) is not backend.compiles
     assert ("fuses operations" in text) is backend.compiles
+
+
+def test_small_operations_share_a_row_and_percentages_are_explained():
+    seconds = {"matmul": 0.5, "add": 0.494, "exp": 0.004, "log": 0.002}
+    result = Profile(
+        *("numpy:cpu", 4, 3, (Row("0", DENSE, 0.25, 0.5, 0.75),)),
+        {"forward": 0.25, "loss": 0.05, "backward": 0.5, "finite": 0.1, "update": 0.1},
+        step=0.4,
+        operations=tuple(Operation(name, 2, seconds[name]) for name in seconds),
+    )
+    text = " ".join(str(result).split())
+    assert "2 others 4 6 0.6" in text
+    assert "exp" not in text
+    assert "%: of the time of all parts, 1000 ms." in text
+    assert "do not add up to the real step of 400 ms" in text
+    assert "%: of the time of all operations" in text
+    verbose = " ".join(result.to_text(verbose=True).split())
+    assert "others" not in verbose
+    assert "exp 2 4 0.4 log 2 2 0.2" in verbose
 
 
 def test_a_loop_that_is_compiled_is_timed_as_a_whole(backend):
@@ -325,7 +346,9 @@ def test_the_command_prints_and_writes_its_results(backend, tmp_path, capsys):
     assert out.startswith(
         f"breast-cancer on {backend}, a batch of 32: medians of 2 steps\n"
     )
-    assert "Dense(width=32, bias=True)" in out
+    assert "Dense(width=32, bias=True)" not in out
+    assert main([*arguments, "--verbose"]) == 0
+    assert "Dense(width=32, bias=True)" in capsys.readouterr().out
     assert out.endswith(f"written: {file}\n")
     result = json.loads(file.read_text(encoding="utf-8"))
     assert result["workload"] == "breast-cancer"
@@ -362,7 +385,7 @@ def test_a_file_that_cannot_be_written_does_not_hide_the_table(tmp_path, capsys)
     arguments = ["profile", "--workload=breast-cancer", "--backend=numpy", "--steps=1"]
     assert main([*arguments, f"--json={tmp_path}"]) == 1
     out, err = capsys.readouterr()
-    assert "a real step, without timers inside" in out
+    assert "the real step" in out
     assert "cannot be written" in err
     assert err.count("\n") == 1
 

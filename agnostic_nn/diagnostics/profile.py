@@ -17,6 +17,7 @@ from functools import partial
 from html import escape
 from itertools import count
 from statistics import median
+from textwrap import fill
 from time import perf_counter
 from typing import Any
 
@@ -27,7 +28,7 @@ from ..blocks import Block
 from ..core.backend import Backend
 from ..core.errors import expect_count
 from ..core.trees import leaves
-from ..display.tables import html_table, table
+from ..display.tables import TERMINAL_WIDTH, html_table, table
 from ..layers import Layer
 from ..losses import Loss
 from ..losses.base import no_context, takes_keyword
@@ -49,6 +50,8 @@ __all__ = ["Operation", "Profile", "Row", "profile"]
 
 # untimed steps, in which a backend may trace, compile and verify the result
 WARM_UP = 3
+# operations that take a smaller share of all operations share one row of the text
+MIN_SHARE = 0.01
 
 
 @dataclass(frozen=True)
@@ -104,18 +107,54 @@ class Profile:
         return asdict(self) | {"total": self.total}
 
     def __str__(self) -> str:
-        tables = [table(*cells) for cells in self._tables()]
-        return "\n\n".join([self._title(), *tables, *filter(None, [self.remark])])
+        return self.to_text()
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Return the profile as text, in lines of at most 80 columns.
+
+        verbose: whether lines may be longer, with the options of each layer and all
+        operations, instead of one row for those that take less than 1 % each.
+        """
+        width = None if verbose else TERMINAL_WIDTH
+        parts = [self._title()]
+        for cells, remark in self._tables(verbose):
+            text = table(*cells, width=width)
+            parts += [f"{text}\n\n{fill(remark, TERMINAL_WIDTH)}"]
+        return "\n\n".join([*parts, *filter(None, [self.remark])])
 
     def _repr_html_(self) -> str:
-        tables = "".join(html_table(*cells, inline=True) for cells in self._tables())
-        return f"<p>{escape(self._title())}</p>{tables}<p>{escape(self.remark)}</p>"
+        parts = [f"<p>{escape(self._title())}</p>"]
+        for cells, remark in self._tables():
+            parts += [html_table(*cells, inline=True), f"<p>{escape(remark)}</p>"]
+        return "".join([*parts, f"<p>{escape(self.remark)}</p>"])
 
     def _title(self) -> str:
         batch = f"{self.backend}, a batch of {self.batch_size}"
         return f"{batch}: medians of {self.steps} steps"
 
-    def _tables(self) -> list[tuple[list[str], list[list[Any]]]]:
+    def _tables(
+        self, verbose: bool = False
+    ) -> list[tuple[tuple[list[str], list[list[Any]]], str]]:
+        """Return the columns and rows of each table, and a remark on its shares."""
+        tables = [(self._layer_table(verbose), self._parts_remark())]
+        if self.operations:
+            remark = (
+                "%: of the time of all operations, measured in another training with a "
+                "timer around each call; a native function counts as one operation."
+            )
+            tables.append((self._operation_table(verbose), remark))
+        return tables
+
+    def _parts_remark(self) -> str:
+        together = f"{1e3 * self.total:.4g} ms"
+        return (
+            f"%: of the time of all parts, {together}. Each part is timed alone, from "
+            "the call until its result is available, so the parts do not add up to "
+            f"the real step of {1e3 * self.step:.4g} ms, which has no timers and may "
+            "fuse or replay calls."
+        )
+
+    def _layer_table(self, verbose: bool) -> tuple[list[str], list[list[Any]]]:
         lines: list[list[Any]] = []
 
         def add(
@@ -131,23 +170,32 @@ class Profile:
 
         parts = self.parts
         for row in self.rows:
+            label = row.layer if verbose else row.layer.partition("(")[0]
             both = row.forward + row.backward
-            add(row.path, row.layer, both, row.forward, row.backward)
+            add(row.path, label, both, row.forward, row.backward)
         add("", "loss", parts["loss"])
         add("", "check for finite values", parts["finite"])
         add("", "update", parts["update"])
         add("", "all parts", self.total, parts["forward"], parts["backward"])
-        add("", "a real step, without timers inside", self.step)
-        tables = [(["", "layer", "forward ms", "backward ms", "ms", "%"], lines)]
-        if self.operations:
-            total = sum(operation.seconds for operation in self.operations)
-            calls: list[list[Any]] = []
-            for operation in self.operations:
-                seconds = operation.seconds
-                share = 100 * seconds / total
-                calls.append([operation.name, operation.calls, 1e3 * seconds, share])
-            tables.append((["operation", "calls", "ms", "%"], calls))
-        return tables
+        lines.append(["", "the real step", None, None, 1e3 * self.step, None])
+        return ["", "layer", "forward ms", "backward ms", "ms", "%"], lines
+
+    def _operation_table(self, verbose: bool) -> tuple[list[str], list[list[Any]]]:
+        total = sum(operation.seconds for operation in self.operations)
+        lines: list[list[Any]] = []
+        small = [op for op in self.operations if op.seconds < MIN_SHARE * total]
+        if verbose or len(small) < 2:
+            small = []
+        for operation in self.operations[: len(self.operations) - len(small)]:
+            seconds = operation.seconds
+            share = 100 * seconds / total
+            lines.append([operation.name, operation.calls, 1e3 * seconds, share])
+        if small:
+            calls = sum(operation.calls for operation in small)
+            seconds = sum(operation.seconds for operation in small)
+            label = f"{len(small)} others"
+            lines.append([label, calls, 1e3 * seconds, 100 * seconds / total])
+        return ["operation", "calls", "ms", "%"], lines
 
 
 def profile(

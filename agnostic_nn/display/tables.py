@@ -1,13 +1,17 @@
 """Tables as plain text (drawn by rich), as HTML and as Markdown."""
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from io import StringIO
 from typing import Any
 
-__all__ = ["folded", "html_table", "markdown_table", "table"]
+__all__ = ["TERMINAL_WIDTH", "folded", "html_table", "markdown_table", "table"]
+
+TERMINAL_WIDTH = 80  # columns of text that every terminal has
 
 MAX_ROWS = 20  # a notebook folds longer tables
+MIN_WIDTH = 8  # of a column of words that is narrowed
 
 
 def table(
@@ -18,8 +22,8 @@ def table(
 ) -> str:
     """Return a table as text; numbers are aligned right, None becomes an empty cell.
 
-    width: the most columns of text that it may have; the first column is then broken
-    into lines. Without it no cell is broken.
+    width: the most columns of text that it may have. Columns of words, and the headings
+    of numbers, are then broken into lines. Without it no cell is broken.
     """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
@@ -27,21 +31,25 @@ def table(
 
     rows = [list(row) for row in rows]
     style: Any = {"box": SIMPLE_HEAD, "title_justify": "left", "title_style": ""}
-    rich_table = Table(title=title, **style)
-    for i, column in enumerate(columns):
-        side: Any = "right" if _is_numeric(i, rows) else "left"
-        breaks = width is not None and i == 0
-        rich_table.add_column(column, justify=side, no_wrap=not breaks, overflow="fold")
-    for row in rows:
-        rich_table.add_row(*map(_cell, row))
-    # Without a width it is large, because in a narrow terminal rich would cut off
-    # digits.
+    rich_table = Table(title=title, collapse_padding=width is not None, **style)
+    sides: list[Any] = [
+        "right" if _is_numeric(i, rows) else "left" for i in range(len(columns))
+    ]
+    headings = list(columns)
+    lines = [[_cell(value) for value in row] for row in rows]
+    if width is not None:
+        headings, lines = _narrowed(headings, lines, sides, width)
+    for heading, side in zip(headings, sides, strict=True):
+        rich_table.add_column(heading, justify=side, no_wrap=True)
+    for line in lines:
+        rich_table.add_row(*line)
+    # The console is wide, because in a narrow one rich would cut off digits.
     # Without force_jupyter=False, rich in a notebook would display the table and
     # write nothing.
     file = StringIO()
     console = Console(
         file=file,
-        width=width or 400,
+        width=1000,
         color_system=None,
         highlight=False,
         markup=False,
@@ -50,6 +58,45 @@ def table(
     console.print(rich_table)
     text = file.getvalue()
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def _narrowed(
+    headings: list[str], lines: list[list[str]], sides: list[str], width: int
+) -> tuple[list[str], list[list[str]]]:
+    """Break headings and cells into lines so that a table has at most `width` columns.
+
+    Columns of words are narrowed, the widest first. Numbers are never broken, so many
+    long ones may make the table wider.
+    """
+    widths = []
+    for i, (heading, side) in enumerate(zip(headings, sides, strict=True)):
+        words = heading.split() if side == "right" else [heading]
+        widths.append(max(map(len, [*words, *(line[i] for line in lines), " "])))
+    available = width - 2 - 2 * len(headings)
+    words_at = [i for i, side in enumerate(sides) if side == "left"]
+    while sum(widths) > available and words_at:
+        widest = max(words_at, key=lambda i: widths[i])
+        if widths[widest] <= MIN_WIDTH:
+            break
+        widths[widest] -= 1
+    headings = [_broken(text, n) for text, n in zip(headings, widths, strict=True)]
+    lines = [
+        [_broken(text, n) for text, n in zip(line, widths, strict=True)]
+        for line in lines
+    ]
+    return headings, lines
+
+
+def _broken(text: str, width: int) -> str:
+    """Break a text into lines, after a space, a dot or another sign if there is one."""
+    lines = [""]
+    for part in re.split(r"(?<=[ ._,:/@])", text):
+        if len(lines[-1] + part.rstrip(" ")) > width and lines[-1]:
+            lines.append("")
+        lines[-1] += part
+        while len(lines[-1].rstrip(" ")) > width:
+            lines[-1:] = [lines[-1][:width], lines[-1][width:]]
+    return "\n".join(line.rstrip(" ") for line in lines)
 
 
 def html_table(

@@ -47,6 +47,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="number of steps to time (default: %(default)s)",
     )
     add_argument(
+        "--verbose",
+        action="store_true",
+        help="show the options of each layer, and operations that take less than 1 %%; "
+        "lines may be longer than 80 columns",
+    )
+    add_argument(
         "--json",
         type=Path,
         metavar="FILE",
@@ -76,6 +82,7 @@ def _profile(options: argparse.Namespace) -> int:
         )
     except NonFiniteLoss as error:
         return refuse("profile", error)
+    text = result.to_text(verbose=options.verbose)
     data = {"workload": workload.name, **result.to_json()}
     texts = {path: json.dumps(data, indent=2) + "\n"}
-    return print_and_write("profile", f"{workload.name} on {result}", texts)
+    return print_and_write("profile", f"{workload.name} on {text}", texts)

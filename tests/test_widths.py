@@ -1,0 +1,43 @@
+"""Reports fit into a terminal of 80 columns, also those of deep models."""
+
+import numpy as np
+import pytest
+
+import agnostic_nn as nn
+from agnostic_nn.display.tables import TERMINAL_WIDTH, table
+
+BLOCK = nn.TransformerBlock(nn.MultiHeadAttention(2), 16, dropout=0.1)
+DEEP = nn.Sequential(
+    nn.Dense(8),
+    nn.Sequential(nn.Repeat(nn.Sequential(BLOCK), 2), nn.Residual(nn.Dense(8))),
+    nn.Flatten(),
+    nn.Dense(3),
+)
+X = np.random.default_rng(0).standard_normal((4, 5, 3)).astype("float32")
+LABELS = np.array([0, 1, 2, 1])
+BATCH = (DEEP, nn.softmax_cross_entropy, nn.Adam(), X, LABELS)
+
+
+def widest(text):
+    """Return the longest line of a text."""
+    return max(text.splitlines(), key=len)
+
+
+def test_words_and_headings_are_broken_but_no_number():
+    columns = ["path", "layer", "the heading of numbers", "another"]
+    rows = [["1.2." * 12, "one two three four", 123456789.0, 1], ["", "", None, 2**40]]
+    text = table(columns, rows, width=60)
+    assert len(widest(text)) <= 60
+    assert "1,099,511,627,776" in text
+    assert "1.235e+08" in text
+    assert "of numbers" not in text
+    assert "  1.2.1.2.1.2.  one two" in text  # broken after a dot
+    assert len(widest(table(columns, rows))) > 90
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_profile_fits_into_a_terminal():
+    text = str(nn.profile(*BATCH, backend="numpy", steps=1))
+    assert len(widest(text)) <= TERMINAL_WIDTH, widest(text)
+    assert "1.0.0.attention_ " in text  # broken where it can be read
+    assert "MultiHeadAttention" in text
