@@ -170,6 +170,7 @@ ALSO = {  # what single modules of the core may import in addition
     "core.guards.values": {"pickle", "types"},
     "core.guards.watching": {"builtins", "contextvars", "sys", "types"},
     "core.backend": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
+    "display.tables": {"re"},
 }
 # files of backends that are not adapters: the library that each may import, if any
 HELPERS = {
