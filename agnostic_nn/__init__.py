@@ -97,6 +97,7 @@ __all__ += [
     "CSVLog",
     "EarlyStopping",
     "History",
+    "LogTo",
 ]
 __all__ += ["NonFiniteLoss", "RateLog", "ReduceOnPlateau", "TensorBoardLog", "Trainer"]
 __all__ += ["class_weights", "make_step", "stratified_split"]

@@ -7,6 +7,7 @@ import sys
 import textwrap
 import tomllib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -25,6 +26,35 @@ BLOCK = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 OPTIONAL = ("array_api_strict", "flax", "jax", "keras", "optax", "sklearn", "torch")
+
+
+class Run:
+    """A run of a fake experiment tracker, with the documented signatures of two."""
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return None
+
+    def log(self, data, step=None, commit=None):
+        """`Run.log` of Weights & Biases, for numbers."""
+        assert isinstance(step, int)
+        assert all(isinstance(value, int | float) for value in data.values())
+
+
+def log_metrics(
+    metrics, step=None, synchronous=None, run_id=None, timestamp=None, model_id=None
+):
+    """`mlflow.log_metrics`."""
+    Run().log(metrics, step)
+
+
+# Experiment trackers that the pages name, without their packages
+TRACKERS = {
+    "mlflow": SimpleNamespace(start_run=Run, log_metrics=log_metrics),
+    "wandb": SimpleNamespace(init=lambda project: Run()),
+}
 
 
 def blocks(page):
@@ -57,6 +87,8 @@ def test_the_code_of_each_page_runs(page, tmp_path, monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "jax")  # must be set before Keras is imported
     for name in (imported | backends) & set(OPTIONAL):
         pytest.importorskip(name)
+    for name, module in TRACKERS.items():
+        monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     names = {"__name__": "page"}

@@ -10,10 +10,11 @@ optimizer together. `run.py` holds what the steps return. `epochs.py` is the loo
 `saving.py`, `checkpoint.py`, `checkpoint_fields.py` and `config.py` write a trainer to
 a file and read it back, in the format of `safetensors_format.py`; `abstract_init.py`
 finds the shapes that a file must hold. `context.py` holds the arrays that steps read
-without training them, `mean_loss.py` averages losses over batches, and
-`callback_memory.py` holds what callbacks remember during a run. `callbacks.py`,
-`interrupts.py`, `progress.py` and `history.py` watch, stop and report a run.
-`splits.py` splits examples and balances classes.
+without training them, `mean_loss.py` averages losses over batches, `epoch_means.py`
+losses and metrics over the steps of an epoch, and `callback_memory.py` holds what
+callbacks remember during a run. `callbacks.py`, `step_report.py`, `interrupts.py`,
+`progress.py` and `history.py` watch, stop and report a run. `splits.py` splits examples
+and balances classes.
 """
 
 from .callbacks import (
@@ -21,6 +22,7 @@ from .callbacks import (
     Checkpoint,
     CSVLog,
     EarlyStopping,
+    LogTo,
     RateLog,
     ReduceOnPlateau,
     TensorBoardLog,
@@ -39,6 +41,7 @@ __all__ = [
     "CheckpointError",
     "EarlyStopping",
     "History",
+    "LogTo",
     "NonFiniteLoss",
     "RateLog",
     "ReduceOnPlateau",

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .callbacks import Callback
+from .step_report import StepReport
 from .steps import Carry
 
 __all__ = ["BoundCallback", "RunMemory"]
@@ -109,6 +110,15 @@ class BoundCallback:
         """Call `epoch` of the callback."""
         stop: bool | None = self._call(self._callback.epoch, trainer, row)
         return stop
+
+    @property
+    def has_step(self) -> bool:
+        """True if the callback overrides `step`."""
+        return type(self._callback).step is not Callback.step
+
+    def step(self, trainer: Any, report: StepReport) -> None:
+        """Call `step` of the callback."""
+        self._call(self._callback.step, trainer, report)
 
     def end(self, trainer: Any, complete: bool) -> None:
         """Call `end` of the callback."""

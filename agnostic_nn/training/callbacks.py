@@ -1,4 +1,4 @@
-"""Callbacks: code that `fit` calls between epochs.
+"""Callbacks: code that `fit` calls between epochs and between steps.
 
 A callback is a frozen dataclass like a layer: its fields are its options. It stores
 what it remembers in the trainer, which saves it, so training resumed from a checkpoint
@@ -17,7 +17,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from io import StringIO
 from pathlib import Path
 from string import Formatter
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -35,12 +35,14 @@ from ..core.fields import set_fields
 from ..core.files import expect_path, expect_place, write_text
 from ..optimizers import Scaled
 from .rates import rate_at
+from .step_report import StepReport
 
 __all__ = [
     "CSVLog",
     "Callback",
     "Checkpoint",
     "EarlyStopping",
+    "LogTo",
     "RateLog",
     "ReduceOnPlateau",
     "TensorBoardLog",
@@ -51,7 +53,7 @@ __all__ = [
 
 
 class Callback:
-    """Base class with three hooks that do nothing; override the ones you need.
+    """Base class with four hooks that do nothing; override the ones you need.
 
     An exception from a hook ends `fit` and leaves the trainer unchanged.
 
@@ -72,10 +74,26 @@ class Callback:
     class in the list: two `EarlyStopping` never share memory, and callbacks of other
     classes may be added or removed. Store what should outlive a run in `trainer.notes`,
     a dict of JSON data, or under a name: `trainer.keep("name")`.
+
+    On a backend that compiles loops, one call takes many steps. A callback that
+    overrides `step` makes `fit` call each step separately, so that the trainer holds
+    the state after the step that is reported. A class with the attribute
+    `one_step_per_call = False`, such as `LogTo`, does not: it gets the reports of a
+    call one after the other, when all its steps are done.
     """
+
+    one_step_per_call: ClassVar[bool] = True
 
     def begin(self, trainer: Any) -> None:
         """Called when `fit` begins, before the first batch is read."""
+
+    def step(self, trainer: Any, report: StepReport) -> None:
+        """Called after each step, with its results.
+
+        `report` has `number`, `loss`, `examples` and `seconds`, and, computed when they
+        are read, `metrics` and `rate`: see `StepReport`. Steps that `Trainer.step`
+        takes are not reported.
+        """
 
     def epoch(self, trainer: Any, row: dict[str, Any]) -> bool | None:
         """Called after a complete epoch with its results; True ends `fit`.
@@ -407,6 +425,51 @@ class Checkpoint(_Monitor):
 
 
 @dataclass(frozen=True)
+class LogTo(_CheckedCallback):
+    """Pass the results of each epoch, and of every `every`-th step, to a function.
+
+    It is called as function(values, step) with a dict of numbers and the count of steps
+    of the trainer, which a resumed training continues. `mlflow.log_metrics` and the
+    `log` of a run of Weights & Biases are such functions.
+
+    After an epoch, values are the numbers in its row, such as "loss" and
+    "validation_loss". After a step, they are "batch_loss" and the metrics of its batch,
+    such as "batch_accuracy", the "rate" if there is only one, and "seconds_per_step".
+    """
+
+    function: Callable[..., Any]
+    _: KW_ONLY
+    every: int | None = None
+
+    one_step_per_call: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        expect_function("function", self.function, "values, step")
+        if self.every is not None:
+            expect_count("every", self.every)
+
+    def step(self, trainer: Any, report: StepReport) -> None:
+        if self.every is None or report.number % self.every:
+            return
+        values = {"batch_loss": report.loss}
+        for name, value in report.metrics.items():
+            values[f"batch_{name}"] = value
+        rate = report.rate
+        if rate is not None:
+            values["rate"] = rate
+        values["seconds_per_step"] = report.seconds
+        self.function(values, report.number)
+
+    def epoch(self, trainer: Any, row: dict[str, Any]) -> None:
+        values = {
+            name: value
+            for name, value in row.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self.function(values, trainer.steps)
+
+
+@dataclass(frozen=True)
 class RateLog(_CheckedCallback):
     """Add the learning rate of the epoch's last step to the row, as "rate"."""
 
@@ -422,7 +485,7 @@ class RateLog(_CheckedCallback):
             trainer.backend,
             trainer.dtype,
             caller="RateLog",
-            steps_back=1,
+            batches_back=0,
         )
 
 

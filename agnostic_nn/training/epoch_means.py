@@ -45,6 +45,21 @@ class StepResults(NamedTuple):
 
         return tree_map(converted, self.metrics[name])
 
+    def metrics_of_step(
+        self,
+        index: int,
+        metrics: Mapping[str, Metric],
+        to_numpy: Callable[[Any], np.ndarray],
+    ) -> dict[str, float]:
+        """Return the metrics of the step `index` of the call, by name."""
+        results = {}
+        for name in self.metrics:
+            means = tree_map(
+                lambda leaf: leaf[index], self.stacked_metric(name, to_numpy)
+            )
+            results[name] = _result(metrics[name], means)
+        return results
+
 
 class _MetricMeans(NamedTuple):
     """The means of a metric over `examples`, in the form of `batch_means`."""
@@ -112,9 +127,7 @@ class EpochMeans:
         results = {"loss": folded.loss.value if folded.loss.batches else math.nan}
         for name, metric in metrics.items():
             if name in folded.metrics:
-                means = tree_map(lambda leaf: leaf[None], folded.metrics[name].means)
-                combined = combine_stacked(metric, np.ones(1), means)
-                results[name] = finish_of(metric)(combined)
+                results[name] = _result(metric, folded.metrics[name].means)
         return results
 
     def as_json(self) -> dict[str, Any]:
@@ -150,6 +163,12 @@ class EpochMeans:
 
 
 NO_MEANS = EpochMeans()
+
+
+def _result(metric: Metric, means: Any) -> float:
+    """Return what a metric reports for means in the form of `batch_means`."""
+    stacked = tree_map(lambda leaf: np.asarray(leaf)[None], means)
+    return finish_of(metric)(combine_stacked(metric, np.ones(1), stacked))
 
 
 def _joined(

@@ -20,6 +20,7 @@ from .history import History
 from .interrupts import DeferredInterrupts
 from .progress import Progress
 from .run import NO_OPEN_EPOCH, CurrentRun, Run
+from .step_report import StepReport
 
 __all__ = ["EpochLoop", "NonFiniteLoss"]
 
@@ -34,10 +35,11 @@ class EpochLoop:
 
     trainer: passed to callbacks. step, loop: take one batch, or several (`make_loop`).
     metrics: those that both compute, by name. last_arguments: returns the last
-    arguments of both (`Context`). to_numpy: converts an array of the backend. prefetch:
-    how many batches a thread prepares. last_step: the count of steps at which to stop,
-    or infinity. evaluate: returns the results on the validation data; None without such
-    data.
+    arguments of both (`Context`). rate_before: returns the learning rate of the step so
+    many steps before the last one, or None. to_numpy: converts an array of the backend.
+    prefetch: how many batches a thread prepares. last_step: the count of steps at which
+    to stop, or infinity. evaluate: returns the results on the validation data; None
+    without such data.
     """
 
     trainer: Any
@@ -48,6 +50,7 @@ class EpochLoop:
     loop: Callable[..., Any]
     metrics: Mapping[str, Metric]
     last_arguments: Callable[..., tuple[Any, ...]]
+    rate_before: Callable[[int], float | None]
     to_numpy: Callable[[Any], np.ndarray]
     keep_finite: bool
     prefetch: int
@@ -59,6 +62,7 @@ class EpochLoop:
     def run(self, epochs: int, callbacks: list[BoundCallback]) -> History:
         """Run at most `epochs` epochs and return their rows."""
         history = History()
+        watching = [callback for callback in callbacks if callback.has_step]
         with ExitStack() as ends:
             for callback in callbacks:
                 callback.begin(self.trainer)
@@ -67,7 +71,7 @@ class EpochLoop:
                 started = time.perf_counter()
                 steps_before = self.current.settled().steps
                 self._begin_bar(f"epoch {number}/{epochs}")
-                means = self._epoch()
+                means = self._epoch(watching)
                 if self.interrupts.requested:
                     break
                 is_complete = self._is_complete()
@@ -115,26 +119,35 @@ class EpochLoop:
         is_complete = self._is_complete() and not self.interrupts.requested
         callback.end(self.trainer, kind is None and is_complete)
 
-    def _epoch(self) -> EpochMeans:
+    def _epoch(self, watching: list[BoundCallback]) -> EpochMeans:
         """Finish the open epoch or begin the next; return its means."""
         steps_before = self.current.settled().steps
-        means = self._batches()
+        means = self._batches(watching)
         is_unchanged = self.current.settled().steps == steps_before
         if is_unchanged and not self.interrupts.requested:
             # The open epoch had no batches left, and is now closed: begin the next.
-            means = self._batches()
+            means = self._batches(watching)
         return means
 
-    def _batches(self) -> EpochMeans:
-        """Take the batches that are left of an epoch; return the means of all of it."""
+    def _batches(self, watching: list[BoundCallback]) -> EpochMeans:
+        """Take the batches that are left of an epoch; return the means of all of it.
+
+        watching: the callbacks that get a report of each step.
+        """
         run = self.current.settled()
         layout = self.source.layout
         done = run.open.batches_done
         calls = self._calls(run.epoch, done, self._steps_left())
+        started = time.perf_counter()
         with prefetched(calls, self.prefetch) as prepared:
             for call in prepared:
-                taken, values = self._take(call, layout)
+                values, results = self._take(call, layout)
+                taken = len(results.losses)
                 done += taken
+                if watching:
+                    now = time.perf_counter()
+                    self._report(watching, done, results, now - started)
+                    started = now
                 if taken < len(call.sizes):
                     raise self._non_finite(done, values[taken])
                 self._fold_means(is_needed=False)
@@ -146,6 +159,36 @@ class EpochLoop:
             epoch = self.current.settled().epoch + 1
             self.current.change(epoch=epoch, open=NO_OPEN_EPOCH, means=NO_MEANS)
         return means
+
+    def _report(
+        self,
+        watching: list[BoundCallback],
+        done: int,
+        results: StepResults,
+        seconds: float,
+    ) -> None:
+        """Report the steps of a call to callbacks, after `done` batches of the epoch.
+
+        seconds: the time that the call took, with the preparation of its batches.
+        """
+        run = self.current.settled()
+        count = len(results.losses)
+        for i in range(count):
+            report = StepReport(
+                number=run.steps - count + i + 1,
+                epoch=run.epoch + 1,
+                batch=done - count + i + 1,
+                examples=results.sizes[i],
+                loss=results.losses[i],
+                seconds=seconds / count,
+                _index=i,
+                _results=results,
+                _metrics=self.metrics,
+                _to_numpy=self.to_numpy,
+                _rate=self.rate_before,
+            )
+            for callback in watching:
+                callback.step(self.trainer, report)
 
     def _fold_means(self, is_needed: bool) -> EpochMeans:
         """Return the means of the open epoch, folded if needed, or if it is time."""
@@ -181,8 +224,8 @@ class EpochLoop:
 
     def _take(
         self, call: Call, layout: tuple[int, int, bool]
-    ) -> tuple[int, list[float]]:
-        """Make a call of a step; return the number of steps taken and all losses."""
+    ) -> tuple[list[float], StepResults]:
+        """Make a call of a step; return all losses, and the results of steps taken."""
         step = self.loop if call.is_loop else self.step
         args = call.args
         if call.is_loop:
@@ -190,7 +233,7 @@ class EpochLoop:
         elif last := self.last_arguments():
             args += (None, *last)
         after = partial(self._after_steps, call, layout)
-        result: tuple[int, list[float]]
+        result: tuple[list[float], StepResults]
         result = advance(self.current, step, after, *args)
         return result
 
@@ -199,8 +242,8 @@ class EpochLoop:
     ) -> tuple[Run, Any]:
         """Return the run after a call that returned `result`.
 
-        Also return the number of steps taken, and the losses of all steps of the call.
-        layout: that of the batches, see `EpochProgress`.
+        Also return the losses of all steps of the call, and the results of those that
+        were taken. layout: that of the batches, see `EpochProgress`.
         """
         carry, values, finites, terms, metrics = result
         values = self._to_list(values)
@@ -214,7 +257,7 @@ class EpochLoop:
         )
         means = run.means.with_steps(taken) if count else run.means
         after = after_steps(run, carry, count, open=open_epoch, means=means)
-        return after, (count, values)
+        return after, (values, taken)
 
     def _to_list(self, numbers: Any) -> list[Any]:
         """Return the numbers of an array as a flat list of Python numbers."""

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..core.backend import Backend
-from ..optimizers import Optimizer, Scaled
+from ..optimizers import Accumulate, Optimizer, Scaled
 from ..optimizers.base import Rule, nested_moments, nested_optimizers
 
 __all__ = ["rate_at"]
@@ -19,12 +19,12 @@ def rate_at(
     dtype: str,
     *,
     caller: str,
-    steps_back: int = 0,
+    batches_back: int | None = None,
 ) -> float:
     """Return the learning rate of the step after `moments`, times the scales of Scaled.
 
-    moments: None before the first weights are drawn. steps_back: 1 for the step that
-    led to the moments.
+    moments: None before the first weights are drawn. batches_back: the step that took
+    the last batch if 0, the one before it if 1, and so on.
 
     Raises
     ------
@@ -52,5 +52,25 @@ def rate_at(
                     'follows a schedule: count them in its moments, as "step"'
                 )
             steps = int(backend.to_numpy(taken))
-        rate = rate(np.asarray(max(steps - steps_back, 0), dtype))
+            if batches_back is not None:
+                steps += _updates_since(optimizer, moments, backend, batches_back)
+        rate = rate(np.asarray(max(steps, 0), dtype))
     return math.prod(scales) * float(rate)
+
+
+def _updates_since(
+    optimizer: Optimizer, moments: Any, backend: Backend, batches_back: int
+) -> int:
+    """Return the number of the update that a batch belongs to, minus the updates taken.
+
+    It is -1 for a batch that completed the last update, and 0 for one that `Accumulate`
+    keeps for the next.
+    """
+    every = 1
+    count = 0
+    for each in nested_optimizers(optimizer):
+        if isinstance(each, Accumulate):
+            every = each.every
+            counts = [own["count"] for own in nested_moments(moments) if "count" in own]
+            count = int(backend.to_numpy(counts[0]))
+    return (count - 1 - batches_back) // every

@@ -270,6 +270,21 @@ class Trainer:
             self.optimizer, moments, self.backend, self.dtype, caller="Trainer.rate"
         )
 
+    def _rate_before(self, batches_back: int) -> float | None:
+        """Return the rate of the step so many steps before the last one, or None."""
+        moments = self._current.carry()[2]
+        try:
+            return rate_at(
+                self.optimizer,
+                moments,
+                self.backend,
+                self.dtype,
+                caller="StepReport.rate",
+                batches_back=batches_back,
+            )
+        except TypeError:
+            return None
+
     @property
     def params(self) -> Params:
         """The current parameters on the backend; later steps change other arrays."""
@@ -516,8 +531,9 @@ class Trainer:
             only, so they cost little; if one is expensive, such as a perplexity of many
             classes, False leaves them to the validation data.
         callbacks
-            Called in order after each completed epoch: see `Callback`, also for a `fit`
-            that continues an interrupted one. A function is called with (trainer, row).
+            Called in order after each completed epoch, and after each step if they have
+            a method `step`: see `Callback`, also for a `fit` that continues an
+            interrupted one. A function is called with (trainer, row).
         verbose
             0 shows no progress bar.
 
@@ -574,7 +590,11 @@ class Trainer:
         metrics = self.metrics if training_metrics else {}
         fields = self._row_fields(metrics, held_out is not None)
         expect_fields(self, callback_list, fields)
-        feeder = self._feeder(source.layout, augment)
+        step_by_step = any(
+            callback.one_step_per_call and type(callback).step is not Callback.step
+            for callback in callback_list
+        )
+        feeder = self._feeder(source.layout, augment, step_by_step)
         last_step = math.inf if steps is None else self.steps + steps
         with (
             self._remembering(callback_list) as bound_callbacks,
@@ -590,6 +610,7 @@ class Trainer:
                 loop=self._measured_steps if metrics else self._steps,
                 metrics=metrics,
                 last_arguments=self._last_arguments,
+                rate_before=self._rate_before,
                 to_numpy=self.backend.adapter.to_numpy,
                 keep_finite=self.keep_finite,
                 prefetch=prefetch,
@@ -639,9 +660,12 @@ class Trainer:
         return ("epoch", "steps", "loss", *metrics, *validation, "seconds")
 
     def _feeder(
-        self, layout: tuple[int, int, bool], augment: Augment | None
+        self, layout: tuple[int, int, bool], augment: Augment | None, step_by_step: bool
     ) -> BatchFeeder:
-        """Return the feeder for batches of a layout, see `EpochProgress`."""
+        """Return the feeder for batches of a layout, see `EpochProgress`.
+
+        step_by_step: whether each call takes one step.
+        """
         batch_size, count, _ = layout
         return BatchFeeder(
             self._validator,
@@ -657,7 +681,9 @@ class Trainer:
             # A context function is called before each step, and a loss may read this
             # trainer's counters or parameters: both need to be up to date at every
             # step.
-            together=not (self._context.is_called or reads(self._steps, self)),
+            together=not (
+                step_by_step or self._context.is_called or reads(self._steps, self)
+            ),
         )
 
     def _rows_for(self, count: int) -> int:
