@@ -49,7 +49,7 @@ LEVELS = (
         *("core.files", "display.pages"),
         *("diagnostics.conformance.sources", "diagnostics.cost.counter"),
         *("diagnostics.draws", "diagnostics.gradcheck.inputs"),
-        "diagnostics.gradcheck.report",
+        *("diagnostics.gradcheck.report", "diagnostics.representable"),
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *(
             "training.config",
@@ -73,7 +73,7 @@ LEVELS = (
     },
     {
         *("diagnostics.compare.schema", "diagnostics.cost.native"),
-        "diagnostics.gradcheck.inside",
+        *("diagnostics.gradcheck.dtypes", "diagnostics.gradcheck.inside"),
         "training.steps",
     },
     {

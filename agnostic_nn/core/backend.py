@@ -128,7 +128,7 @@ class Backend:
         ValueError
             If no real floating-point dtype has this name.
         """
-        precisions.epsilon(name)  # refuses other names
+        precisions.digits_and_exponent(name)  # refuses other names
         if name == "float64":
             return "" if self.has_float64 else self.lacks_float64
         dtype = getattr(self.xp, name, None)

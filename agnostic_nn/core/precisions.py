@@ -14,7 +14,14 @@ dtypes move between a host and a device as float32, and no constant needs NumPy.
 
 from .errors import expect
 
-__all__ = ["HALVES", "PRECISION_NAMES", "epsilon", "largest", "tiny"]
+__all__ = [
+    "HALVES",
+    "PRECISION_NAMES",
+    "digits_and_exponent",
+    "epsilon",
+    "largest",
+    "tiny",
+]
 
 _FORMATS = {  # name: (p, E)
     "float16": (10, 15),
@@ -26,30 +33,31 @@ PRECISION_NAMES = tuple(_FORMATS)
 HALVES = ("float16", "bfloat16")  # those of 16 bits
 
 
-def epsilon(name: str) -> float:
-    """Return ε = 2⁻ᵖ, the distance from 1 to the next number.
+def digits_and_exponent(name: str) -> tuple[int, int]:
+    """Return p and E of a dtype.
 
     Raises
     ------
     ValueError
         If no real floating-point dtype has this name.
     """
-    digits, _ = _format(name)
+    expect(name in _FORMATS, "expected one of {}, got {!r}", ", ".join(_FORMATS), name)
+    return _FORMATS[name]
+
+
+def epsilon(name: str) -> float:
+    """Return ε = 2⁻ᵖ, the distance from 1 to the next number."""
+    digits, _ = digits_and_exponent(name)
     return 2.0**-digits
 
 
 def largest(name: str) -> float:
     """Return (2 − ε) 2ᴱ, the largest finite number."""
-    digits, exponent = _format(name)
+    digits, exponent = digits_and_exponent(name)
     return (2.0 - 2.0**-digits) * 2.0**exponent
 
 
 def tiny(name: str) -> float:
     """Return 2¹⁻ᴱ, the smallest normal number."""
-    _, exponent = _format(name)
+    _, exponent = digits_and_exponent(name)
     return 2.0 ** (1 - exponent)
-
-
-def _format(name: str) -> tuple[int, int]:
-    expect(name in _FORMATS, "expected one of {}, got {!r}", ", ".join(_FORMATS), name)
-    return _FORMATS[name]

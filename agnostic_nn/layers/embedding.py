@@ -16,7 +16,7 @@ from ..core.arrays import (
 )
 from ..core.errors import expect, expect_count
 from ..initializers import Initializer, TruncatedNormal, expect_initializer
-from ..ops import scatter_add
+from ..ops import narrowed, scatter_add, widened
 from .base import Layer
 from .shapes import as_matrix, matrix_as
 
@@ -88,9 +88,11 @@ class Embedding(Layer):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
         xp = namespace(dy)
-        updates = xp.reshape(dy, (-1, self.width))
+        # libraries add one row after the other: many, if one word is frequent
+        updates = widened(xp.reshape(dy, (-1, self.width)))
         rows = xp.reshape(cache, (-1,))
-        return None, {"weight": scatter_add(updates, rows, self.num_embeddings)}
+        total = scatter_add(updates, rows, self.num_embeddings)
+        return None, {"weight": narrowed(total, like=dy)}
 
     def check(self, x: Array) -> None:
         super().check(x)

@@ -20,6 +20,7 @@ from typing import Any
 from ..core.arrays import Array, Cache, Key, Params, RowMask, Shape, State, namespace
 from ..core.errors import expect, expect_number
 from ..core.random import bernoulli, split, uniform
+from ..ops import is_narrow, narrowed
 from .base import Layer
 
 __all__ = ["DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
@@ -150,10 +151,13 @@ def _normal(key: Key, x: Array) -> Array:
     """Draw standard normal numbers shaped like x, equal in all dtypes up to rounding.
 
     √(-2 log u) cos 2πv as in `random.normal`, but with u and v of 24 random bits in
-    float64 too, so that float32 and float64 get the same draws.
+    float64 too, so that float32 and float64 get the same draws. float16 and bfloat16
+    are computed in float32: in them the smallest u would be 0.
     """
     xp = namespace(x)
+    wide = xp.float32 if is_narrow(x) else x.dtype
     keys = split(key, 2)
-    u = 1.0 - xp.astype(uniform(keys[0, :], x.shape, xp.float32), x.dtype)
-    v = xp.astype(uniform(keys[1, :], x.shape, xp.float32), x.dtype)
-    return xp.sqrt(-2.0 * xp.log(u)) * xp.cos(2.0 * math.pi * v)
+    u = 1.0 - xp.astype(uniform(keys[0, :], x.shape, xp.float32), wide)
+    v = xp.astype(uniform(keys[1, :], x.shape, xp.float32), wide)
+    normal = xp.sqrt(-2.0 * xp.log(u)) * xp.cos(2.0 * math.pi * v)
+    return narrowed(normal, like=x)

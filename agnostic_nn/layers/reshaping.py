@@ -18,7 +18,7 @@ from ..core.arrays import (
 )
 from ..core.errors import expect, expect_function, expect_integers
 from ..core.fields import set_fields
-from ..ops import scatter_add
+from ..ops import narrowed, scatter_add, widened
 from .base import Layer
 from .shapes import empty_like
 
@@ -198,10 +198,11 @@ class Lambda(Layer):
         count = math.prod(dy.shape[1:])
         sources = xp.reshape(self._sources(xp, shape, device(dy)), (-1,))
         # `scatter_add` adds rows, so the rows are the elements of an example
-        updates = xp.reshape(dy, (dy.shape[0], count)).T
+        updates = widened(xp.reshape(dy, (dy.shape[0], count)).T)
         # row 0 is that of added zeros
         total = scatter_add(updates, sources, size + 1)[1:, :]
-        return xp.reshape(total.T, (dy.shape[0], *shape)), {}
+        dx = xp.reshape(total.T, (dy.shape[0], *shape))
+        return narrowed(dx, like=dy), {}
 
     def _sources(self, xp: Any, shape: Shape, place: Any) -> Array:
         """Return the position in x, counted from 1, of each element of y.

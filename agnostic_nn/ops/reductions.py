@@ -4,7 +4,7 @@ import math
 from functools import singledispatch
 
 from ..core.arrays import Array, device, namespace, size
-from .precision import narrowed, widened
+from .precision import is_narrow, narrowed, widened
 
 __all__ = ["all_finite", "log_softmax", "norm", "scaled_norm", "sum_over", "sum_rows"]
 
@@ -78,10 +78,12 @@ def sum_over(x: Array, axes: tuple[int, ...]) -> Array:
 
     Along a long axis other than the last, elements are added in chunks of 256, and then
     the sums of the chunks. Added one after the other, the sum of 2²⁰ elements of
-    float32 would have an error of some hundred eps. A backend whose library adds in
-    chunks anyway may register its own sum.
+    float32 would have an error of some hundred eps. float16 and bfloat16 are added in
+    float32. A backend whose library adds in chunks anyway may register its own sum.
     """
     xp = namespace(x)
+    if is_narrow(x):
+        return narrowed(sum_over(widened(x), axes), like=x)
     long = [axis for axis in axes if x.shape[axis] > 2 * _CHUNK and axis < x.ndim - 1]
     if not long:
         return xp.sum(x, axis=axes, keepdims=True)

@@ -14,6 +14,11 @@ A sum passes through partial sums s₁ … sₙ, each rounded, with independent 
 to ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r²,
 terms of random signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
 
+A library may add numbers of a narrow dtype in a wider one, whose ε is ε₊, and round the
+sum once. With the argument `sums`, the error of a sum is that of both:
+
+    |δ| ≤ ε₊/2 √n √(r² + Σ t²) + ε/2 |r|
+
 The following operations magnify, damp or cancel the δ in the same way as rounding
 errors. The distance of the results from the reference is a sample of the effect of
 rounding (Parker, "Monte Carlo Arithmetic", 1997). It is also meaningful for a sum that
@@ -63,11 +68,14 @@ def rounded(
     function: Callable[..., Any],
     *trees: Any,
     epsilon: float,
+    sums: float | None = None,
     limit: float = math.inf,
     samples: int = 8,
     seed: int = 0,
 ) -> tuple[Any, dict[str, float]]:
     """Return the result of `exactly`, and by path the effect of rounding on each leaf.
+
+    sums: the ε of the dtype in which sums are added up, if it is not that of the rest.
 
     The effect is the distance from the reference of the element that is furthest away.
     Elements of the reference that are larger than `limit` do not count.
@@ -75,7 +83,7 @@ def rounded(
     reference = exactly(function, *trees)
     named = dict(named_leaves(reference))
     furthest = dict.fromkeys(named, 0.0)
-    noise = _Noise(np.random.default_rng(seed), epsilon)
+    noise = _Noise(np.random.default_rng(seed), epsilon, sums)
     for _ in range(samples):
         for name, leaf in named_leaves(_run(noise, function, trees)):
             furthest[name] = max(furthest[name], _distance(leaf, named[name], limit))
@@ -151,14 +159,18 @@ _EXACT = _Exact(namespace(np.zeros(())))
 class _Noise(_Exact):
     """Adds a random error to the result of each operation."""
 
-    def __init__(self, generator: np.random.Generator, epsilon: float) -> None:
+    def __init__(
+        self, generator: np.random.Generator, epsilon: float, sums: float | None
+    ) -> None:
         super().__init__(_EXACT.xp)
         self.generator = generator
         self.epsilon = epsilon
+        # the ε of sums in units of the other; None if they are added in the same dtype
+        self.sums = None if sums is None else sums / epsilon
 
     def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = function(*args, **kwargs)
-        size = _error_size(name, function, args, kwargs, result)
+        size = _error_size(name, function, args, kwargs, result, self.sums)
         if size is None:
             return result
         size = np.where(np.isfinite(size), size, 0.0)
@@ -167,7 +179,12 @@ class _Noise(_Exact):
 
 
 def _error_size(
-    name: str, function: Function, args: Args, kwargs: Kwargs, result: Any
+    name: str,
+    function: Function,
+    args: Args,
+    kwargs: Kwargs,
+    result: Any,
+    sums: float | None,
 ) -> Any:
     """Return the largest error of a result, in units of ε; None if it is exact."""
     if (
@@ -192,4 +209,5 @@ def _error_size(
         count = left.shape[-1] if name == "matmul" else count
     else:
         return None
-    return 0.5 * (count * (result * result + squares)) ** 0.5
+    size = 0.5 * (count * (result * result + squares)) ** 0.5
+    return size if sums is None else sums * size + 0.5 * np.abs(result)

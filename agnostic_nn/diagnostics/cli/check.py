@@ -9,7 +9,7 @@ from dataclasses import asdict
 from difflib import get_close_matches
 from typing import Any
 
-from ...core import random
+from ...core import precisions, random
 from ...core.backend import Backend, BackendUnavailable, backend
 from ...core.trees import shape_map
 from .arguments import (
@@ -40,7 +40,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "NumPy.",
         _check,
         "The tables show the largest relative error of each comparison; `vjp of` a "
-        "backend is its automatic differentiation. `python -m pydoc "
+        "backend is its automatic differentiation, and the errors of --dtypes are in "
+        "units of ε, the distance from 1 to the next number. `python -m pydoc "
         "agnostic_nn.diagnostics.gradcheck.oracles` describes the comparisons.",
         epilog="Exit status: 0 if all checks passed, 1 if a layer failed, 2 if the "
         "command line is invalid.",
@@ -66,6 +67,14 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="A,B",
         help="backends to compare with NumPy (default: all that can run here and have "
         "float64)",
+    )
+    add_argument(
+        "--dtypes",
+        type=names,
+        default=[],
+        metavar="A,B",
+        help="also compare the layer in these dtypes with float64, on NumPy and each "
+        "backend that has them: float16, bfloat16, float32",
     )
     add_argument(
         "--elements",
@@ -94,6 +103,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 def _check(options: argparse.Namespace) -> int:
     from ...display.tables import markdown_table, table
     from ..gradcheck import CheckFailed, check
+    from ..gradcheck.dtypes import backends_with, expected_dtypes
     from ..loading import CannotLoad
 
     try:
@@ -102,30 +112,43 @@ def _check(options: argparse.Namespace) -> int:
             for name, layer, shape, _ in chosen:
                 _expect_shape(name, layer, shape)
         others = options.backends and [_with_float64(name) for name in options.backends]
+        try:
+            backends_with(expected_dtypes(options.dtypes), others)
+        except ValueError as error:
+            raise _InvalidArguments(f"--dtypes: {error}") from None
         for path in (options.json, options.markdown):
             if path is not None and not is_writable(path.parent):
                 raise _InvalidArguments(f"{path} cannot be written to")
     except (_InvalidArguments, CannotLoad, BackendUnavailable) as error:
         return refuse("check", error)
     results = []
-    settings = {"backends": others, "elements": options.elements, "seed": options.seed}
+    settings = {
+        "backends": others,
+        "dtypes": options.dtypes,
+        "elements": options.elements,
+        "seed": options.seed,
+    }
     for number, (name, layer, shape, draw) in enumerate(chosen, 1):
         show_status(f"{number}/{len(chosen)} {name}")
         rows: list[dict[str, Any]] = []
+        remarks: tuple[str, ...] = ()
         message = None
         try:
             report = check(layer, shape, draw=draw, **settings)
             rows = [asdict(row) for row in report.rows]
+            remarks = report.remarks
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
             if error.report is not None:
                 message = message.rstrip().removesuffix(f"\n\n{error.report}")
                 rows = [asdict(row) for row in error.report.rows]
+                remarks = error.report.remarks
         except Exception:  # a layer that does not even run may raise any exception
             message = traceback.format_exc()
         verdict = "failed" if message else "passed"
         result = {"name": name, "layer": str(layer), "shape": shape, "rows": rows}
-        results.append(result | {"verdict": verdict, "message": message})
+        result |= {"remarks": remarks, "verdict": verdict, "message": message}
+        results.append(result)
     show_status("")
 
     columns, lines = _table(results)
@@ -140,6 +163,13 @@ def _check(options: argparse.Namespace) -> int:
             continue
         if result["rows"]:
             parts.append(table(*_comparisons(result["rows"], options.verbose)))
+    by_remark: dict[str, list[str]] = {}
+    for result in results:
+        for remark in result["remarks"]:
+            by_remark.setdefault(remark, []).append(result["name"])
+    for remark, layers in by_remark.items():
+        which = f"{', '.join(layers)}: " if len(layers) < len(results) else ""
+        parts.append(f"{which}{remark}")
     count = len(failed) or len(results)
     parts.append(f"{count} of {len(results)} {'failed' if failed else 'passed'}")
     checks = [result | {"rows": _for_json(result["rows"])} for result in results]
@@ -216,6 +246,8 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
 
 def _column(row: dict[str, Any]) -> str:
     """Return the column of the table in which an oracle's result belongs."""
+    if row["oracle"] in precisions.PRECISION_NAMES:
+        return f"{row['oracle']} on {row['backend']}"
     if row["oracle"] == "automatic differentiation":
         return f"vjp of {row['backend']}"
     return str(row["backend" if row["oracle"] == "same as NumPy" else "oracle"])
@@ -240,7 +272,12 @@ def _worst(rows: list[dict[str, Any]]) -> str:
         return "refused"
     errors = [row["error"] for row in rows]
     worst = max(errors, key=lambda error: (math.isnan(error), error), default=None)
-    return "" if worst is None else f"{worst:.1e}"
+    if worst is None:
+        return ""
+    dtype = rows[0]["oracle"]
+    if dtype in precisions.PRECISION_NAMES:
+        return f"{worst / precisions.epsilon(dtype):.2g} ε"
+    return f"{worst:.1e}"
 
 
 def _comparisons(

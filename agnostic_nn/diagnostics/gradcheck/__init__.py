@@ -2,7 +2,8 @@
 
 `checks.py` has `check`, and `report.py` its result. `inputs.py` draws inputs, and
 `cases.py` checks the contract of a layer. `oracles.py` compares it with central
-differences, with automatic differentiation and with NumPy. `inside.py` finds the layer
+differences, with automatic differentiation and with NumPy. `dtypes.py` compares its
+arithmetic in narrow dtypes with float64. `inside.py` finds the layer
 that is wrong inside a block.
 """
 

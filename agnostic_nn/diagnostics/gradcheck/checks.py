@@ -2,7 +2,8 @@
 
 Authors of a layer run this first. The layer runs on NumPy in float64, at a random point
 away from its initial parameters and state, and is compared there with the oracles that
-`oracles.py` describes.
+`oracles.py` describes. With `dtypes`, its arithmetic in float16, bfloat16 or float32 is
+compared with float64, as `dtypes.py` describes.
 
 Before that, in float32 and float64, the contract is checked: shape, dtype and nesting
 of everything that the layer returns, no argument changed in place, the same results at
@@ -34,6 +35,7 @@ from ...core.errors import (
 from ...core.trees import leaves, shape_map, tree_map
 from ...layers.base import Layer, is_shape
 from .cases import Case, expect_contract, random_case, read_only
+from .dtypes import backends_with, expected_dtypes, in_dtypes
 from .inputs import batched, draw_for
 from .inside import failure_inside
 from .oracles import (
@@ -63,6 +65,7 @@ def check(
     batch: int = 3,
     seed: int = 0,
     backends: Iterable[str | Backend] | None = None,
+    dtypes: Iterable[str] = (),
     elements: int = 50,
     draw: Callable[[np.random.Generator, Shape], np.ndarray] | None = None,
 ) -> Report:
@@ -70,6 +73,10 @@ def check(
 
     shape: the shape of one example, or a tree of shapes where x is a tree.
     backends: names or handles; None means all that run here, each on its first device.
+    dtypes: of "float16", "bfloat16" and "float32", those in which forward and backward
+        are also compared with float64, on NumPy and on each backend that has them. The
+        tolerance is measured for the rounding of each dtype. Numbers that a dtype
+        cannot hold are named in the report; they are not errors.
     elements: how many elements of a leaf the central differences check, drawn at random
         where it has more.
     draw: returns x for a generator and the shape of x, or tree of shapes. By default, x
@@ -83,7 +90,8 @@ def check(
         worst entry of the first oracle that differs, and ends with the table. If the
         layer is a block, it also names the first layer inside that fails by itself.
     BackendUnavailable
-        If one of `backends` cannot run or has no float64.
+        If one of `backends` cannot run or has no float64, or if no backend has one of
+        the `dtypes`.
     TypeError
         If `layer` is not a layer. A loss is checked as a layer,
         `agnostic_nn.diagnostics.gradcheck.loss_of(loss)`.
@@ -106,6 +114,8 @@ def check(
         expect_function("draw", draw, "generator, shape")
     if backends is not None:
         backends = _expect_backends(backends)
+    dtypes = expected_dtypes(dtypes)
+    in_dtype_on = backends_with(dtypes, backends) if dtypes else []
     draw_x = draw or partial(draw_for, layer)
     # Another generator, so that this draw does not change those of the other oracles.
     others = partial(draw_x, np.random.default_rng([seed, 1]), batched(shape, 2))
@@ -118,7 +128,7 @@ def check(
 
     generator = np.random.default_rng(seed)
     title = f"{layer} on {shape}, a batch of {batch}, seed {seed}"
-    settings = _Settings(elements, generator, backends)
+    settings = _Settings(elements, generator, backends, dtypes, in_dtype_on)
     try:
         return _judge(title, cases(generator, True), others, settings)
     except CheckFailed as failure:
@@ -126,7 +136,8 @@ def check(
             fault, *rest = str(failure).split("\n\n", 1)
             generator = np.random.default_rng(seed)
             needed = backends if fault.startswith(ON_BACKENDS) else []
-            settings = _Settings(elements, generator, needed)
+            failing = [dtype for dtype in dtypes if fault.startswith(f"{dtype} on ")]
+            settings = _Settings(elements, generator, needed, failing, in_dtype_on)
 
             def judge(drawn: list[Case], other_x: Callable[[], Any]) -> Report:
                 return _judge("", drawn, other_x, settings)
@@ -147,6 +158,8 @@ class _Settings:
     elements: int
     generator: np.random.Generator
     backends: list[str | Backend] | None
+    dtypes: list[str]
+    dtype_backends: list[Backend]  # on which the dtypes are checked, if they have them
 
 
 def _judge(
@@ -188,7 +201,9 @@ def _judge(
             error.add_note(f"while {layer} was checked on {other}")
             raise
 
-    report = Report(title, tuple(rows))
+    in_dtype_rows, remarks = in_dtypes(cases, settings.dtypes, settings.dtype_backends)
+    rows += in_dtype_rows
+    report = Report(title, tuple(rows), tuple(remarks))
     failures = [row for row in rows if not row.error <= row.tolerance]
     if failures:
         first = failures[0].oracle

@@ -44,11 +44,13 @@ class Row:
 class Report:
     """The result of `check`: a row for each oracle, backend, mode and leaf.
 
-    `str()` is a table.
+    remarks: what could not be checked in the dtypes that `check` was given. `str()` is
+    a table.
     """
 
     title: str
     rows: tuple[Row, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def worst(self) -> Row:
@@ -59,14 +61,15 @@ class Report:
         )
 
     def __str__(self) -> str:
-        return f"{self.title}\n\n{table(*self._cells())}"
+        return "\n\n".join([self.title, table(*self._cells()), *self.remarks])
 
     def _repr_html_(self) -> str:
         worst = self.worst.error / self.worst.tolerance
         count = len(self.rows)
         summary = f"{count} comparisons, the worst at {worst:.2g} of its tolerance"
         rows = html_table(*self._cells(), inline=True)
-        return f"<p>{escape(self.title)}</p>{folded(summary, rows, count)}"
+        remarks = "".join(f"<p>{escape(remark)}</p>" for remark in self.remarks)
+        return f"<p>{escape(self.title)}</p>{folded(summary, rows, count)}{remarks}"
 
     def _cells(self) -> tuple[list[str], list[list[Any]]]:
         columns = ["oracle", "backend", "mode", "leaf"]

@@ -133,6 +133,7 @@ def _scatter_add(updates: np.ndarray, index: np.ndarray, rows: int) -> np.ndarra
     count = len(index)
     if (
         _sparse is not None
+        and updates.dtype.itemsize > 2  # SciPy computes float16 in float32
         and updates.size > _MIN_SPARSE_SIZE
         and 0 <= index.min() <= index.max() < rows
     ):
