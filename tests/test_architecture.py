@@ -94,6 +94,7 @@ LEVELS = (
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
         "diagnostics.compare.report.how_to_read",
+        "diagnostics.compare.report.axes",
         "diagnostics.compare.report.names",
         *("diagnostics.compare.deviation", "diagnostics.compare.environment"),
         "diagnostics.compare.workloads",

@@ -2,8 +2,8 @@
 
 A page is a template in `templates` that extends `page.html`. Plots are drawn by
 matplotlib and embedded as SVG that takes its colours from the page. Formulas are
-LaTeX, converted to MathML, which browsers render themselves. No page loads anything or
-runs a script.
+LaTeX, converted to MathML, which browsers render themselves. No page loads anything.
+The only script copies a command to the clipboard.
 """
 
 import html
@@ -15,7 +15,16 @@ from typing import Any
 
 from .tables import html_table
 
-__all__ = ["colour", "embedded", "figure", "formula", "framed", "render", "svg"]
+__all__ = [
+    "COLOURS",
+    "colour",
+    "embedded",
+    "figure",
+    "formula",
+    "framed",
+    "render",
+    "svg",
+]
 
 COLOURS = 8  # for lines; `page.html` defines them
 # Placeholders for the colours of the page, which `svg` replaces by CSS variables.
@@ -60,9 +69,13 @@ def render(template: str, **values: Any) -> str:
 
 
 def _unbroken_numbers(text: str) -> Any:
-    """Return text as HTML that does not break a number such as 2e-06 between lines."""
+    """Return text as HTML that does not break a number such as 2e-06 between lines.
+
+    What is between backticks becomes code.
+    """
     span = r'<span class="whole">\g<0></span>'
     marked = re.sub(r"\d[\d.]*e-\d+", span, html.escape(text))
+    marked = re.sub(r"`([^`]+)`", r"<code>\1</code>", marked)
     return _required("markupsafe").Markup(marked)
 
 
@@ -102,8 +115,12 @@ def colour(i: int) -> str:
     return f"#01030{i % COLOURS}"
 
 
-def svg(figure: Any, about: str) -> str:
-    """Return a figure as HTML; `about` describes it for readers who cannot see it."""
+def svg(figure: Any, about: str, title: str = "") -> str:
+    """Return a figure as HTML; `about` describes it for readers who cannot see it.
+
+    title: if given, a caption above the figure begins with it, and continues with
+    `about`.
+    """
     from matplotlib import rc_context
 
     for legend in filter(None, (axes.get_legend() for axes in figure.axes)):
@@ -123,8 +140,12 @@ def svg(figure: Any, about: str) -> str:
     for placeholder, variable in _CSS_VARIABLES.items():
         text = text.replace(placeholder, variable)
     description = html.escape(about, quote=True)
-    text = text.replace("<svg", f'<svg role="img" aria-label="{description}"', 1)
-    return f"<figure>{text}</figure>"
+    label = html.escape(f"{title}. {about}", quote=True) if title else description
+    text = text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    caption = ""
+    if title:
+        caption = f"<figcaption><b>{html.escape(title)}</b> {description}</figcaption>"
+    return f"<figure>{caption}{text}</figure>"
 
 
 def _without_font(text: str) -> str:

@@ -5,18 +5,38 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from ....display.pages import framed, render
-from ..schema import Report, Result
+from ....display.pages import COLOURS, framed, render
+from ..schema import Report, Status
+from .axes import DASHES, MARKS
 from .files import write
 from .headline import headline
 from .how_to_read import HOW_TO_READ
 from .names import named_results
 from .plots import drawn
-from .sentences import remarks, sentence
-from .tables import batch_timings, environments, layer_costs, overview, roundings
+from .sentences import commands, remarks, sentence, warnings
+from .tables import (
+    Row,
+    about_short_table,
+    batch_timings,
+    details,
+    environments,
+    first_differences,
+    layer_costs,
+    overview,
+    roundings,
+    short_table,
+)
 from .terminal import summary
 
 __all__ = ["Comparison", "page"]
+
+# of each status, the worst first: its class in the style sheet, a symbol, a heading
+STATUSES: dict[Status, tuple[str, str, str]] = {
+    "differs": ("bad", "✗", "Differs"),
+    "failed": ("bad", "!", "Failed"),
+    "not checked": ("doubt", "?", "Not fully checked"),
+    "agrees": ("good", "✓", "Agrees"),
+}
 
 
 class Comparison(Report):
@@ -58,23 +78,63 @@ def page(report: Report) -> str:
         If a package that pages need is not installed.
     """
     named = named_results(report)
-    verdicts = [(name, sentence(r), _css_class(r)) for name, r in named]
+    plots = drawn(report)
     return render(
         "compare.html",
         title=f"{report.workload.name}: the same training on every backend",
-        about=f"{report.workload.about}.",
         report=report,
+        status=_worst_status(report),
         headline=f"{headline(report)}.",
-        verdicts=verdicts,
+        warnings=list(warnings(report)),
+        differences=first_differences(report),
+        commands=commands(report),
+        runs=_runs(report, with_swatches=bool(plots)),
+        about_runs=about_short_table(report),
+        verdicts=[
+            (name, sentence(r, with_command=False), *STATUSES[r.status])
+            for name, r in named
+        ],
         remarks=list(remarks(report)),
         tables=[_trimmed(len(named), *each) for each in overview(report)],
-        plots=drawn(report),
+        details=[
+            (name, *details(report, r.deviations))
+            for name, r in named
+            if r.deviations is not None
+        ],
+        plots=plots,
+        swatches=[(_swatch(i), name) for i, (name, _) in enumerate(named)],
         how_to_read=[each.format(**vars(report.tolerance)) for each in HOW_TO_READ],
         roundings=roundings(report),
         layer_costs=layer_costs(report) if report.layer_costs else None,
         batch_timings=batch_timings(report),
         environments=environments(report),
     )
+
+
+def _worst_status(report: Report) -> tuple[str, str, str]:
+    """Return how the worst status of all runs is shown."""
+    present = {r.status for r in report.results}
+    return next(look for status, look in STATUSES.items() if status in present)
+
+
+def _runs(
+    report: Report, *, with_swatches: bool
+) -> tuple[list[str], list[tuple[str, str, str, Row]]]:
+    """Return the columns of the table of runs, and the rows with their statuses.
+
+    A row is the swatch of a run, its class, its symbol, and the cells.
+    """
+    columns, rows = short_table(report)
+    columns = [column.replace("\n", " ") for column in columns]
+    marked = []
+    for i, row in enumerate(rows):
+        kind, symbol = "", ""
+        swatch = ""
+        if i < len(report.results):  # the last row is the reference
+            kind, symbol, _ = STATUSES[report.results[i].status]
+            swatch = _swatch(i) if with_swatches else ""
+        marked.append((swatch, kind, symbol, row))
+    return columns, marked
 
 
 def _trimmed(
@@ -97,8 +157,27 @@ def _trimmed(
     return title, [columns[i] for i in remaining], shorter_rows
 
 
-def _css_class(result: Result) -> str:
-    if result.status in ("failed", "differs"):
-        return "bad"
-    in_doubt = result.status == "not checked" or result.precision_issue
-    return "doubt" if in_doubt else "good"
+# --- the key of the plots -------------------------------------------------------------
+
+# The markers of plots, within a square from -4 to 4.
+SHAPES = {
+    "o": "M-3.6 0a3.6 3.6 0 1 0 7.2 0a3.6 3.6 0 1 0 -7.2 0z",
+    "s": "M-3.3 -3.3h6.6v6.6h-6.6z",
+    "D": "M0 -4.2l4.2 4.2l-4.2 4.2l-4.2 -4.2z",
+    "^": "M0 -4l4 7.4h-8z",
+    "v": "M0 4l4 -7.4h-8z",
+    "P": "M-1.3 -4h2.6v2.7h2.7v2.6h-2.7v2.7h-2.6v-2.7h-2.7v-2.6h2.7z",
+    "X": "M-2 -4l2 2l2 -2l2 2l-2 2l2 2l-2 2l-2 -2l-2 2l-2 -2l2 -2l-2 -2z",
+}
+
+
+def _swatch(i: int) -> str:
+    """Return the SVG of the line and the marker that run number i has in plots."""
+    dashes = " ".join(f"{1.8 * length:g}" for length in DASHES[i % len(DASHES)])
+    dashed = f' stroke-dasharray="{dashes}"' if dashes else ""
+    colour = f"var(--c{i % COLOURS})"
+    return (
+        '<svg class="swatch" viewBox="-14 -6 28 12" aria-hidden="true">'
+        f'<path d="M-14 0h28" stroke="{colour}" stroke-width="1.8"{dashed}/>'
+        f'<path d="{SHAPES[MARKS[i % len(MARKS)]]}" fill="{colour}"/></svg>'
+    )

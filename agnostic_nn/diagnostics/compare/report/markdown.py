@@ -55,11 +55,10 @@ def markdown(report: Report) -> str:
     if rows:
         parts += ["## Milliseconds per step, by batch size"]
         parts += [markdown_table(columns, rows)]
-    columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
     for name, r in results:
         if r.deviations is not None:
             parts += [f"## Deviations of {name}"]
-            parts += [markdown_table(columns, details(r.deviations))]
+            parts += [markdown_table(*details(report, r.deviations))]
     parts += ["## Environment", markdown_table(*environments(report))]
     return "\n\n".join(parts) + "\n"
 

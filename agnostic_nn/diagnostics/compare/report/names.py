@@ -2,9 +2,17 @@
 
 from collections.abc import Sequence
 
+from ..rounding import layer_of
 from ..schema import Report, Result
 
-__all__ = ["first_few", "joined", "named_results", "names"]
+__all__ = [
+    "first_few",
+    "joined",
+    "layer_order",
+    "named_results",
+    "names",
+    "with_class",
+]
 
 
 def names(report: Report, *, with_dtype: bool = True) -> list[str]:
@@ -51,3 +59,42 @@ def first_few(descriptions: list[str], most: int = 4) -> str:
     unique = list(dict.fromkeys(descriptions))
     rest = f" and {len(unique) - most} more" if len(unique) > most else ""
     return ", ".join(unique[:most]) + rest
+
+
+# --- layers ---------------------------------------------------------------------------
+
+
+def with_class(report: Report, name: str) -> str:
+    """Return the path of a layer or an array with the class of the innermost layer.
+
+    It is "0 (Dense)" for `0`, and "0.weight (Dense)" for `0.weight`. The model, whose
+    path is empty, remains "".
+    """
+    layer = _layer(report, name)
+    return f"{name} ({_classes(report)[layer]})" if layer else name
+
+
+def layer_order(report: Report, name: str) -> tuple[int, str]:
+    """Return the key that sorts layers and arrays in the order of computation."""
+    paths = [each.layer for each in report.tolerance.layers]
+    layer = _layer(report, name)
+    return (paths.index(layer) if layer in paths else len(paths)), name
+
+
+def _layer(report: Report, name: str) -> str:
+    """Return the path of the innermost layer that holds an array; "" if it is unknown.
+
+    The name of a moment begins with `moments.` and the optimizer's name for it.
+    """
+    paths = _classes(report)
+    parts = name.partition("[")[0].split(".")
+    starts = range(len(parts) if parts[0] == "moments" else 1)
+    candidates = (layer_of(".".join(parts[k:]), paths) for k in starts)
+    return next(filter(None, candidates), "")
+
+
+def _classes(report: Report) -> dict[str, str]:
+    """Return the class of each layer by its path."""
+    return {
+        each.layer: each.about.partition("(")[0] for each in report.tolerance.layers
+    }

@@ -1,209 +1,430 @@
-"""Plots of a report, drawn by matplotlib."""
+"""Plots of a report, drawn by matplotlib.
+
+Each run has one colour, marker and dash pattern in all plots. The key is on the page,
+next to the plots, so that long names do not take space from the data.
+"""
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from textwrap import fill
 from typing import Any
 
-from ....display.pages import INK, colour, figure
-from ..schema import Report, Result
-from .names import named_results
+from ....display.pages import INK, PAPER, colour, figure
+from ..schema import Memory, Report, Result
+from .axes import (
+    MARKS,
+    SMALL,
+    dashes,
+    legend,
+    line_style,
+    log_axis,
+    row_height,
+    row_names,
+)
+from .names import joined, layer_order, named_results, with_class
 
-__all__ = ["drawn"]
-
-MARKS = "osD^vPX*"
-
+__all__ = ["Plot", "drawn"]
 
 Runs = list[tuple[int, str, Result]]  # number, name and result of each
 
-
-# of the line of a loss; longer ones are averaged, because single steps are noisy
+# of a line; longer ones are averaged, because single steps are noisy
 MAX_POINTS = 150
+MAX_ROWS = 40  # of a plot with a row for each array
+WIDTH = 4.4  # inches: several plots fit next to each other on a desktop, one on a phone
+HEIGHT = 2.7
+ROW_WIDTH = 54  # characters of such text that fit in a line
 
 
-WIDTH = 5.0  # inches: several plots fit next to each other on a desktop, one on a phone
+@dataclass(frozen=True)
+class Plot:
+    """A plot, its title, and what it shows in one or two sentences."""
+
+    figure: Any
+    title: str
+    about: str
 
 
-HEIGHT = 3.0
-
-
-def drawn(report: Report) -> list[tuple[Any, str]]:
-    """Draw all plots of a report, each with a description; none if all runs failed."""
+def drawn(report: Report) -> list[Plot]:
+    """Draw all plots of a report; none if all runs failed."""
     runs = [(i, name, r) for i, (name, r) in enumerate(named_results(report))]
     finished = [run for run in runs if run[2].deviations is not None]
     if not finished:
         return []
-    plots = [(draw(report, finished), about) for draw, about in _PLOTS.items()]
-    return [(plot, about) for plot, about in plots if plot is not None]
+    plots = [draw(report, finished) for draw in _PLOTS]
+    return [plot for plot in plots if plot is not None]
 
 
-def _plot_losses(report: Report, runs: Runs) -> Any:
-    plot, axes = figure(WIDTH, HEIGHT)
+# --- the loss by step -----------------------------------------------------------------
+
+
+def _plot_losses(report: Report, runs: Runs) -> Plot | None:
+    """Draw the loss of the reference, and of each run that can be told from it."""
     reference = report.reference
     steps = range(1, len(reference.losses) + 1)
     size = -(-len(steps) // MAX_POINTS)
-    for k, (i, name, r) in enumerate(runs):
-        # Lines drawn earlier are wider, so that identical lines remain visible.
-        width = 1.2 + 1.1 * (len(runs) - k)
-        values = _means(_numbers(r.losses or ()), size)
-        axes.plot(steps[::size], values, color=colour(i), lw=width, label=name)
-    values = _means(_numbers(reference.losses), size)
-    label = f"{reference.dtype} reference"
-    axes.plot(steps[::size], values, color=INK, lw=0.8, label=label)
-    _title(axes, "Loss" if size == 1 else f"Loss, averaged over {size} steps")
-    axes.set(xlabel="step")
-    _log_scale_if_wide(axes, [value for value in values if value > 0])
-    _legend(axes)
-    return plot
-
-
-def _plot_loss_deviations(report: Report, runs: Runs) -> Any:
+    x = steps[::size]
+    expected = _means(_numbers(reference.losses), size)
+    positive = [value for value in expected if value > 0.0]
+    if not positive:
+        return None
     plot, axes = figure(WIDTH, HEIGHT)
-    steps = range(1, len(report.reference.losses) + 1)
+    is_log = max(positive) > 30.0 * min(positive)
+    distance = _log_distance if is_log else _distance
+    height = distance(max(expected), min(positive))
+    epsilon = max((epsilon for _, epsilon in _epsilons(report, runs)), default=0.0)
+    chain = report.tolerance.step_roundings
+    allowed = _means(
+        [
+            4.0 * epsilon * (chain * t) ** 0.5 * scale
+            for t, scale in zip(steps, _numbers(reference.scales), strict=True)
+        ],
+        size,
+    )
+    low = [a - b for a, b in zip(expected, allowed, strict=True)]
+    high = [a + b for a, b in zip(expected, allowed, strict=True)]
+    axes.fill_between(x, low, high, color=INK, alpha=0.16, lw=0.0)
+    axes.plot(x, expected, color=INK, lw=1.1)
+    coinciding = []
     for i, name, r in runs:
-        deviations = r.loss_deviations or ()
-        values = [value or float("nan") for value in _numbers(deviations)]
-        label = _label(name, deviations)
-        axes.plot(steps, values, color=colour(i), lw=1.0, alpha=0.8, label=label)
-    for k, (dtype, epsilon) in enumerate(_epsilons(report, runs)):
-        chain = report.tolerance.step_roundings
-        allowed = [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
-        style = ("--", ":")[k % 2]
-        label = f"tolerance, {dtype}"
-        axes.plot(steps, allowed, color=INK, lw=1.2, ls=style, label=label)
-    _title(axes, "Deviation of the loss from the reference")
-    axes.set(xlabel="step", yscale="log")
-    _legend(axes)
-    return plot
+        values = _means(_numbers(r.losses or ()), size)
+        pairs = zip(values, expected, strict=False)
+        if all(distance(a, b) <= 0.01 * height for a, b in pairs):
+            coinciding.append(name)
+        else:
+            axes.plot(x[: len(values)], values, **line_style(i, len(values)))
+    axes.set(xlabel="step", ylabel="loss")
+    if is_log:
+        log_axis(axes, "y", positive)
+    what = f"The black line is the {reference.dtype} reference"
+    band = "the band around it is what rounding explains"
+    about = f"{what}; {band}."
+    if coinciding:
+        those = "All runs" if len(coinciding) == len(runs) > 1 else joined(coinciding)
+        verb = "coincide" if len(coinciding) > 1 else "coincides"
+        about += f" {those} {verb} with it to within the width of a line."
+    averaged = f", averaged over {size} steps" if size > 1 else ""
+    return Plot(plot, f"Loss by step{averaged}", about)
 
 
-def _plot_deviations(group: str, title: str) -> Callable[..., Any]:
+def _distance(a: float, b: float) -> float:
+    return abs(a - b) if math.isfinite(a) else math.inf
+
+
+def _log_distance(a: float, b: float) -> float:
+    return abs(math.log(a / b)) if math.isfinite(a) and a > 0.0 < b else math.inf
+
+
+def _plot_loss_deviations(report: Report, runs: Runs) -> Plot | None:
+    """Draw the largest deviation of the loss up to each step, and the tolerance."""
+    plot, axes = figure(WIDTH, HEIGHT)
+    lines = [_so_far(r.loss_deviations or ()) for _, _, r in runs]
+    steps = range(1, len(report.reference.losses) + 1)
+    chain = report.tolerance.step_roundings
+    limits = {
+        dtype: [4.0 * epsilon * (chain * t) ** 0.5 for t in steps]
+        for dtype, epsilon in _epsilons(report, runs)
+    }
+    axis = log_axis(
+        axes,
+        "y",
+        [value for line in lines for value in line],
+        [limit for allowed in limits.values() for limit in (allowed[0], allowed[-1])],
+    )
+    for dtype, allowed in limits.items():
+        axes.fill_between(steps, axis.low, allowed, color=INK, alpha=0.07, lw=0.0)
+        axes.plot(steps, allowed, color=INK, lw=1.0)
+        place = {"ha": "right", "va": "bottom", "fontsize": SMALL}
+        axes.text(steps[-1], allowed[-1], f"tolerance, {dtype}", color=INK, **place)
+    for (i, _, r), line in zip(runs, lines, strict=True):
+        values = [axis.place(value) for value in line]
+        axes.plot(steps[: len(values)], values, **line_style(i, len(values)))
+        if len(line) < len(r.loss_deviations or ()):
+            step = len(line) + 1
+            style = {"color": colour(i), "ms": 7, "clip_on": False}
+            axes.plot(step, axis.high, MARKS[i % len(MARKS)], **style)
+            side = "right" if step > len(steps) / 2 else "left"
+            text = f" NaN or inf from step {step:,} "
+            place = {"ha": side, "va": "top", "fontsize": SMALL}
+            axes.text(step, axis.high, text, color=INK, **place)
+    axes.set(xlabel="step", ylabel="relative deviation")
+    return Plot(
+        plot,
+        "Largest deviation of the loss so far",
+        "The distance from the reference's loss, relative to it. Within the shaded "
+        "band it is rounding.",
+    )
+
+
+def _so_far(deviations: Sequence[float | None]) -> list[float]:
+    """Return the largest deviation up to each step; it ends where one is unknown."""
+    known: list[float] = []
+    for value in deviations:
+        if value is None:
+            break
+        known.append(value)
+    return list(accumulate(known, max))
+
+
+# --- deviations by array --------------------------------------------------------------
+
+
+def _plot_deviations(group: str, title: str, about: str) -> Callable[..., Plot | None]:
     """Return a function that plots the deviations in a group, a row for each array."""
 
-    def draw(report: Report, runs: Runs) -> Any:
+    def draw(report: Report, runs: Runs) -> Plot | None:
         by_run = [r.deviations.group(group) if r.deviations else {} for _, _, r in runs]
         all_names = list(by_run[0])
         places = [name for name in all_names if name] or all_names
+        places.sort(key=lambda name: layer_order(report, name))
         if not places:
             return None
-        plot, axes = figure(WIDTH, max(HEIGHT, 1.2 + 0.2 * len(places)))
-        heights = range(len(places), 0, -1)
-        limits: dict[str, list[float]] = {}
-        for (i, name, r), entries in zip(runs, by_run, strict=True):
-            deviations = [entries[place].relative for place in places]
-            values = [value or float("nan") for value in deviations]
-            mark = MARKS[i % len(MARKS)]
-            label = _label(name, deviations)
-            axes.plot(values, heights, mark, color=colour(i), alpha=0.8, label=label)
-            allowed = [entries[place].tolerance or float("nan") for place in places]
-            limits.setdefault(r.dtype, allowed)
-        for k, (dtype, allowed) in enumerate(limits.items()):
-            style = {"ms": 9, "mew": (1.5, 3.0)[k % 2], "label": f"tolerance, {dtype}"}
-            axes.plot(allowed, heights, "|", color=INK, **style)
-        _title(axes, title)
-        axes.set(xscale="log", ylim=(0.4, len(places) + 0.6))
-        low, high = map(math.log10, axes.get_xlim())
-        axes.set_xlim(10.0 ** math.floor(low), 10.0 ** math.ceil(high))
-        axes.minorticks_off()
-        axes.set_yticks(heights, places)
-        _legend(axes)
-        return plot
+        rows = _worst_rows(places, by_run)
+        plot = _deviation_rows(report, runs, by_run, rows)
+        rest = ""
+        if len(rows) < len(places):
+            rest = (
+                f" Shown are {len(rows)} of {len(places)} rows: those with the "
+                "largest deviations in units of their tolerance."
+            )
+        return Plot(plot, title, f"{about}{rest}")
 
     return draw
 
 
-def _plot_times(report: Report, runs: Runs) -> Any:
-    timed = [
-        (i, name, r.step_ms, r.step_ms_quartiles)
-        for i, name, r in runs
-        if r.step_ms is not None and r.step_ms_quartiles is not None
-    ]
-    if not timed:
-        return None
-    plot, axes = figure(WIDTH, max(2.0, 1.0 + 0.5 * len(timed)))
-    # A run that was disturbed by other programs may have a very long tail: cut it off.
-    most = 2.5 * max(median for _, _, median, _ in timed)
-    for height, (i, _, median, (low, high)) in enumerate(reversed(timed)):
-        axes.barh(height, median, color=colour(i), height=0.4, alpha=0.85)
-        axes.plot([low, min(high, most)], [height, height], color=INK, lw=1.4)
-        if high > most:
-            axes.plot(most, height, ">", color=INK, ms=5, clip_on=False)
-            style = {"ha": "right", "va": "bottom", "fontsize": 8.5}
-            axes.text(most, height + 0.2, f"to {high:.3g}", color=INK, **style)
-    _title(axes, "Time per step, median and 25-75 %, ms")
-    axes.set_xlim(0.0, min(axes.get_xlim()[1], most))
-    _bar_names(axes, [name for _, name, _, _ in timed])
+def _deviation_rows(
+    report: Report, runs: Runs, by_run: list[dict[str, Any]], places: list[str]
+) -> Any:
+    """Draw a row for each array; runs are next to each other within it."""
+    height_of_row = max(0.24, 0.1 + 0.075 * len(runs))
+    plot, axes = figure(WIDTH, 0.85 + height_of_row * len(places))
+    heights = range(len(places), 0, -1)
+    limits: dict[str, list[float]] = {}
+    for (_, _, r), entries in zip(runs, by_run, strict=True):
+        allowed = [entries[place].tolerance or 0.0 for place in places]
+        limits.setdefault(r.dtype, allowed)
+    values = [entries[place].relative for entries in by_run for place in places]
+    axis = log_axis(
+        axes,
+        "x",
+        [value for value in values if value is not None],
+        [limit for allowed in limits.values() for limit in allowed],
+    )
+    for allowed in limits.values():
+        for limit, height in zip(allowed, heights, strict=True):
+            if limit:
+                axes.barh(
+                    height, limit - axis.low, 0.8, axis.low, color=INK, alpha=0.08
+                )
+                ends = [height - 0.4, height + 0.4]
+                axes.plot([limit, limit], ends, color=INK, lw=1.3)
+    for dtype, allowed in limits.items():
+        if allowed[0]:
+            text = f"tolerance, {dtype}" if len(limits) == 1 else dtype
+            style = {"ha": "center", "va": "bottom", "fontsize": SMALL}
+            axes.text(allowed[0], len(places) + 0.45, text, color=INK, **style)
+    apart = min(0.22, 0.75 / len(runs))
+    for k, ((i, _, _), entries) in enumerate(zip(runs, by_run, strict=True)):
+        shift = apart * ((len(runs) - 1) / 2 - k)
+        for place, height in zip(places, heights, strict=True):
+            value = entries[place].relative
+            x = axis.high if value is None else axis.place(value)
+            style = {"color": colour(i), "ms": 5.4, "mec": PAPER, "mew": 0.4}
+            axes.plot(x, height + shift, MARKS[i % len(MARKS)], **style, clip_on=False)
+            if value is None:
+                place_of_text = {"ha": "right", "va": "center", "fontsize": SMALL}
+                axes.text(x, height + shift, "NaN or inf  ", color=INK, **place_of_text)
+    axes.set(
+        ylim=(0.4, len(places) + 0.6 + 0.24 / height_of_row),
+        xlabel="relative deviation",
+    )
+    labels = [_wrapped(with_class(report, place) or "the model") for place in places]
+    axes.set_yticks(heights, labels)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(visible=False, axis="y")
     return plot
 
 
-def _plot_batch_timings(report: Report, runs: Runs) -> Any:
+def _worst_rows(places: list[str], by_run: list[dict[str, Any]]) -> list[str]:
+    """Return the names to show, in order: all, or those that deviate furthest."""
+    if len(places) <= MAX_ROWS:
+        return places
+
+    def ratio(place: str) -> float:
+        entries = [entries[place] for entries in by_run]
+        return max(
+            math.inf
+            if each.relative is None
+            else each.relative / (each.tolerance or math.inf)
+            for each in entries
+        )
+
+    worst = set(sorted(places, key=ratio, reverse=True)[:MAX_ROWS])
+    return [place for place in places if place in worst]
+
+
+def _wrapped(label: str, width: int = 22) -> str:
+    """Break a label such as "0.weight (Dense)" before its class if it is long."""
+    path, space, kind = label.partition(" (")
+    if len(path) > width:
+        path = f"{path[: width // 3]}…{path[-2 * width // 3 :]}"
+    separator = "\n(" if len(path) + len(kind) > width else space
+    return f"{path}{separator}{kind}" if kind else path
+
+
+# --- time and memory ------------------------------------------------------------------
+
+
+def _plot_times(report: Report, runs: Runs) -> Plot | None:
+    timed = [
+        (i, name, r.step_ms, r.step_ms_quartiles)
+        for i, name, r in runs
+        if r.step_ms and r.step_ms_quartiles is not None
+    ]
+    if not timed:
+        return None
+    names = [fill(name, ROW_WIDTH) for _, name, _, _ in timed]
+    plot, axes = figure(WIDTH, 0.7 + row_height(names) * len(timed))
+    medians = [median for _, _, median, _ in timed]
+    is_log = max(medians) > 30.0 * min(medians)
+    # A run that was disturbed by other programs may have a very long tail: cut it off.
+    most = (4.0 if is_log else 1.6) * max(medians)
+    for height, (i, _, median, (low, high)) in enumerate(reversed(timed)):
+        ends = [max(low, median / 10.0), min(high, most)]
+        axes.plot(ends, [height, height], color=colour(i), lw=4.0, alpha=0.45)
+        style = {"color": colour(i), "ms": 7, "mec": PAPER, "mew": 0.5}
+        axes.plot(median, height, MARKS[i % len(MARKS)], **style)
+        place = {"va": "center", "fontsize": SMALL, "color": INK}
+        tail = f", 75 %: {high:.3g}" if high > most else ""
+        axes.annotate(
+            f"{median:.3g} ms{tail}",
+            (min(max(high, median), most), height),
+            xytext=(7, 0),
+            textcoords="offset points",
+            **place,
+        )
+    if is_log:
+        log_axis(axes, "x", [*medians, most])
+    else:
+        axes.set_xlim(0.0, most)
+    axes.set(xlabel="ms per step")
+    row_names(axes, names)
+    about = "The mark is the median of all steps but the first, which may compile; the "
+    return Plot(plot, "Time per step", f"{about}bar reaches from 25 % to 75 % of them.")
+
+
+def _plot_batch_timings(report: Report, runs: Runs) -> Plot | None:
     plot, axes = figure(WIDTH, HEIGHT)
     sizes: set[int] = set()
-    for i, name, r in runs:
+    times: list[float] = []
+    for i, _, r in runs:
         x = [batch.size for batch in r.batches or ()]
         y = [batch.step_ms for batch in r.batches or ()]
         if len(x) > 1:
             sizes.update(x)
-            style = f"-{MARKS[i % len(MARKS)]}"
-            axes.plot(x, y, style, color=colour(i), ms=5, label=name)
+            times += y
+            style = {"marker": MARKS[i % len(MARKS)], "ms": 5, "mec": PAPER, "mew": 0.4}
+            axes.plot(x, y, color=colour(i), dashes=dashes(i), **style)
     if not sizes:
         return None
-    _title(axes, "Time per step by batch size, ms")
-    axes.set(xlabel="examples in a batch")
-    axes.set(xscale="log", yscale="log")
-    axes.set_xticks(sorted(sizes), map(str, sorted(sizes)))
+    axes.set(xlabel="examples in a batch", ylabel="ms per step", xscale="log")
+    log_axis(axes, "y", times)
+    axes.set_xticks(sorted(sizes), [f"{size:,}" for size in sorted(sizes)])
     axes.minorticks_off()
-    _legend(axes)
-    return plot
+    about = "The median of a few steps with each batch size, on logarithmic axes."
+    return Plot(plot, "Time per step by batch size", about)
 
 
-def _plot_memory(report: Report, runs: Runs) -> Any:
-    parts = ("parameters", "state", "moments", "saved_for_backward")
-    runs = [run for run in runs if run[2].memory is not None]
-    plot, axes = figure(WIDTH, max(2.2, 1.2 + 0.5 * len(runs)))
-    # Each label is used once, for the first bar of its kind.
-    labels = {
-        "peak": "peak, as the device reports it",
-        "predicted": "predicted peak of a step",
-    }
-    for height, (_, _, r) in enumerate(reversed(runs)):
-        for key, width in (("peak", 0.5), ("predicted", 0.4)):
-            total = getattr(r.memory, key)
-            if total is not None:
-                style = {"height": width, "alpha": 0.25, "label": labels.pop(key, None)}
-                axes.barh(height, total / 1e6, color=INK, **style)
-        left = 0.0
-        for k, part in enumerate(parts):
-            size = (getattr(r.memory, part) or 0) / 1e6
-            label = part.replace("_", " ") if height == 0 and size else None
-            style = {"height": 0.25, "color": colour(k + 3), "label": label}
-            axes.barh(height, size, left=left, **style)
-            left += size
-    _title(axes, "Memory of a step, MB")
-    _bar_names(axes, [name for _, name, _ in runs])
-    _legend(axes)
-    return plot
-
-
-_PLOTS = {
-    _plot_losses: "The loss of each run and of the reference, by step",
-    _plot_loss_deviations: (
-        "The deviation of each run's loss from the reference, and the tolerance, by "
-        "step"
-    ),
-    _plot_deviations("layers", "Outputs of layers, from the same inputs"): (
-        "The deviation of each layer's output from the reference, from the same inputs"
-    ),
-    _plot_deviations("gradients", "Gradients, from the same inputs"): (
-        "The deviation of each parameter's gradient from the reference, from the same "
-        "inputs"
-    ),
-    _plot_deviations("parameters", "Parameters after the last step"): (
-        "The deviation of each parameter from the reference, after the last step"
-    ),
-    _plot_times: "Milliseconds per step in each run",
-    _plot_batch_timings: "Milliseconds per step in each run, by batch size",
-    _plot_memory: "Memory of a step in each run in megabytes: the total and its parts",
+_PARTS = {  # of the memory of a step, and how dark they are drawn
+    "parameters": 0.95,
+    "state": 0.7,
+    "moments": 0.5,
+    "saved_for_backward": 0.25,
 }
+
+
+def _plot_memory(report: Report, runs: Runs) -> Plot | None:
+    """Draw the memory of a step; runs with the same numbers share a bar."""
+    groups: dict[Memory, list[str]] = {}
+    for _, name, r in runs:
+        if r.memory is not None:
+            groups.setdefault(r.memory, []).append(name)
+    if not groups:
+        return None
+    names = [fill(_all_names(group, len(runs)), ROW_WIDTH) for group in groups.values()]
+    plot, axes = figure(WIDTH, 1.3 + (row_height(names) + 0.08) * len(groups))
+    unit, size_of_unit = _unit(max(map(_total, groups)))
+    labelled: set[str] = set()
+    for height, memory in enumerate(reversed(groups)):
+        left = 0.0
+        for part, alpha in _PARTS.items():
+            size = (getattr(memory, part) or 0) / size_of_unit
+            if size:
+                label = None if part in labelled else part.replace("_", " ")
+                labelled.add(part)
+                style = {"color": INK, "alpha": alpha, "lw": 0.0, "label": label}
+                axes.barh(height, size, 0.34, left, **style)
+            left += size
+        label = None if "total" in labelled else "peak of a step"
+        labelled.add("total")
+        style = {"fill": False, "edgecolor": INK, "lw": 1.0, "label": label}
+        axes.barh(height, _total(memory) / size_of_unit, 0.34, **style)
+    axes.set(xlabel=unit, xlim=(0.0, None))
+    row_names(axes, names)
+    legend(axes)
+    about = "The outline is the peak that the device reports, or else the predicted one"
+    return Plot(plot, "Memory of a step", f"{about}; the parts are computed.")
+
+
+def _total(memory: Memory) -> int:
+    parts = sum(getattr(memory, part) or 0 for part in _PARTS)
+    return memory.peak or memory.predicted or parts
+
+
+def _unit(size: int) -> tuple[str, float]:
+    for unit, of_unit in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= of_unit:
+            return unit, of_unit
+    return "bytes", 1.0
+
+
+def _all_names(names: list[str], total: int) -> str:
+    if len(names) == total > 1:
+        return "all runs"
+    text = joined(names)
+    short = len(text) <= 44 or len(names) == 1
+    return text if short else f"{names[0]} and {len(names) - 1} more"
+
+
+_PLOTS = (
+    _plot_losses,
+    _plot_loss_deviations,
+    _plot_deviations(
+        "layers",
+        "Outputs of layers, from the same inputs",
+        "The deviation of each layer's output from the reference. Up to the vertical "
+        "line it is rounding.",
+    ),
+    _plot_deviations(
+        "gradients",
+        "Gradients, from the same inputs",
+        "The deviation of each parameter's gradient from the reference. Up to the "
+        "vertical line it is rounding.",
+    ),
+    _plot_deviations(
+        "parameters",
+        "Parameters after the last step",
+        "The deviation that the whole training has led to. Up to the vertical line it "
+        "is rounding.",
+    ),
+    _plot_times,
+    _plot_batch_timings,
+    _plot_memory,
+)
+
+
+# --- numbers --------------------------------------------------------------------------
 
 
 def _epsilons(report: Report, runs: Runs) -> list[tuple[str, float]]:
@@ -220,41 +441,3 @@ def _means(numbers: list[float], size: int) -> list[float]:
     """Return the means of `size` consecutive numbers each."""
     parts = (numbers[i : i + size] for i in range(0, len(numbers), size))
     return [sum(part) / len(part) for part in parts]
-
-
-def _label(name: str, deviations: Sequence[float | None]) -> str:
-    """Return the legend's label of a run; it explains why the run has no marks.
-
-    A logarithmic axis shows neither 0 nor unknown values.
-    """
-    if any(deviations):
-        return name
-    return f"{name}: unknown" if None in deviations else f"{name}: 0"
-
-
-def _title(axes: Any, text: str) -> None:
-    """Set a title that is aligned with the left edge of the figure, not of the axes."""
-    axes.figure.suptitle(text, x=0.0, ha="left", fontsize=11, color=INK)
-
-
-def _bar_names(axes: Any, names: list[str]) -> None:
-    """Write the name of each bar above it: a phone has no space to the left of it."""
-    axes.set_yticks([])
-    axes.set_ylim(-0.4, len(names) - 0.4)
-    for height, name in enumerate(reversed(names)):
-        axes.text(0.0, height + 0.25, name, color=INK, va="bottom", fontsize=9)
-    axes.spines["left"].set_visible(False)
-
-
-def _log_scale_if_wide(axes: Any, numbers: list[float]) -> None:
-    if numbers and max(numbers) > 30.0 * min(numbers):
-        axes.set_yscale("log")
-
-
-def _legend(axes: Any) -> None:
-    """Draw the legend below the plot, where it hides nothing."""
-    handles, _ = axes.get_legend_handles_labels()
-    if handles:
-        columns = 1 if max(len(handle.get_label()) for handle in handles) > 28 else 2
-        place = {"loc": "outside lower left", "ncols": columns, "frameon": False}
-        axes.figure.legend(handles=handles, fontsize=9.2, labelcolor=INK, **place)

@@ -5,13 +5,16 @@ from collections.abc import Iterator
 from ....core.policies import reduced_formats
 from ..conversion import to_json
 from ..schema import PROBED, TRAINED, Report, Result
-from .names import first_few, named_results
+from .names import first_few, joined, named_results
 
-__all__ = ["remarks", "sentence", "step_in_question", "warnings"]
+__all__ = ["commands", "remarks", "sentence", "warnings"]
 
 
-def sentence(result: Result) -> str:
-    """Return the verdict on a run with its numbers, in words."""
+def sentence(result: Result, *, with_command: bool = True) -> str:
+    """Return the verdict on a run with its numbers, in words.
+
+    with_command: end with the command that looks into the step in question.
+    """
     if result.error is not None:
         return f"failed: {result.error}."
     parts = [f"{result.verdict}{_agreement(result)}{_time(result)}."]
@@ -19,8 +22,8 @@ def sentence(result: Result) -> str:
         parts += _difference(result)
     if result.not_checked:
         parts.append(_not_checked(result))
-    if result.command:
-        step = step_in_question(result)
+    if result.command and with_command:
+        step = _step_in_question(result)
         parts.append(f"To look into step {step:,}: `{result.command}`")
     if result.precision_issue:
         parts.append(f"It is {result.precision_issue}.")
@@ -106,11 +109,23 @@ def _control_runs(result: Result) -> str:
     return f" Control runs exceed the tolerance too: {listed}." if exceed else ""
 
 
-def step_in_question(result: Result) -> int:
+def _step_in_question(result: Result) -> int:
     """Return the step that the command of a result looks into."""
     steps = [each.step for each in result.differences]
     steps += [each.step for each in result.not_checked if each.quantity == "losses"]
     return max(1, steps[0])
+
+
+def commands(report: Report) -> list[tuple[str, str]]:
+    """Return what each command of a report is for, and the command."""
+    groups: dict[tuple[int, str], list[str]] = {}
+    for name, r in named_results(report):
+        if r.command:
+            groups.setdefault((_step_in_question(r), r.command), []).append(name)
+    return [
+        (f"To look into step {step:,} of {joined(group)}:", command)
+        for (step, command), group in groups.items()
+    ]
 
 
 def remarks(report: Report) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """The tables of a report, as columns and rows for text, Markdown and HTML."""
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -12,22 +13,113 @@ from ..schema import (
     MeasuredPrecision,
     Memory,
     Report,
+    Result,
 )
-from .names import named_results
+from .names import layer_order, named_results, names, with_class
 
 __all__ = [
     "Row",
+    "about_short_table",
     "batch_timings",
     "details",
     "environments",
+    "first_differences",
+    "largest_ratio",
     "layer_costs",
     "overview",
     "product_formats",
     "roundings",
     "settings_of",
+    "short_table",
+    "short_verdict",
 ]
 
 Row = list[Any]
+
+
+def short_table(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows of the table that fits a terminal."""
+    metric = report.workload.metric
+    figure = metric or "final loss"
+    columns = ["backend", "dtype", "verdict", "deviation /\ntolerance"]
+    columns += [figure.replace(" ", "\n"), "ms per\nstep"]
+    rows: list[Row] = []
+    short_names = names(report, with_dtype=False)
+    for name, r in zip(short_names, report.results, strict=True):
+        value = r.test_metric if metric else r.final_loss
+        step_ms = None if r.step_ms is None else float(f"{r.step_ms:.3g}")
+        rows.append([name, r.dtype, short_verdict(r), largest_ratio(r), value, step_ms])
+    reference = report.reference
+    value = reference.test_metric if metric else reference.final_loss
+    rows.append(["reference", reference.dtype, None, None, value, None])
+    return columns, rows
+
+
+def about_short_table(report: Report) -> str:
+    """Say what was run, and explain the column that is not obvious."""
+    task = report.workload
+    dtype = report.reference.dtype
+    return (
+        f"Each run is {task.steps:,} steps of {task.name}, from the same weights and "
+        f"on the same batches as the {dtype} reference. deviation / tolerance: the "
+        "largest deviation from the reference, in units of what rounding explains; "
+        "above 1 it is more than rounding."
+    )
+
+
+def first_differences(report: Report) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: where each run that differs first does so."""
+    columns = ["run", "first differs in", "from", "relative deviation"]
+    columns += ["tolerance", "deviation / tolerance"]
+    rows: list[Row] = []
+    for name, r in named_results(report):
+        if not r.differences:
+            continue
+        first = r.differences[0]
+        since = f"step {first.step:,}" if first.step else "the start"
+        far, limit = first.relative, first.tolerance
+        times = float(f"{far / limit:.2g}") if far and limit else None
+        row: Row = [name, first.description, since, far]
+        if far is None and first.quantity != "start":
+            row[3] = "NaN or inf"
+        rows.append([*row, limit, times])
+    return columns, rows
+
+
+def short_verdict(result: Result) -> str:
+    """Return the verdict on a run in up to three words."""
+    if result.status == "differs":
+        step = result.differences[0].step
+        return f"differs, step {step:,}" if step else "differs at start"
+    if result.status == "failed":
+        return "could not run" if result.version is None else "failed"
+    if result.status == "agrees":
+        return "agrees"
+    losses = [each for each in result.not_checked if each.quantity == "losses"]
+    if losses and losses[0].step > 1:
+        return f"agrees to step {losses[0].step - 1:,}"
+    if losses:
+        return "not checked"
+    return "partly checked" if result.not_checked else f"not {result.precision}?"
+
+
+def largest_ratio(result: Result) -> float | str | None:
+    """Return the largest deviation in units of its tolerance, of all that was checked.
+
+    It is a word if a deviation is unknown because of NaN or infinity.
+    """
+    if result.deviations is None:
+        return None
+    largest = 0.0
+    for _, _, entry in result.deviations.arrays():
+        if entry.tolerance is None:
+            continue
+        if entry.relative is None:
+            return "NaN or inf"
+        if entry.relative:
+            allowed = entry.tolerance
+            largest = max(largest, entry.relative / allowed if allowed else math.inf)
+    return float(f"{largest:.2g}")
 
 
 def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
@@ -194,15 +286,25 @@ _DETAILS = {
 }
 
 
-def details(deviations: Deviations) -> list[Row]:
-    """Return a row for each array that was compared."""
-    rows = {}
-    for group, name, entry in deviations.arrays():
-        label = _DETAILS[group].format(name or "the model")
-        figures = entry.absolute, entry.relative, entry.ulps
-        cells = [_or(each, "unknown") for each in figures]
-        rows[label] = [label, *cells, _or(entry.tolerance, "not checked")]
-    return list(rows.values())
+def details(report: Report, deviations: Deviations) -> tuple[list[str], list[Row]]:
+    """Return columns and rows: a row for each array that was compared."""
+    columns = ["array", "absolute", "relative", "ULPs", "tolerance"]
+    rows: list[Row] = []
+    for group, about in _DETAILS.items():
+        entries = deviations.group(group)
+        for name in sorted(entries, key=lambda name: layer_order(report, name)):
+            entry = entries[name]
+            figures = entry.absolute, entry.relative, entry.ulps
+            cells = [_or(each, "unknown") for each in figures]
+            label = about.format(_described(report, group, name))
+            rows.append([label, *cells, _or(entry.tolerance, "not checked")])
+    return columns, rows
+
+
+def _described(report: Report, group: str, name: str) -> str:
+    """Return the name of an array with its layer; it is "" for the model."""
+    described = with_class(report, name) or "the model"
+    return f"layer {described}" if name and group == "layers" else described
 
 
 def _or(number: float | None, otherwise: str) -> float | str:
