@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import zipfile
 import zlib
 from contextlib import contextmanager, nullcontext
@@ -20,6 +21,7 @@ from agnostic_nn.core.arrays import device, namespace
 from agnostic_nn.core.trees import tree_map
 from agnostic_nn.diagnostics import examples
 from agnostic_nn.diagnostics.bisect import StageFailed, noise, search, stages
+from agnostic_nn.diagnostics.bisect.search import MAX_ROWS
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.layers import convolution, normalization, regularization
 from agnostic_nn.layers.base import outline
@@ -1183,8 +1185,17 @@ def test_text_and_html_begin_with_the_verdict(backend):
     assert text.startswith("Differs first in layer 2 (GELU()): forward is nan on ")
     assert " at [2, 3, 1, 0], where the float64 reference is " in text
     assert "[2, 3, 1, 0] <-" in text
-    assert f"WRONG on {result.backends[1]}" in text
-    assert "worst of" in text
+    assert "WRONG" in text
+    verbose = result.to_text(verbose=True)
+    assert f"WRONG on {result.backends[1]}" in verbose
+    assert "worst of" in verbose
+    table = verbose[verbose.index("verdict") :]
+    assert len(table.splitlines()) > 2 * MAX_ROWS
+    # the narrow table begins shortly before the first difference
+    narrow = re.findall(r"(?m)^.* (?:ok|WRONG|not judged)$", text)
+    assert 3 <= len(narrow) <= MAX_ROWS
+    assert [line.endswith("WRONG") for line in narrow[:3]] == [False, False, True]
+    assert re.search(r"\d+ more\srows, and errors and tolerances: --verbose", text)
     assert page.startswith(
         "<p><strong>Differs first in layer 2 (GELU()): forward is nan on "
     )
@@ -1236,13 +1247,16 @@ def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
         "--data",
         "data.npz",
     ]
-    assert (
-        main([*options, "--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"])
-        == 0
-    )
+    options += ["--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]
+    assert main(options) == 0
+    out = capsys.readouterr().out
+    assert "20 more\nrows, and errors and tolerances: --verbose" in out
+    assert "error, numpy:cpu@float32" not in out
+    assert main([*options, "--verbose"]) == 0
     out = capsys.readouterr().out
     assert "huber" in out
     assert "SGD" in out
+    assert "error, numpy:cpu@float32" in out
 
 
 PARITY = ["--workload", "parity-gru"]

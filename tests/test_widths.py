@@ -1,5 +1,7 @@
 """Reports fit into a terminal of 80 columns, also those of deep models."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -41,3 +43,25 @@ def test_a_profile_fits_into_a_terminal():
     assert len(widest(text)) <= TERMINAL_WIDTH, widest(text)
     assert "1.0.0.attention_ " in text  # broken where it can be read
     assert "MultiHeadAttention" in text
+
+
+@pytest.fixture(scope="module")
+def bisection():
+    return nn.bisect(*BATCH, "numpy", "numpy@float64", steps=0)
+
+
+@pytest.mark.parametrize("differs", [False, True], ids=["agrees", "differs"])
+def test_the_tables_of_bisect_fit_into_a_terminal(differs, bisection):
+    result = bisection
+    if differs:
+        wrong = [replace(f, errors=(1.0, 0.0)) for f in result.findings]
+        result = replace(result, findings=tuple(wrong))
+    verdict, *lines = str(result).splitlines()
+    assert verdict.startswith("Differs" if differs else "Agrees")
+    lines = [line for line in lines if line != result.title]
+    longest = max(lines, key=len)
+    assert len(longest) <= TERMINAL_WIDTH, longest
+    for part in ("TransformerBlock", "MultiHeadAttention", "LayerNorm"):
+        assert differs or part in result.to_text(verbose=True)
+        assert part[:-2] not in "\n".join(lines).replace(part, "")
+    assert 3 < len(lines) < 70

@@ -69,16 +69,21 @@ def _narrowed(
     long ones may make the table wider.
     """
     widths = []
+    least = []  # the longest part of each column that need not be broken
     for i, (heading, side) in enumerate(zip(headings, sides, strict=True)):
-        words = heading.split() if side == "right" else [heading]
-        widths.append(max(map(len, [*words, *(line[i] for line in lines), " "])))
+        cells = [line[i] for line in lines]
+        parts = [part for text in [heading, *cells] for part in _parts(text)]
+        least.append(max(map(len, parts)))
+        whole = [*_parts(heading), *cells] if side == "right" else [heading, *cells]
+        widths.append(max(map(len, whole)))
     available = width - 2 - 2 * len(headings)
     words_at = [i for i, side in enumerate(sides) if side == "left"]
-    while sum(widths) > available and words_at:
-        widest = max(words_at, key=lambda i: widths[i])
-        if widths[widest] <= MIN_WIDTH:
+    while sum(widths) > available:
+        breakable = [i for i in words_at if widths[i] > least[i]]
+        breakable = breakable or [i for i in words_at if widths[i] > MIN_WIDTH]
+        if not breakable:
             break
-        widths[widest] -= 1
+        widths[max(breakable, key=lambda i: widths[i])] -= 1
     headings = [_broken(text, n) for text, n in zip(headings, widths, strict=True)]
     lines = [
         [_broken(text, n) for text, n in zip(line, widths, strict=True)]
@@ -88,15 +93,20 @@ def _narrowed(
 
 
 def _broken(text: str, width: int) -> str:
-    """Break a text into lines, after a space, a dot or another sign if there is one."""
+    """Break a text into lines of at most `width` characters."""
     lines = [""]
-    for part in re.split(r"(?<=[ ._,:/@])", text):
+    for part in _parts(text):
         if len(lines[-1] + part.rstrip(" ")) > width and lines[-1]:
             lines.append("")
         lines[-1] += part
         while len(lines[-1].rstrip(" ")) > width:
             lines[-1:] = [lines[-1][:width], lines[-1][width:]]
     return "\n".join(line.rstrip(" ") for line in lines)
+
+
+def _parts(text: str) -> list[str]:
+    """Split a text where a line may end: after a space, a dot or another sign."""
+    return re.split(r"(?<=[ ._,:/@])", text)
 
 
 def html_table(

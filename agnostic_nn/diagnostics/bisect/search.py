@@ -42,6 +42,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from html import escape
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -51,7 +52,7 @@ from ...core.backend import backend as choose
 from ...core.errors import described, expect, expect_count
 from ...core.policies import PRECISIONS
 from ...core.trees import leaves, tree_map
-from ...display.tables import folded, html_table, table
+from ...display.tables import TERMINAL_WIDTH, folded, html_table, table
 from ...layers import Layer
 from ...losses import Loss
 from ...losses.base import expect_context, takes_keyword
@@ -75,6 +76,7 @@ __all__ = ["Bisection", "Finding", "StageFailed", "bisect", "replay"]
 
 FACTOR = 4.0  # of the spread, in the tolerance
 NEIGHBOURS = 3  # shown on either side of the worst element
+MAX_ROWS = 20  # of the narrow table of results
 
 
 @dataclass(frozen=True)
@@ -194,11 +196,25 @@ class Bisection:
         )
 
     def __str__(self) -> str:
+        return self.to_text()
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Return the verdict and the tables, which have at most 80 columns of text.
+
+        They have the error of each result divided by its tolerance, and if there are
+        many results, only those that differ or come closest to it. verbose: whether the
+        tables may be wider and have all results, with their errors and tolerances.
+        """
+        width = None if verbose else TERMINAL_WIDTH
         parts = [self.verdict, self.title]
         if self.first is not None:
-            parts += [self._neighbours_title, table(*self._neighbours())]
-        parts += [table(*self._result_table()), self.remark]
-        return "\n\n".join(filter(None, parts))
+            parts += [self._neighbours_title, table(*self._neighbours(), width=width)]
+        if verbose:
+            parts.append(table(*self._result_table()))
+        else:
+            columns, rows, remark = self._short_table()
+            parts += [table(columns, rows, width=width), fill(remark, TERMINAL_WIDTH)]
+        return "\n\n".join(filter(None, [*parts, self.remark]))
 
     def _repr_html_(self) -> str:
         parts = [
@@ -289,6 +305,26 @@ class Bisection:
                 label += " <-"
             rows.append([label, *(f"{number:.9g}" for number in numbers)])
         return ["element", "reference", *self.backends], rows
+
+    def _short_table(self) -> tuple[list[str], list[list[Any]], str]:
+        """Return the columns and rows of a narrow table, and a remark about it."""
+        rows = list(self._rows())
+        shown = _most_important([finding for finding, _ in rows])
+        lines: list[list[Any]] = []
+        for finding, count in (rows[i] for i in shown):
+            part = finding.part + (f", worst of {count}" if count > 1 else "")
+            verdict = {"differ": "WRONG", "agree": "ok"}.get(
+                finding.status, finding.status
+            )
+            lines.append([finding.path, finding.kind, part, *finding.ratios, verdict])
+        remark = "A number is an error divided by its tolerance: rounding is at most 1."
+        hidden = len(rows) - len(shown)
+        if hidden:
+            remark += f" {hidden} more row{'s' * (hidden > 1)}, and errors"
+        else:
+            remark += " Errors"
+        remark += " and tolerances: --verbose, or to_text(verbose=True) in Python."
+        return ["", "stage", "result", *self.backends, "verdict"], lines, remark
 
     def _result_table(self) -> tuple[list[str], list[list[Any]]]:
         """Return the columns and rows of the table of results."""
@@ -651,6 +687,24 @@ _PARTS = {
         "grads": "backward",
     },
 }
+
+
+def _most_important(findings: list[Finding]) -> list[int]:
+    """Return the indices of the findings that a narrow table shows, in their order.
+
+    All if they are few. Else those that do not agree, with the two before the first of
+    them, or if all agree, those that come closest to their tolerance.
+    """
+    if len(findings) <= MAX_ROWS:
+        return [*range(len(findings))]
+    failing = [i for i, finding in enumerate(findings) if finding.status != "agree"]
+    if failing:
+        before = range(max(failing[0] - 2, 0), failing[0])
+        return [*before, *failing][:MAX_ROWS]
+    closest = sorted(range(len(findings)), key=lambda i: -max(findings[i].ratios))
+    return sorted(closest[: MAX_ROWS // 2])
+
+
 # Parts and stages of which the table shows only the worst result and those that do not
 # agree.
 _GROUPED = {

@@ -62,6 +62,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "bisect.npz)",
     )
     add_argument(
+        "--verbose",
+        action="store_true",
+        help="show all results with errors and tolerances; lines may be longer than 80 "
+        "columns",
+    )
+    add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
@@ -100,19 +106,20 @@ def _bisect(options: argparse.Namespace) -> int:
         return refuse("bisect", error)
     except (TypeError, ValueError) as error:  # invalid data or an invalid file
         return refuse("bisect", error)
+    text = result.to_text(verbose=options.verbose)
     hint = ""
     if result.first is not None and options.replay is None:
         # Saved before anything is printed, because the reader of a pipe may have gone.
         try:
             needs_no_model = result.save(output)
         except OSError as error:
-            print(result)
+            print(text)
             return refuse("bisect", f"{output} cannot be written: {error.strerror}", 1)
         words = ["agnostic-nn", "bisect", "--replay", str(output)]
         words += [] if needs_no_model else ["--model", options.model]
         hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n"
         hint += shlex.join(words)
-    print(f"{result}{hint}")
+    print(f"{text}{hint}")
     return {"agree": 0, "differ": 1, "not judged": 2}[result.status]
 
 
