@@ -309,16 +309,16 @@ class Bisection:
     def _short_table(self) -> tuple[list[str], list[list[Any]], str]:
         """Return the columns and rows of a narrow table, and a remark about it."""
         rows = list(self._rows())
-        shown = _most_important([finding for finding, _ in rows])
+        indices = _most_important([finding for finding, _ in rows])
         lines: list[list[Any]] = []
-        for finding, count in (rows[i] for i in shown):
+        for finding, count in (rows[i] for i in indices):
             part = finding.part + (f", worst of {count}" if count > 1 else "")
             verdict = {"differ": "WRONG", "agree": "ok"}.get(
                 finding.status, finding.status
             )
             lines.append([finding.path, finding.kind, part, *finding.ratios, verdict])
         remark = "A number is an error divided by its tolerance: rounding is at most 1."
-        hidden = len(rows) - len(shown)
+        hidden = len(rows) - len(indices)
         if hidden:
             remark += f" {hidden} more row{'s' * (hidden > 1)}, and errors"
         else:
