@@ -13,7 +13,13 @@ from ...core.errors import expect
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
 from ...losses import Loss, Losses, mean_squared_error, softmax_cross_entropy
-from ...losses.base import expect_context, metrics_of, takes_keyword, takes_weights
+from ...losses.base import (
+    describe_loss,
+    expect_context,
+    metrics_of,
+    takes_keyword,
+    takes_weights,
+)
 from ...metrics import absolute_error
 from ...optimizers import Adam, Optimizer
 from ...training import Trainer, make_step
@@ -130,6 +136,15 @@ def user_workload(
         layer = load_layer(model)
     except CannotLoad as error:
         raise CannotCompare(str(error)) from error
+    if (
+        chosen_loss
+        and content.context is None
+        and takes_keyword(chosen_loss, "context")
+    ):
+        raise CannotCompare(
+            f"{describe_loss(chosen_loss)} takes a context: {data} has no array called "
+            "context"
+        )
     has_test = content.x_test is not None
     try:
         workload = custom_workload(
@@ -240,9 +255,13 @@ def _metrics_after_step(
     with np.errstate(all="ignore"):  # the comparison reports what is not finite
         step = make_step(model, loss, trainer.optimizer)
         step(carry, batch.x, batch.target, **keywords)
-        evaluate_batch(
-            *(model, loss, metrics, *carry[:2], batch.x, batch.target), **keywords
-        )
+        try:
+            evaluate_batch(
+                *(model, loss, metrics, *carry[:2], batch.x, batch.target), **keywords
+            )
+        except Exception as error:
+            error.add_note(f"for the metric {' or '.join(metrics)}")
+            raise
         if metrics:
             return metrics
         y = model.predict(*carry[:2], batch.x)
