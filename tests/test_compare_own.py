@@ -11,7 +11,13 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core.trees import named_leaves, tree_map
 from agnostic_nn.diagnostics.cli.main import main, parser
-from agnostic_nn.diagnostics.compare import CannotCompare, Workload, run_comparison
+from agnostic_nn.diagnostics.compare import (
+    CannotCompare,
+    Workload,
+    run_comparison,
+    summary,
+)
+from agnostic_nn.diagnostics.loading import load
 from agnostic_nn.training.batches import Examples
 
 MODULE = """
@@ -566,6 +572,8 @@ def parts(tmp_path, monkeypatch):
     np.savez("untested.npz", **{"x.0": a, "x.1": b, "x_test.0": a}, **rest)
     test.pop("x_test.1")
     np.savez("lacking.npz", **{"x.0": a, "x.1": b}, **rest, **test)
+    test = {"x_test": a, "target_test": a[:, :1] > 0}
+    np.savez("signs.npz", x=a, **rest, **test)
     np.savez("negative.npz", x=a, weights=-weights, **rest)
     np.savez(
         "unused.npz", x=a, weights_test=weights, **{"x.": a, "weights.a": b}, **rest
@@ -675,6 +683,10 @@ def test_the_report_says_which_loss_and_metric_were_used(
             ["pair", "--data=lacking.npz"],
             "takes x.0 and x.1, got x.0; in the test set (x_test, target_test)",
         ),
+        (
+            ["line", "--data=signs.npz", "--loss=parts:cubic"],
+            "is float32 (40, 1) for training, but bool (40, 1) here; in the test set",
+        ),
         (["line", "--data=negative.npz"], "expected finite weights of at least 0"),
         (
             ["line", "--data=unused.npz"],
@@ -719,3 +731,89 @@ def test_explain_and_profile_refuse_a_context_in_one_line(parts, capsys, command
     out, err = capsys.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert "context" in err
+
+
+# --- nn.compare -----------------------------------------------------------------------
+
+
+def compared(model, x, target, *arguments, **options):
+    settings = {"backends": ["numpy"], "epochs": 2, "sizes": (), **options}
+    return nn.compare(model, x, target, *arguments, **settings)
+
+
+def test_compare_trains_a_model_and_its_report_is_read_in_python(tmp_path, parts):
+    x, target = sequences()
+
+    right = load("parts:right")
+    loss = load("parts:both")
+    report = compared(right, x, target, loss, nn.SGD(0.1), name="two heads", seed=3)
+    assert report.verdict.status == "agrees"
+    (result,) = report.results
+    assert (result.status, result.first_difference) == ("agrees", None)
+    assert report.workload.name == "two heads"
+    assert report.workload.optimizer.startswith("SGD(rate=0.1")
+    assert report.workload.about == "40 examples; a random fifth is the test set"
+    assert result.command is None
+    assert str(report) == summary(report)
+    assert "numpy:cpu" in report._repr_html_()
+    paths = report.save(tmp_path / "saved")
+    assert [path.name for path in paths] == ["report.json", "report.md"]
+    with open(paths[0], encoding="utf-8") as file:
+        assert type(report).from_json(json.load(file)) == report
+
+
+def test_compare_finds_a_fault_in_one_head_by_name(parts):
+    report = compared(load("parts:wrong"), *sequences())
+    assert report.verdict.status == "differs"
+    first = report.results[0].first_difference
+    assert (first.layer, first.description) == (
+        "size",
+        "the output of layer size (Rough)",
+    )
+
+
+def test_compare_takes_weights_a_context_a_test_set_and_a_metric(parts):
+    draw = np.random.default_rng(2)
+    x = draw.standard_normal((40, 3))
+    target = x[:, :1] * 2.0
+    weights = draw.uniform(0.0, 1.0, 40)
+    options = {"test": (x[:10], target[:10]), "metric": load("parts:within")}
+    context = {"shift": 0.5}
+    reports = [
+        compared(nn.Dense(1), x, target, loss, weights=w, context=c, **options)
+        for loss, w, c in [
+            (None, None, None),
+            (None, weights, None),
+            (load("parts:taught"), weights, context),
+            (load("parts:taught"), weights, {"shift": np.float64(0.5)}),
+        ]
+    ]
+    assert {report.verdict.status for report in reports} == {"agrees"}
+    assert {report.workload.metric for report in reports} == {"test within"}
+    assert {report.workload.test_examples for report in reports} == {10}
+    first_losses = [report.reference.losses[0] for report in reports]
+    assert len(set(first_losses)) == 3
+    assert first_losses[2] == first_losses[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"x": [[1.0, 2.0]] * 4}, ValueError, "4 examples are too few to hold out"),
+        ({"test": np.ones((4, 2))}, TypeError, "expected test as"),
+        ({"loss": nn.Losses}, TypeError, "expected the loss to be a function of"),
+        ({"optimizer": nn.Adam}, TypeError, "Adam"),
+        ({"model": nn.Dense}, TypeError, "expected a layer or a block as the model"),
+        ({"batch_size": 0}, ValueError, "expected batch_size to be an integer"),
+        ({"context": lambda: 1}, TypeError, "the same for all steps"),
+        ({"target": ([0] * 20, [1] * 20)}, ValueError, "expected labels|examples"),
+        ({"weights": np.ones(7)}, ValueError, r"expected weights of shape \(20,\)"),
+    ],
+)
+def test_compare_refuses_what_does_not_fit_as_a_trainer_does(options, error, message):
+    x = np.random.default_rng(0).standard_normal((20, 2))
+    arguments = {"model": nn.Dense(2), "x": x, "target": [0, 1] * 10, **options}
+    if len(arguments["x"]) != 20:
+        arguments["target"] = [0, 1, 0, 1]
+    with pytest.raises(error, match=message):
+        nn.compare(**arguments, backends=["numpy"], sizes=())

@@ -15,6 +15,8 @@ from agnostic_nn.diagnostics.loading import (
 )
 
 MINE = """
+from os.path import join
+
 import agnostic_nn as nn
 
 model = nn.Sequential(nn.Dense(8), nn.Tanh(), nn.Dense(3))

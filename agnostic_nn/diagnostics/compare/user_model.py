@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 from ...core.arrays import Metric
+from ...core.backend import backend as choose
 from ...core.errors import expect
-from ...core.trees import leaves, named_leaves, tree_map
+from ...core.trees import leaves, named_leaves, tree_from_leaves, tree_map
 from ...layers import Layer
 from ...losses import Loss, Losses, mean_squared_error, softmax_cross_entropy
 from ...losses.base import (
@@ -24,7 +25,7 @@ from ...metrics import absolute_error
 from ...optimizers import Adam, Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import Examples
-from ...training.inputs import as_integer, type_and_length
+from ...training.inputs import as_integer, converted, fetch, type_and_length
 from ...training.steps import evaluate_batch
 from ..loading import CannotLoad, load_layer, load_loss, load_metric, load_optimizer
 from .data_file import read
@@ -64,7 +65,7 @@ def custom_workload(
     optimizer = Adam() if optimizer is None else optimizer
     loss = _default_loss(target) if loss is None else loss
     expect_context(loss, context)
-    context = None if context is None else _in_float32(context)
+    context = None if context is None else _checked_context(context)
     trainer = Trainer(model, loss, optimizer, backend="numpy", context=context)
     train = _checked(trainer, x, target, weights)
     tested = None if test is None else _checked_test(trainer, train, test)
@@ -196,6 +197,16 @@ def _in_float32(data: Any) -> Any:
         ),
         data,
     )
+
+
+def _checked_context(context: Any) -> Any:
+    """Return a context as arrays on the host, in float32, int32 or bool."""
+    arrays, _ = fetch("context", context, choose("numpy"))
+    named = {
+        path: converted(path, leaf, False, "float32")
+        for path, leaf in named_leaves(arrays, "context")
+    }
+    return tree_from_leaves(named, arrays, "context")
 
 
 def _checked(trainer: Trainer, x: Any, target: Any, weights: Any = None) -> Examples:
