@@ -620,9 +620,9 @@ def test_a_fault_in_one_head_is_found_by_name_and_the_command_finds_it_again(
     (words,) = pasted(out)
     assert words == shlex.split(result["command"])
     chosen = vars(parser().parse_args(words[1:]))
-    given = [option.partition("=")[2] for option in HEADS]
+    expected = [option.partition("=")[2] for option in HEADS]
     names = ("data", "loss", "optimizer", "metric")
-    assert [str(chosen[name]) for name in names] == given
+    assert [str(chosen[name]) for name in names] == expected
     assert main(words[1:]) == 1
     assert "Differs first in layer size (Rough(width=1" in capsys.readouterr().out
 
