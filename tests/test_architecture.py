@@ -90,12 +90,12 @@ LEVELS = (
     {"training.checkpoint_fields"},
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
-    {"training"},
+    {"diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
         "diagnostics.compare.report.how_to_read",
         "diagnostics.compare.report.axes",
-        "diagnostics.compare.report.names",
+        "diagnostics.compare.report.repeats",
         *("diagnostics.compare.deviation", "diagnostics.compare.environment"),
         "diagnostics.compare.workloads",
         *("diagnostics.conformance.library", "diagnostics.conformance.results"),
@@ -124,12 +124,13 @@ LEVELS = (
     {
         *("diagnostics.compare.choice", "diagnostics.compare.drift"),
         *("diagnostics.compare.report.html", "diagnostics.explain.remarks"),
+        "diagnostics.compare.repeated_parts",
     },
     {
         *("diagnostics.compare.plan", "diagnostics.compare.report"),
         "diagnostics.compare.verdicts",
     },
-    {"diagnostics.compare.controls"},
+    {"diagnostics.compare.controls", "diagnostics.compare.repeat"},
     {"diagnostics.compare.results"},
     {
         *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),

@@ -129,6 +129,14 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         help="seed for weights, masks and the order of the data (default: 0)",
     )
     add_argument(
+        "--repeat",
+        type=count,
+        metavar="N",
+        help="train N times on each backend, and say whether it repeats its own bits; "
+        "if not, which layer and operation does not (default: 1). A backend that is "
+        "deterministic by policy and does not repeat its bits differs",
+    )
+    add_argument(
         "--no-batches",
         action="store_true",
         help="do not time steps with other batch sizes, which takes a few seconds per "
@@ -238,7 +246,7 @@ def _exit_status(status: str, fail_on: str) -> int:
 def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
     policy = ("precision", "deterministic")
-    run = ("dtypes", "epochs", "seed")
+    run = ("dtypes", "epochs", "seed", "repeat")
     which = ("backends", "skip_missing", "workload", "model")
     train = (*which, *WITH_MODEL, *policy, *run)
     if options.merge:
@@ -267,6 +275,7 @@ def _trained(options: argparse.Namespace) -> "Report":
         epochs=options.epochs,
         seed=options.seed or 0,
         sizes=() if options.no_batches else SIZES,
+        repeat=options.repeat or 1,
         skip_missing=bool(options.skip_missing),
         show_progress=not options.quiet,
     )

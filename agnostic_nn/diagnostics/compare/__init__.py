@@ -5,12 +5,14 @@
 `running.py` trains on one backend, `probes.py` runs parts of single steps, and
 `controls.py` repeats a training with nothing changed but rounding. `rounding.py` counts
 roundings, `deviation.py` says how far they may move a number, and `verdicts.py` judges
-a run. `choice.py` chooses backends and dtypes, `plan.py` validates a comparison before
-it trains, `results.py` makes the result of each run, and `comparison.py` puts the
-report together, with a description of the machine from `environment.py`. `schema.py`
-defines the report as dataclasses, and `conversion.py` converts them to JSON and back.
-`report` formats it, and `merge.py` combines several reports. `junit.py` and `github.py`
-write it for CI services.
+a run. `repeat.py` compares the bits of several runs of one backend, and
+`repeated_parts.py` finds the part of a step whose bits change. `choice.py` chooses
+backends and dtypes, `plan.py` validates a comparison before it trains, `results.py`
+makes the result of each run, and `comparison.py` puts the report together, with a
+description of the machine from `environment.py`. `schema.py` defines the report as
+dataclasses, and `conversion.py` converts them to JSON and back. `report` formats it,
+and `merge.py` combines several reports. `junit.py` and `github.py` write it for CI
+services.
 """
 
 from .api import compare

@@ -35,6 +35,7 @@ def compare(
     batch_size: int = BATCH_SIZE,
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
+    repeat: int = 1,
     skip_missing: bool = False,
     name: str | None = None,
     show_progress: bool = False,
@@ -82,6 +83,9 @@ def compare(
         As for `Trainer`.
     sizes
         Further batch sizes whose steps are timed; () for none.
+    repeat
+        How often each backend trains from the same start; the report says whether it
+        repeats its own bits, and if not, which part of a step does not.
     skip_missing
         If True, a named backend that cannot run here, or does not have one of the
         dtypes, is left out and the others are compared.
@@ -118,6 +122,7 @@ def compare(
         epochs=epochs,
         seed=seed,
         sizes=sizes,
+        repeat=repeat,
         skip_missing=skip_missing,
         show_progress=show_progress,
     )

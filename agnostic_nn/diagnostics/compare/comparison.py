@@ -1,6 +1,5 @@
 """Run one training on every backend, and report how each differs from the reference."""
 
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -72,6 +71,7 @@ def run_comparison(
     epochs: int | None = None,
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
+    repeat: int = 1,
     skip_missing: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
@@ -101,6 +101,10 @@ def run_comparison(
         Determines weights, masks and the order of the data.
     sizes
         Further batch sizes whose steps are timed.
+    repeat
+        How often each backend trains from the same start. The bits of all runs are
+        compared; the report says whether the backend repeats its own bits, and if not,
+        which part of a step does not.
     skip_missing
         If True, a named backend that cannot run here, or does not have one of the
         dtypes, is left out and the others are compared.
@@ -123,6 +127,7 @@ def run_comparison(
         epochs=epochs,
         seed=seed,
         sizes=sizes,
+        repeat=repeat,
         skip_missing=skip_missing,
     )
     execution = Execution(plan)
@@ -161,7 +166,7 @@ class Execution:
             context = self._context(dtype)
             result = result_of(
                 *(task, backend, self._machine, context, controls, bars),
-                self.plan.sizes,
+                *(self.plan.sizes, self.plan.repeat),
             )
             self.results.append(result)
             yield
@@ -206,7 +211,7 @@ class Execution:
                 about=workload.about,
                 model=repr(workload.model),
                 loss=_loss_name(workload.loss),
-                optimizer=_without_address(workload.optimizer),
+                optimizer=repr(workload.optimizer),
                 metric=workload.measured,
                 parameters=sum(leaf.size for leaf in leaves(task.start[0])),
                 training_examples=len(task.train),
@@ -329,12 +334,7 @@ def _loss_name(loss: Any) -> str:
             f"{name}={value!r}" for name, value in loss.keywords.items()
         )
         return f"{_loss_name(loss.func)}({options})"
-    return str(getattr(loss, "__name__", _without_address(loss)))
-
-
-def _without_address(thing: Any) -> str:
-    """Return the repr of an object, without addresses, which differ in each process."""
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+    return str(getattr(loss, "__name__", repr(loss)))
 
 
 def _layer_roundings(chains: Chains) -> Iterator[LayerRoundings]:

@@ -28,7 +28,7 @@ DTYPES = ("float32", "float64")
 class Plan:
     """A comparison that can run: its training, its runs, and where they run.
 
-    sizes: further batch sizes to time.
+    sizes: further batch sizes to time. repeat: how often each run is made.
     """
 
     task: Task
@@ -36,6 +36,7 @@ class Plan:
     left_out: tuple[LeftOut, ...]
     environment: Environment
     sizes: tuple[int, ...]
+    repeat: int = 1
 
     @property
     def dtypes(self) -> list[str]:
@@ -53,6 +54,7 @@ def prepare(
     epochs: int | None = None,
     seed: int = 0,
     sizes: Sequence[int] = SIZES,
+    repeat: int = 1,
     skip_missing: bool = False,
 ) -> Plan:
     """Return the plan of a comparison; `run_comparison` describes the parameters.
@@ -77,6 +79,7 @@ def prepare(
     sizes = [as_integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else as_integer("epochs", epochs)
     seed = as_integer("seed", seed, 0)
+    repeat = as_integer("repeat", repeat)
     try:
         expect_context(workload.loss, workload.context)
     except (TypeError, ValueError) as error:
@@ -94,7 +97,7 @@ def prepare(
     start = start_of(workload, train, seed)
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, start, epochs, seed)
-    return Plan(task, tuple(runs), tuple(left_out), here, tuple(sizes))
+    return Plan(task, tuple(runs), tuple(left_out), here, tuple(sizes), repeat)
 
 
 def _expect_weights_if_needed(workload: Workload, count: int) -> None:

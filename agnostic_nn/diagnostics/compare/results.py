@@ -17,6 +17,7 @@ from .choice import one_line
 from .controls import Controls
 from .drift import Entry
 from .probes import batch_step
+from .repeat import with_repeats
 from .running import Run, Task, cast, run, sha256
 from .schema import (
     ArrayDeviation,
@@ -63,8 +64,12 @@ def result_of(
     controls: Controls,
     bars: Progress,
     sizes: tuple[int, ...],
+    repeat: int = 1,
 ) -> Result:
-    """Train on one backend, and return its result."""
+    """Train on one backend, and return its result.
+
+    repeat: how often the backend trains; the bits of all its runs are compared.
+    """
     dtype = context.dtype
     name = str(backend)
     library, _, device = name.partition(":")
@@ -89,7 +94,10 @@ def result_of(
             measured, issue = _precision(backend)
             result = replace(result, measured_precision=measured, precision_issue=issue)
         judged = _judged(result, task, backend, trained, context, controls)
-        return _with_precision_issue(judged)
+        judged = _with_precision_issue(judged)
+        if repeat == 1:
+            return judged
+        return with_repeats(judged, task, backend, trained, context, bars, repeat)
     except Exception as error:  # one backend that fails must not stop the others
         return replace(result, error=one_line(f"{type(error).__name__}: {error}"))
 

@@ -16,6 +16,7 @@ __all__ = [
     "TRAINED",
     "ArrayDeviation",
     "BatchTime",
+    "ChangingPart",
     "ControlRun",
     "ControlRuns",
     "Deviations",
@@ -29,6 +30,8 @@ __all__ = [
     "Memory",
     "NotChecked",
     "ReferenceRun",
+    "RepeatDifference",
+    "Repeats",
     "Report",
     "Result",
     "RunCounts",
@@ -219,7 +222,8 @@ class Difference:
     """in words, such as `the gradient of 0.weight (Dense)`"""
     quantity: str
     """`start`, or the group in `deviations`, such as `gradients`; `probe` stands for
-    everything computed from the same inputs at a step"""
+    everything computed from the same inputs at a step, and `repeats` for the bits of a
+    backend that is deterministic by policy"""
     name: str
     """the array in that group; for `predictions` the first layer that differs"""
     layer: str | None
@@ -366,6 +370,84 @@ class Deviations:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RepeatDifference:
+    """A difference between the first and another run of one backend.
+
+    The bits differ; the numbers say by how much.
+    """
+
+    run: int
+    """the number of the other run, from 2"""
+    step: int
+    """the step whose loss differs; the last step for results at the end"""
+    quantity: str
+    """the group, as in `deviations`: `losses`, `parameters`, `trained_state` or
+    `outputs`"""
+    name: str
+    """the array in that group"""
+    relative: float | None
+    """the relative difference, as in `deviations`; None if it is NaN or infinite"""
+    ulps: float | None
+    """the same in units in the last place"""
+    tolerance: float | None
+    """the relative deviation that rounding explains there"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChangingPart:
+    """A part of a step whose bits change between calls with the same inputs."""
+
+    step: int
+    """the step whose inputs it was called with"""
+    description: str
+    """the first of its results that changes, in words, such as `the gradient of
+    0.weight (Embedding)`"""
+    quantity: str
+    """what this result is: `output`, `gradient`, `state`, `loss`, `update`,
+    `prediction`, `random words` or `data`"""
+    name: str
+    """the array, such as `weight`; empty if there is only one"""
+    layer: str | None
+    """the path of its layer, `""` for the model; None if it belongs to no single
+    layer"""
+    operation: str | None
+    """the first operation inside whose result changes, a function of the Array API
+    Standard or of `ops`, such as `matmul` or `ops.scatter_add`; None if none changes
+    alone"""
+    calls: int
+    """the number of calls with the same inputs"""
+    changed: int
+    """the number of calls whose result differs from that of the first"""
+    only_when_compiled_again: bool
+    """whether it repeats its bits until it is compiled again"""
+    relative: float | None
+    """the largest difference, relative to the largest magnitude of the first result;
+    None if it is NaN or infinite"""
+    ulps: float | None
+    """the same in units in the last place; None for integers"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repeats:
+    """The answer to whether a backend repeats its own bits."""
+
+    runs: int
+    """the number of runs, from the same start"""
+    same_bits: bool
+    """whether all have the same bits: the loss of each step, and parameters, state and
+    outputs after the last one; a NaN equals a NaN"""
+    first: RepeatDifference | None = None
+    """the first difference; None if there is none"""
+    largest: RepeatDifference | None = None
+    """the largest of the first differing loss and the results at the end, in units of
+    its tolerance; None if there is none"""
+    parts: tuple[ChangingPart, ...] = ()
+    """the parts of a step that do not repeat their bits, in the order of computation"""
+    remark: str | None = None
+    """why there are no such parts although the runs differ"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The run on one backend, device and dtype."""
 
@@ -405,6 +487,9 @@ class Result:
     """all deviations that are larger than rounding explains"""
     not_checked: tuple[NotChecked, ...] = ()
     """what could not be checked"""
+    repeats: Repeats | None = None
+    """how the run compares with further runs on the same backend; None without
+    `--repeat`"""
     control: ControlRuns | None = None
     """what control runs show; None if none were needed"""
     command: str | None = None

@@ -5,6 +5,7 @@ from typing import Any
 
 from ..schema import Report, Result, Status
 from .names import first_few, joined, named_results
+from .repeats import only_bits_differ
 
 __all__ = ["headline"]
 
@@ -22,7 +23,10 @@ def headline(report: Report) -> str:
         clauses.append(
             "The reference is wrong, so whole trainings cannot be compared with it"
         )
-    differs = by_status.get("differs", [])
+    differs = [
+        (name, r) for name, r in by_status.get("differs", []) if not only_bits_differ(r)
+    ]
+    unrepeated = [each for each in by_status.get("differs", []) if each not in differs]
     if len(differs) == 1:
         ((name, r),) = differs
         clauses.append(f"{name} differs by more than rounding {_place(r)}")
@@ -32,6 +36,7 @@ def headline(report: Report) -> str:
         if len(differs) < len(named):
             count = f"{len(differs)} of {len(named)} {kind}"
         clauses.append(f"{count} differ by more than rounding: {listed}")
+    clauses += [f"{name} {r.verdict}" for name, r in unrepeated]
     clauses += _grouped(by_status.get("failed", []), _failure, kind, len(named))
     clauses += _grouped(by_status.get("not checked", []), _because, kind, len(named))
     agree = by_status.get("agrees", [])

@@ -6,6 +6,7 @@ from ....core.policies import reduced_formats
 from ..conversion import to_json
 from ..schema import PROBED, TRAINED, Report, Result
 from .names import first_few, joined, named_results
+from .repeats import only_bits_differ, repeat_sentence
 
 __all__ = ["commands", "remarks", "sentence", "warnings"]
 
@@ -18,8 +19,10 @@ def sentence(result: Result, *, with_command: bool = True) -> str:
     if result.error is not None:
         return f"failed: {result.error}."
     parts = [f"{result.verdict}{_agreement(result)}{_time(result)}."]
-    if result.status == "differs":
+    if result.status == "differs" and not only_bits_differ(result):
         parts += _difference(result)
+    if result.repeats is not None:
+        parts.append(repeat_sentence(result.repeats))
     if result.not_checked:
         parts.append(_not_checked(result))
     if result.command and with_command:

@@ -16,6 +16,7 @@ from ..schema import (
     Result,
 )
 from .names import layer_order, named_results, names, with_class
+from .repeats import repeats_table
 
 __all__ = [
     "Row",
@@ -126,9 +127,9 @@ def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
     """Yield title, columns and rows of each table; each row is a run."""
     yield _results_table(report)
     yield _deviations_table(report)
-    title, columns, rows = _precision_table(report)
-    if rows:
-        yield title, columns, rows
+    for title, columns, rows in (_precision_table(report), repeats_table(report)):
+        if rows:
+            yield title, columns, rows
 
 
 def _results_table(report: Report) -> tuple[str, list[str], list[Row]]:

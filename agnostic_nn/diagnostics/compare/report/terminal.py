@@ -7,6 +7,7 @@ from ....display.tables import table
 from ..schema import Report
 from .headline import headline
 from .names import named_results
+from .repeats import repeats_text
 from .sentences import commands, remarks, sentence, warnings
 from .tables import about_short_table, overview, short_table
 
@@ -30,6 +31,7 @@ def summary(report: Report, verbose: bool = False) -> str:
         table(*short_table(report), width=WIDTH),
         _filled(about_short_table(report)) if finished else "",
         *(_filled(f"{each[0].upper()}{each[1:]}.") for each in warnings(report)),
+        *map(_filled, repeats_text(report).splitlines()),
         _filled(f"Left out: {', '.join(left_out)}; report.md says why.")
         if left_out
         else "",
