@@ -65,3 +65,9 @@ def test_the_tables_of_bisect_fit_into_a_terminal(differs, bisection):
         assert differs or part in result.to_text(verbose=True)
         assert part[:-2] not in "\n".join(lines).replace(part, "")
     assert 3 < len(lines) < 70
+
+
+def test_a_table_that_is_narrow_enough_stays_as_it_is():
+    columns, rows = ["backend", "deviation /\ntolerance"], [["numpy:cpu", 0.5]]
+    assert table(columns, rows, width=TERMINAL_WIDTH) == table(columns, rows)
+    assert "deviation /" in table(columns, [["numpy:cpu " * 3, 0.5]], width=38)

@@ -31,14 +31,18 @@ def table(
 
     rows = [list(row) for row in rows]
     style: Any = {"box": SIMPLE_HEAD, "title_justify": "left", "title_style": ""}
-    rich_table = Table(title=title, collapse_padding=width is not None, **style)
     sides: list[Any] = [
         "right" if _is_numeric(i, rows) else "left" for i in range(len(columns))
     ]
     headings = list(columns)
     lines = [[_cell(value) for value in row] for row in rows]
-    if width is not None:
+    # A column has three columns of text in addition to its content.
+    is_wide = width is not None and width < sum(_widths(headings, lines)) + 3 * len(
+        sides
+    )
+    if width is not None and is_wide:
         headings, lines = _narrowed(headings, lines, sides, width)
+    rich_table = Table(title=title, collapse_padding=is_wide, **style)
     for heading, side in zip(headings, sides, strict=True):
         rich_table.add_column(heading, justify=side, no_wrap=True)
     for line in lines:
@@ -74,8 +78,9 @@ def _narrowed(
         cells = [line[i] for line in lines]
         parts = [part for text in [heading, *cells] for part in _parts(text)]
         least.append(max(map(len, parts)))
-        whole = [*_parts(heading), *cells] if side == "right" else [heading, *cells]
-        widths.append(max(map(len, whole)))
+        is_broken = side == "right" and "\n" not in heading
+        whole = _parts(heading) if is_broken else heading.split("\n")
+        widths.append(max(map(len, [*whole, *cells])))
     available = width - 2 - 2 * len(headings)
     words_at = [i for i, side in enumerate(sides) if side == "left"]
     while sum(widths) > available:
@@ -92,8 +97,18 @@ def _narrowed(
     return headings, lines
 
 
+def _widths(headings: list[str], lines: list[list[str]]) -> list[int]:
+    """Return the width of the longest line in each column."""
+    columns = zip(headings, *lines, strict=True)
+    return [max(len(line) for cell in c for line in cell.split("\n")) for c in columns]
+
+
 def _broken(text: str, width: int) -> str:
-    """Break a text into lines of at most `width` characters."""
+    """Break the lines of a text into lines of at most `width` characters."""
+    return "\n".join(_broken_line(line, width) for line in text.split("\n"))
+
+
+def _broken_line(text: str, width: int) -> str:
     lines = [""]
     for part in _parts(text):
         if len(lines[-1] + part.rstrip(" ")) > width and lines[-1]:
