@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn.core.trees import tree_map
+from agnostic_nn.core.trees import named_leaves, tree_map
 from agnostic_nn.diagnostics.cli.main import main, parser
-from agnostic_nn.diagnostics.compare import CannotCompare, Workload, run_comparison
+from agnostic_nn.diagnostics.compare import (
+    CannotCompare,
+    Workload,
+    run_comparison,
+    summary,
+)
+from agnostic_nn.diagnostics.loading import load
 from agnostic_nn.training.batches import Examples
 
 MODULE = """
@@ -453,3 +459,361 @@ def test_a_loss_without_weights_trains_on_whole_batches_only():
     )
     with pytest.raises(CannotCompare, match=re.escape(message)):
         run_comparison(workload(plain_loss), ["numpy"])
+
+
+# --- several inputs and outputs, custom losses, optimizers and metrics ----------------
+
+
+PARTS = """
+import agnostic_nn as nn
+from agnostic_nn.core.arrays import namespace
+from agnostic_nn.losses.base import reduced
+
+
+class Rough(nn.Dense):  # in float32 its outputs have twelve bits
+    def forward(self, params, state, x, *, train=False):
+        y, state, cache = super().forward(params, state, x, train=train)
+        if str(y.dtype).endswith("float32"):
+            large = y * 4097.0
+            y = large - (large - y)
+        return y, state, cache
+
+
+def two_heads(size):
+    return nn.Graph(
+        read=(nn.Dense(8), "x"),
+        mixed=(nn.MultiHeadAttention(2, bias=False), {"x": "read", "mask": "mask"}),
+        last=(nn.LSTM(8, sequence=False), {"x": "mixed", "mask": "mask"}),
+        label=(nn.Dense(2), "last"),
+        size=(size, "last"),
+        outputs={"label": "label", "size": "size"},
+    )
+
+
+right = two_heads(nn.Dense(1))
+wrong = two_heads(Rough(1))
+both = nn.Losses(label=nn.softmax_cross_entropy, size=nn.huber, weights={"size": 0.5})
+pair = nn.Sequential(nn.Concatenate(), nn.Dense(1))
+line = nn.Dense(1)
+
+
+def label_accuracy(y, target):
+    return nn.accuracy(y["label"], target["label"])
+
+
+def quantile(y, target, weights=None, *, level=0.5, reduction="mean"):
+    xp = namespace(y)
+    error = target - y
+    values = xp.maximum(level * error, (level - 1.0) * error)
+    slopes = (1.0 - level) - xp.astype(error > 0, y.dtype)
+    return reduced(values, slopes, weights, reduction)
+
+
+def cubic(y, target):  # without weights, a check or metrics
+    xp = namespace(y)
+    error = y - target
+    count = y.shape[0]
+    return xp.sum(xp.abs(error) ** 3) / count, 3.0 * error * xp.abs(error) / count
+
+
+def taught(y, target, weights=None, *, context):
+    return nn.mean_squared_error(y, target + context["shift"], weights)
+
+
+def within(y, target):
+    xp = namespace(y)
+    return xp.astype(xp.abs(y - target) < 0.5, y.dtype)
+
+
+class Walk:
+    def __init__(self, rate=0.05):
+        self.rate = rate
+
+    def init(self, params):
+        return ()
+
+    def update(self, params, grads, moments):
+        step = lambda p, g: p - self.rate * g
+        return nn.trees.tree_map(step, params, grads), moments
+"""
+
+
+def sequences():
+    """Padded sequences with a mask, and two targets."""
+    draw = np.random.default_rng(0)
+    mask = np.arange(6) < draw.integers(2, 6, 40)[:, None]
+    x = (draw.standard_normal((40, 6, 3)) * mask[..., None]).astype(np.float32)
+    label = (x.sum(axis=(1, 2)) > 0).astype(np.int64)
+    target = {"label": label, "size": x.std(axis=(1, 2))[:, None]}
+    return {"x": x, "mask": mask}, target
+
+
+@pytest.fixture
+def parts(tmp_path, monkeypatch):
+    """The module `parts` and data in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setitem(sys.modules, "jinja2", None)  # pages take seconds to draw
+    (tmp_path / "parts.py").write_text(PARTS, encoding="utf-8")
+    x, target = sequences()
+    weights = np.random.default_rng(1).uniform(0.5, 1.5, 40)
+    named = dict(named_leaves({"x": x, "target": target}))
+    np.savez("heads.npz", **named, weights=weights)
+    a, b = x["x"][:, 0], x["x"][:, 1, :2]
+    rest = {"target": a[:, :1] * 2.0}
+    np.savez("numbers.npz", x=a, **rest)
+    np.savez("pair.npz", **{"x.0": a, "x.1": b}, **rest, **{"context.shift": 0.5})
+    test = {"x_test.0": a[:9], "x_test.1": b[:9], "target_test": rest["target"][:9]}
+    np.savez("tested.npz", **{"x.0": a, "x.1": b}, **rest, **test)
+    np.savez("gap.npz", **{"x.0": a, "x.2": b}, **rest)
+    np.savez("both.npz", **{"x.image": a, "x": b}, **rest)
+    np.savez("inner.npz", **{"x.0.a": a, "x.0": b}, **rest)
+    np.savez("uneven.npz", **{"x.0": a, "x.1": b[:9]}, **rest)
+    np.savez("untested.npz", **{"x.0": a, "x.1": b, "x_test.0": a}, **rest)
+    test.pop("x_test.1")
+    np.savez("lacking.npz", **{"x.0": a, "x.1": b}, **rest, **test)
+    test = {"x_test": a, "target_test": a[:, :1] > 0}
+    np.savez("signs.npz", x=a, **rest, **test)
+    np.savez("negative.npz", x=a, weights=-weights, **rest)
+    np.savez(
+        "unused.npz", x=a, weights_test=weights, **{"x.": a, "weights.a": b}, **rest
+    )
+    yield tmp_path
+    sys.modules.pop("parts", None)
+
+
+HEADS = (
+    "--data=heads.npz",
+    "--loss=parts:both",
+    "--optimizer=parts:Walk(rate=0.1)",
+    "--metric=parts:label_accuracy",
+)
+
+
+def test_inputs_with_a_mask_and_two_outputs_are_read_from_a_file(parts, capsys):
+    report = trained(capsys, "--model=parts:right", *HEADS)
+    task = report["workload"]
+    loss = "Losses(label=softmax_cross_entropy, size=huber, weights={'size': 0.5})"
+    assert task["loss"] == loss
+    assert task["optimizer"] == "<parts.Walk object>"
+    assert task["metric"] == "test label accuracy"
+    assert (task["training_examples"], task["test_examples"]) == (32, 8)
+    assert report["verdict"]["status"] == "agrees"
+
+
+def test_each_of_several_targets_has_a_default_loss_and_metric(parts, capsys):
+    task = trained(capsys, "--model=parts:right", "--data=heads.npz")["workload"]
+    loss = "Losses(label=softmax_cross_entropy, size=mean_squared_error)"
+    assert (task["loss"], task["metric"]) == (loss, "test label.accuracy")
+
+
+def test_a_fault_in_one_head_is_found_by_name_and_the_command_finds_it_again(
+    parts, capsys
+):
+    status, out, report = printed(capsys, "--model=parts:wrong", *HEADS)
+    (result,) = report["results"]
+    assert (status, result["status"]) == (1, "differs")
+    assert result["first_difference"]["layer"] == "size"
+    assert (
+        result["first_difference"]["description"] == "the output of layer size (Rough)"
+    )
+    (words,) = pasted(out)
+    assert words == shlex.split(result["command"])
+    chosen = vars(parser().parse_args(words[1:]))
+    expected = [option.partition("=")[2] for option in HEADS]
+    names = ("data", "loss", "optimizer", "metric")
+    assert [str(chosen[name]) for name in names] == expected
+    assert main(words[1:]) == 1
+    assert "Differs first in layer size (Rough(width=1" in capsys.readouterr().out
+
+
+def test_bisect_reads_the_weights_and_the_context_of_a_file(parts, capsys):
+    for model, *options in (("right", *HEADS), ("pair", *TAUGHT)):
+        command = ["bisect", "numpy", f"--model=parts:{model}", *options]
+        assert main(command) == 0
+        assert "Agrees within rounding" in capsys.readouterr().out
+
+
+TAUGHT = ("--data=pair.npz", "--loss=parts:taught")
+
+
+@pytest.mark.parametrize(
+    ("options", "loss", "metric"),
+    [
+        (["line", "--data=numbers.npz"], "mean_squared_error", "absolute error"),
+        (["pair", "--data=tested.npz"], "mean_squared_error", "absolute error"),
+        (["pair", *TAUGHT, "--metric=parts:within"], "taught", "within"),
+        (
+            ["line", "--data=numbers.npz", "--loss=parts:quantile(level=0.75)"],
+            "quantile(level=0.75)",
+            "absolute error",
+        ),
+        (
+            ["line", "--data=numbers.npz", "--loss=parts:cubic", "--batch-size=16"],
+            "cubic",
+            "absolute error",
+        ),
+    ],
+    ids=["one input", "a tuple and a test set", "a context", "options", "no weights"],
+)
+def test_the_report_says_which_loss_and_metric_were_used(
+    parts, capsys, options, loss, metric
+):
+    model, *others = options
+    report = trained(capsys, f"--model=parts:{model}", *others)
+    task = report["workload"]
+    assert (task["loss"], task["metric"]) == (loss, f"test {metric}")
+    assert report["verdict"]["status"] == "agrees"
+    tested = 9 if "--data=tested.npz" in others else 8
+    assert task["test_examples"] == tested
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pair", "--data=gap.npz"], "gap.npz has x.0 and x.2, but no x.1"),
+        (
+            ["pair", "--data=both.npz"],
+            "both.npz has x and x.image: expected one array, or several by name",
+        ),
+        (["pair", "--data=inner.npz"], "inner.npz has x.0 and x.0.a: expected one"),
+        (["pair", "--data=uneven.npz"], "x.0 holds 40 examples, but x.1 has shape"),
+        (["pair", "--data=untested.npz"], "has x_test, but no target_test"),
+        (
+            ["pair", "--data=lacking.npz"],
+            "takes x.0 and x.1, got x.0; in the test set (x_test, target_test)",
+        ),
+        (
+            ["line", "--data=signs.npz", "--loss=parts:cubic"],
+            "is float32 (40, 1) for training, but bool (40, 1) here; in the test set",
+        ),
+        (["line", "--data=negative.npz"], "expected finite weights of at least 0"),
+        (
+            ["line", "--data=unused.npz"],
+            "unused.npz has weights_test, x., weights.a, which nothing would use; "
+            "expected x and target, and optionally x_test, target_test, weights, con",
+        ),
+        (
+            ["pair", "--data=pair.npz"],
+            "there is a context, but mean_squared_error takes none",
+        ),
+        (
+            ["line", "--data=numbers.npz", "--loss=parts:taught"],
+            "taught takes a context: numbers.npz has no array called context",
+        ),
+        (
+            ["right", "--data=heads.npz", "--metric=accuracy"],
+            "; for the metric accuracy",
+        ),
+        (
+            ["line", "--data=numbers.npz", "--metric=parts:cubic"],
+            "expected the metric 'cubic' to return an array of one value per example",
+        ),
+        (
+            ["line", "--data=numbers.npz", "--loss=parts:cubic", "--batch-size=20"],
+            "the last of the batches of 20 has 12 of 32 training examples, and needs",
+        ),
+    ],
+)
+def test_data_and_functions_that_do_not_fit_are_refused(
+    parts, capsys, arguments, message
+):
+    model, *options = arguments
+    assert main([*QUICK, f"--model=parts:{model}", *options]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert message in err
+
+
+@pytest.mark.parametrize("command", ["explain", "profile"])
+def test_explain_and_profile_refuse_a_context_in_one_line(parts, capsys, command):
+    assert main([command, "--backend=numpy", "--model=parts:pair", *TAUGHT]) == 2
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert "context" in err
+
+
+# --- nn.compare -----------------------------------------------------------------------
+
+
+def compared(model, x, target, *arguments, **options):
+    settings = {"backends": ["numpy"], "epochs": 2, "sizes": (), **options}
+    return nn.compare(model, x, target, *arguments, **settings)
+
+
+def test_compare_trains_a_model_and_its_report_is_read_in_python(tmp_path, parts):
+    x, target = sequences()
+
+    right = load("parts:right")
+    loss = load("parts:both")
+    report = compared(right, x, target, loss, nn.SGD(0.1), name="two heads", seed=3)
+    assert report.verdict.status == "agrees"
+    (result,) = report.results
+    assert (result.status, result.first_difference) == ("agrees", None)
+    assert report.workload.name == "two heads"
+    assert report.workload.optimizer.startswith("SGD(rate=0.1")
+    assert report.workload.about == "40 examples; a random fifth is the test set"
+    assert result.command is None
+    assert str(report) == summary(report)
+    assert "numpy:cpu" in report._repr_html_()
+    paths = report.save(tmp_path / "saved")
+    assert [path.name for path in paths] == ["report.json", "report.md"]
+    with open(paths[0], encoding="utf-8") as file:
+        assert type(report).from_json(json.load(file)) == report
+
+
+def test_compare_finds_a_fault_in_one_head_by_name(parts):
+    report = compared(load("parts:wrong"), *sequences())
+    assert report.verdict.status == "differs"
+    first = report.results[0].first_difference
+    assert (first.layer, first.description) == (
+        "size",
+        "the output of layer size (Rough)",
+    )
+
+
+def test_compare_takes_weights_a_context_a_test_set_and_a_metric(parts):
+    draw = np.random.default_rng(2)
+    x = draw.standard_normal((40, 3))
+    target = x[:, :1] * 2.0
+    weights = draw.uniform(0.0, 1.0, 40)
+    options = {"test": (x[:10], target[:10]), "metric": load("parts:within")}
+    context = {"shift": 0.5}
+    reports = [
+        compared(nn.Dense(1), x, target, loss, weights=w, context=c, **options)
+        for loss, w, c in [
+            (None, None, None),
+            (None, weights, None),
+            (load("parts:taught"), weights, context),
+            (load("parts:taught"), weights, {"shift": np.float64(0.5)}),
+        ]
+    ]
+    assert {report.verdict.status for report in reports} == {"agrees"}
+    assert {report.workload.metric for report in reports} == {"test within"}
+    assert {report.workload.test_examples for report in reports} == {10}
+    first_losses = [report.reference.losses[0] for report in reports]
+    assert len(set(first_losses)) == 3
+    assert first_losses[2] == first_losses[3]
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"x": [[1.0, 2.0]] * 4}, ValueError, "4 examples are too few to hold out"),
+        ({"test": np.ones((4, 2))}, TypeError, "expected test as"),
+        ({"loss": nn.Losses}, TypeError, "expected the loss to be a function of"),
+        ({"optimizer": nn.Adam}, TypeError, "Adam"),
+        ({"model": nn.Dense}, TypeError, "expected a layer or a block as the model"),
+        ({"batch_size": 0}, ValueError, "expected batch_size to be an integer"),
+        ({"context": lambda: 1}, TypeError, "the same for all steps"),
+        ({"target": ([0] * 20, [1] * 20)}, ValueError, "expected labels|examples"),
+        ({"weights": np.ones(7)}, ValueError, r"expected weights of shape \(20,\)"),
+    ],
+)
+def test_compare_refuses_what_does_not_fit_as_a_trainer_does(options, error, message):
+    x = np.random.default_rng(0).standard_normal((20, 2))
+    arguments = {"model": nn.Dense(2), "x": x, "target": [0, 1] * 10, **options}
+    if len(arguments["x"]) != 20:
+        arguments["target"] = [0, 1, 0, 1]
+    with pytest.raises(error, match=message):
+        nn.compare(**arguments, backends=["numpy"], sizes=())

@@ -13,7 +13,7 @@ from importlib import import_module
 from inspect import signature
 from pathlib import Path
 from traceback import extract_tb
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 from .. import losses, metrics, optimizers
@@ -33,8 +33,24 @@ class CannotLoad(ValueError):
     """A named object does not exist or cannot be loaded; the message says why."""
 
 
-def load(name: str) -> Any:
+class _Candidates(NamedTuple):
+    """The objects of a module that an error lists.
+
+    plural: of their kind. includes: a function from an object and the name of the
+    module.
+    """
+
+    plural: str
+    includes: Callable[[Any, str], bool]
+
+
+_LAYERS = _Candidates("layers", lambda value, _: isinstance(value, Layer))
+
+
+def load(name: str, candidates: _Candidates = _LAYERS) -> Any:
     """Return the object that "module:object" names, or the module that "module" names.
+
+    candidates: what the error lists if the module has no such object.
 
     The current folder becomes the first entry of `sys.path` and stays there, as with
     `python -m`: a custom module may import another one later, inside a function.
@@ -50,7 +66,7 @@ def load(name: str) -> Any:
     module_name, _, attributes = name.partition(":")
     loaded = _module(module_name)
     for attribute in attributes.split(".") if attributes else ():
-        loaded = _attribute(loaded, attribute, module_name, attributes)
+        loaded = _attribute(loaded, attribute, name, candidates)
     return loaded
 
 
@@ -97,13 +113,16 @@ def _module(name: str) -> Any:
         raise CannotLoad(f"{fault}: {_one_line(error)} ({where})") from error
 
 
-def _attribute(owner: Any, attribute: str, module_name: str, attributes: str) -> Any:
+def _attribute(owner: Any, attribute: str, name: str, candidates: _Candidates) -> Any:
+    module_name, _, attributes = name.partition(":")
     try:
         return getattr(owner, attribute)
     except AttributeError as error:
-        variables = vars(sys.modules[module_name])
-        layers = [name for name, value in variables.items() if isinstance(value, Layer)]
-        remedy = f"; its layers are {', '.join(layers)}" if layers else ""
+        variables = vars(sys.modules[module_name]).items()
+        names = [
+            name for name, value in variables if candidates.includes(value, module_name)
+        ]
+        remedy = f"; its {candidates.plural} are {', '.join(names)}" if names else ""
         raise CannotLoad(f"{module_name} has no {attributes!r}{remedy}") from error
 
 
@@ -118,17 +137,24 @@ class _Kind(NamedTuple):
     """A kind of objects that a text may name.
 
     name: with its article. example: a text that names one. names: of all in `module`.
+    custom: those that a user's module has.
     """
 
     name: str
     example: str
     module: ModuleType
     names: tuple[str, ...]
+    custom: _Candidates
 
     @property
     def noun(self) -> str:
         """The name without its article."""
         return self.name.partition(" ")[2]
+
+
+def _is_optimizer(thing: Any) -> bool:
+    methods = (getattr(thing, name, None) for name in ("init", "update"))
+    return not isinstance(thing, type) and all(map(callable, methods))
 
 
 def _public(module: ModuleType, *excluded: str) -> tuple[str, ...]:
@@ -144,20 +170,32 @@ def _are_metrics(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+_FUNCTIONS = _Candidates(
+    "functions",
+    lambda value, module: (
+        isinstance(value, FunctionType) and value.__module__ == module
+    ),
+)
 _LOSS = _Kind(
     "a loss",
     "huber(delta=0.5)",
     losses,
     _public(losses, "Loss", "Losses", "Weighted"),
+    _FUNCTIONS,
 )
 _OPTIMIZER = _Kind(
     "an optimizer",
     "Adam(rate=1e-3)",
     optimizers,
     _public(optimizers, "Optimizer", "Rule"),
+    _Candidates("optimizers", lambda value, _: _is_optimizer(value)),
 )
 _METRIC = _Kind(
-    "a metric", "top_k_accuracy(k=3)", metrics, _are_metrics(metrics.__all__)
+    "a metric",
+    "top_k_accuracy(k=3)",
+    metrics,
+    _are_metrics(metrics.__all__),
+    _FUNCTIONS,
 )
 # "module:object", or with arguments "module:object(…)"
 _CUSTOM = re.compile(r"(?P<name>[^():]+:[^():]+)(?P<arguments>\(.*\))?", re.DOTALL)
@@ -210,11 +248,6 @@ def load_optimizer(text: str) -> optimizers.Optimizer:
     return optimizer
 
 
-def _is_optimizer(thing: Any) -> bool:
-    methods = (getattr(thing, name, None) for name in ("init", "update"))
-    return not isinstance(thing, type) and all(map(callable, methods))
-
-
 def _function(kind: _Kind, text: str) -> Any:
     """Return a loss or a metric."""
     thing, args, options = _named(kind, text)
@@ -249,7 +282,7 @@ def _named(kind: _Kind, text: str) -> tuple[Any, list[Any], dict[str, Any]]:
     if not isinstance(name, ast.Name):
         raise CannotLoad(expected)
     if custom:
-        thing = load(custom["name"])
+        thing = load(custom["name"], kind.custom)
     elif name.id in kind.names:
         thing = getattr(kind.module, name.id)
     else:

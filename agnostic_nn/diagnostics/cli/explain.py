@@ -72,7 +72,6 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from ..compare.workloads import CannotCompare
     from ..explain.html import page
 
     if options.example is not None:
@@ -87,7 +86,7 @@ def _explain(options: argparse.Namespace) -> int:
             return refuse("explain", message)
     try:
         title, about, parts = _explained(options, backend(options.backend))
-    except (BackendUnavailable, CannotCompare) as error:
+    except (BackendUnavailable, TypeError, ValueError) as error:
         return refuse("explain", error)
     if options.output is None:
         print("\n\n".join(map(str, parts)))

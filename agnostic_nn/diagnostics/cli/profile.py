@@ -80,7 +80,7 @@ def _profile(options: argparse.Namespace) -> int:
             backend=chosen,
             steps=options.steps,
         )
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, ValueError) as error:  # or the loss takes a context
         return refuse("profile", error)
     text = result.to_text(verbose=options.verbose)
     data = {"workload": workload.name, **result.to_json()}

@@ -1,5 +1,6 @@
 """Run one training on every backend, and report how each differs from the reference."""
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -211,7 +212,7 @@ class Execution:
                 about=workload.about,
                 model=repr(workload.model),
                 loss=_loss_name(workload.loss),
-                optimizer=repr(workload.optimizer),
+                optimizer=_without_address(workload.optimizer),
                 metric=workload.measured,
                 parameters=sum(leaf.size for leaf in leaves(task.start[0])),
                 training_examples=len(task.train),
@@ -334,7 +335,12 @@ def _loss_name(loss: Any) -> str:
             f"{name}={value!r}" for name, value in loss.keywords.items()
         )
         return f"{_loss_name(loss.func)}({options})"
-    return str(getattr(loss, "__name__", repr(loss)))
+    return str(getattr(loss, "__name__", _without_address(loss)))
+
+
+def _without_address(thing: Any) -> str:
+    """Return the repr of an object, without addresses, which differ in each process."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
 
 
 def _layer_roundings(chains: Chains) -> Iterator[LayerRoundings]:

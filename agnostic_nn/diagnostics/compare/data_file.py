@@ -46,7 +46,12 @@ def read(path: Path) -> Data:
         if not is_used or (root == "weights" and keys):
             unused.append(name)
             continue
-        _insert(path, trees, root, keys, array)
+        _expect_no_branch(path, arrays, name)
+        tree = trees
+        *branches, last = root, *keys
+        for key in branches:
+            tree = tree.setdefault(key, {})
+        tree[last] = array
     missing = [name for name in REQUIRED if name not in trees]
     if missing:
         existing = ", ".join(arrays) or "nothing"
@@ -66,26 +71,15 @@ def read(path: Path) -> Data:
     return Data(**{name: _nested(path, name, tree) for name, tree in trees.items()})
 
 
-def _insert(
-    path: Path, trees: dict[str, Any], root: str, keys: list[str], array: np.ndarray
-) -> None:
-    """Put an array into the tree called `root`, at the path of `keys`."""
-    tree = trees
-    *branches, last = root, *keys
-    for depth, key in enumerate(branches, 1):
-        tree = tree.setdefault(key, {})
-        if not isinstance(tree, dict):
-            raise _both(path, [*branches[:depth]], [root, *keys])
-    if last in tree:
-        raise _both(path, [root, *keys], [root, *keys, "…"])
-    tree[last] = array
-
-
-def _both(path: Path, array: list[str], inside: list[str]) -> CannotCompare:
-    return CannotCompare(
-        f"{path} has {'.'.join(array)} and {'.'.join(inside)}: expected one array, or "
-        "several by name"
-    )
+def _expect_no_branch(path: Path, arrays: dict[str, np.ndarray], name: str) -> None:
+    """Raise CannotCompare if a name such as x.image has another array x above it."""
+    above, dot, _ = name.rpartition(".")
+    while dot:
+        if above in arrays:
+            raise CannotCompare(
+                f"{path} has {above} and {name}: expected one array, or several by name"
+            )
+        above, dot, _ = above.rpartition(".")
 
 
 def _nested(path: Path, name: str, tree: Any) -> Any:

@@ -9,16 +9,23 @@ from typing import Any
 import numpy as np
 
 from ...core.arrays import Metric
+from ...core.backend import backend as choose
 from ...core.errors import expect
-from ...core.trees import leaves, named_leaves, tree_map
+from ...core.trees import leaves, named_leaves, tree_from_leaves, tree_map
 from ...layers import Layer
 from ...losses import Loss, Losses, mean_squared_error, softmax_cross_entropy
-from ...losses.base import expect_context, metrics_of, takes_keyword, takes_weights
+from ...losses.base import (
+    describe_loss,
+    expect_context,
+    metrics_of,
+    takes_keyword,
+    takes_weights,
+)
 from ...metrics import absolute_error
 from ...optimizers import Adam, Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import Examples
-from ...training.inputs import as_integer, type_and_length
+from ...training.inputs import as_integer, converted, fetch, type_and_length
 from ...training.steps import evaluate_batch
 from ..loading import CannotLoad, load_layer, load_loss, load_metric, load_optimizer
 from .data_file import read
@@ -58,7 +65,7 @@ def custom_workload(
     optimizer = Adam() if optimizer is None else optimizer
     loss = _default_loss(target) if loss is None else loss
     expect_context(loss, context)
-    context = None if context is None else _in_float32(context)
+    context = None if context is None else _checked_context(context)
     trainer = Trainer(model, loss, optimizer, backend="numpy", context=context)
     train = _checked(trainer, x, target, weights)
     tested = None if test is None else _checked_test(trainer, train, test)
@@ -130,6 +137,15 @@ def user_workload(
         layer = load_layer(model)
     except CannotLoad as error:
         raise CannotCompare(str(error)) from error
+    if (
+        chosen_loss
+        and content.context is None
+        and takes_keyword(chosen_loss, "context")
+    ):
+        raise CannotCompare(
+            f"{describe_loss(chosen_loss)} takes a context: {data} has no array called "
+            "context"
+        )
     has_test = content.x_test is not None
     try:
         workload = custom_workload(
@@ -181,6 +197,16 @@ def _in_float32(data: Any) -> Any:
         ),
         data,
     )
+
+
+def _checked_context(context: Any) -> Any:
+    """Return a context as arrays on the host, in float32, int32 or bool."""
+    arrays, _ = fetch("context", context, choose("numpy"))
+    named = {
+        path: converted(path, leaf, False, "float32")
+        for path, leaf in named_leaves(arrays, "context")
+    }
+    return tree_from_leaves(named, arrays, "context")
 
 
 def _checked(trainer: Trainer, x: Any, target: Any, weights: Any = None) -> Examples:
@@ -240,9 +266,13 @@ def _metrics_after_step(
     with np.errstate(all="ignore"):  # the comparison reports what is not finite
         step = make_step(model, loss, trainer.optimizer)
         step(carry, batch.x, batch.target, **keywords)
-        evaluate_batch(
-            *(model, loss, metrics, *carry[:2], batch.x, batch.target), **keywords
-        )
+        try:
+            evaluate_batch(
+                *(model, loss, metrics, *carry[:2], batch.x, batch.target), **keywords
+            )
+        except Exception as error:
+            error.add_note(f"for the metric {' or '.join(metrics)}")
+            raise
         if metrics:
             return metrics
         y = model.predict(*carry[:2], batch.x)
