@@ -863,6 +863,23 @@ def of_tools():
         },
     )
     yield from grid(
+        "compare",
+        partial(nn.compare, backends=["numpy"], epochs=1, sizes=()),
+        three | data | {"batch_size": 8},
+        wrong_data
+        | {
+            "model": layers,
+            "loss": [loss for loss in wrong_losses if loss is not None],
+            "optimizer": [each for each in wrong_optimizers if each is not None],
+            "metric": (3, "accuracy", lambda y: y),
+            "test": (3, (), "xy"),
+            "weights": ("three", -1.0),
+            "context": (3, lambda: 3),
+            "batch_size": (0, 1.5, "3", None),
+            "seed": (-1, 1.5, "0", None),
+        },
+    )
+    yield from grid(
         "explain",
         nn.explain,
         both | data | {"backend": From(lambda w: w.backend)},

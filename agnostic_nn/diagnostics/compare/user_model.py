@@ -17,7 +17,6 @@ from ...losses import Loss, Losses, mean_squared_error, softmax_cross_entropy
 from ...losses.base import (
     describe_loss,
     expect_context,
-    metrics_of,
     takes_keyword,
     takes_weights,
 )
@@ -66,7 +65,14 @@ def custom_workload(
     loss = _default_loss(target) if loss is None else loss
     expect_context(loss, context)
     context = None if context is None else _checked_context(context)
-    trainer = Trainer(model, loss, optimizer, backend="numpy", context=context)
+    trainer = Trainer(
+        model,
+        loss,
+        optimizer,
+        backend="numpy",
+        metrics=None if metric is None else {_name_of(metric): metric},
+        context=context,
+    )
     train = _checked(trainer, x, target, weights)
     tested = None if test is None else _checked_test(trainer, train, test)
     count = len(train)
@@ -75,8 +81,7 @@ def custom_workload(
         "{} examples are too few to hold out a fifth",
         count,
     )
-    metrics = metrics_of(loss) if metric is None else {_name_of(metric): metric}
-    metrics = _metrics_after_step(trainer, train[:batch_size], metrics)
+    metrics = _metrics_after_step(trainer, train[:batch_size])
     metric_name = next(iter(metrics), None)
     held_out = "the test set is separate"
     # Split only now, so that error messages have the row numbers of the user.
@@ -247,15 +252,14 @@ def _expect_alike(name: str, train: Any, test: Any) -> None:
         )
 
 
-def _metrics_after_step(
-    trainer: Trainer, batch: Examples, metrics: dict[str, Metric]
-) -> dict[str, Metric]:
+def _metrics_after_step(trainer: Trainer, batch: Examples) -> dict[str, Metric]:
     """Take one step on the host, evaluate the metrics, and return them.
 
     Without a metric, it is the absolute error if outputs are like real targets.
     """
     model = trainer.model
     loss = trainer.loss
+    metrics = trainer.metrics
     carry = trainer.params, trainer.state, trainer.moments
     keywords: dict[str, Any] = {"context": trainer.context}
     if takes_keyword(loss, "step"):
