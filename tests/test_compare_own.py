@@ -368,7 +368,7 @@ def test_explain_and_profile_take_a_users_model_and_data(folder, capsys):
     text = capsys.readouterr().out
     assert "a batch of 3 on numpy" in text
     assert "softmax_cross_entropy" in text  # the default for integer targets
-    assert main(["profile", *mine, "--batch-size=20", "--steps=1"]) == 0
+    assert main(["profile", *mine, "--batch-size=20", "--steps=1", "--verbose"]) == 0
     text = capsys.readouterr().out
     assert text.startswith("mine:model on numpy:cpu, a batch of 20: ")
     assert "Dense(width=8, bias=True)" in text
