@@ -714,7 +714,6 @@ def test_model_loss_and_other_settings_of_a_trainer_cannot_be_replaced(backend):
     for name in (
         "model",
         "loss",
-        "optimizer",
         "metrics",
         "backend",
         "dtype",

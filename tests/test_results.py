@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import named_leaves
 
 X = np.random.default_rng(0).standard_normal((30, 4)).astype("float32")
 LABELS = np.arange(30) % 3
@@ -193,9 +194,9 @@ def test_the_rate_includes_the_scale(backend):
     assert trainer.rate == pytest.approx(0.05)
 
 
-def test_the_rate_cannot_be_set_and_may_not_exist(backend):
+def test_the_rate_is_set_by_its_optimizer_and_may_not_exist(backend):
     trainer = make_trainer(backend)
-    with pytest.raises(AttributeError, match="give the optimizer a schedule"):
+    with pytest.raises(AttributeError, match=r"trainer\.optimizer = nn\.Adam\(0\.5\)"):
         trainer.rate = 0.5
     parts = nn.Parts((("bias", nn.SGD(0.1)),), rest=nn.Adam())
     with pytest.raises(TypeError, match=r"Trainer\.rate needs .* one rate, got Parts"):
@@ -215,3 +216,107 @@ def test_the_rate_of_an_optimizer_that_counts_no_steps_is_refused():
     trainer = nn.Trainer(nn.Dense(1), nn.huber, Plain(), shape=(2,))
     with pytest.raises(TypeError, match=r'count them in its moments, as "step"'):
         trainer.rate  # noqa: B018
+
+
+# --- another optimizer ----------------------------------------------------------------
+
+
+def carry_of(trainer):
+    arrays = trainer.params, trainer.moments
+    return dict(named_leaves(trainer.backend.to_numpy(arrays)))
+
+
+def assert_same(actual, expected):
+    actual, expected = carry_of(actual), carry_of(expected)
+    assert actual.keys() == expected.keys()
+    for name, leaf in expected.items():
+        np.testing.assert_allclose(actual[name], leaf, rtol=1e-5, atol=1e-7)
+
+
+def test_another_optimizer_continues_with_the_same_moments(backend, tmp_path):
+    first, second = nn.Adam(0.1), nn.AdamW(0.01, beta1=0.5)
+    trainer = make_trainer(backend, optimizer=first)
+    trainer.fit(X, LABELS, steps=2, batch_size=10, verbose=0)
+    step = nn.make_step(trainer.model, trainer.loss, second)
+    carry = trainer.backend.to_numpy((trainer.params, trainer.state, trainer.moments))
+    carry = trainer.backend.asarray(carry)
+    trainer.optimizer = second
+    assert (trainer.optimizer, trainer.rate) == (second, 0.01)
+    trainer.step(X, LABELS)
+    (params, _, moments), *_ = step(
+        carry, *trainer.backend.asarray((X, LABELS.astype("int32")))
+    )
+    expected = trainer.backend.to_numpy((params, moments))
+    for name, leaf in named_leaves(expected):
+        np.testing.assert_allclose(carry_of(trainer)[name], leaf, rtol=1e-4, atol=1e-6)
+    trainer.save(tmp_path / "saved")
+    loaded = nn.Trainer.load(tmp_path / "saved", backend)
+    assert loaded.optimizer == second
+    moved = trainer.to(backend)
+    for each in (trainer, loaded, moved):
+        each.fit(X, LABELS, epochs=2, batch_size=10, verbose=0)
+    assert_same(loaded, trainer)
+    assert_same(moved, trainer)
+
+
+def test_a_schedule_of_another_optimizer_is_evaluated_at_the_current_step(backend):
+    trainer = make_trainer(backend, optimizer=nn.Scaled(nn.SGD(0.5)))
+    trainer.fit(X, LABELS, epochs=1, batch_size=10, verbose=0)
+    trainer.optimizer = nn.Scaled(nn.SGD(nn.schedules.Linear(1.0, 0.0, steps=6)))
+    assert trainer.rate == pytest.approx(0.5)
+
+
+def test_a_callback_may_assign_an_optimizer_during_fit(backend):
+    def lower(trainer, row):
+        if row["epoch"] == 1:
+            trainer.optimizer = nn.Adam(0.01)
+
+    during, between = (make_trainer(backend, optimizer=nn.Adam(0.1)) for _ in range(2))
+    options = {"batch_size": 10, "verbose": 0}
+    during.fit(X, LABELS, epochs=3, callbacks=[lower], **options)
+    between.fit(X, LABELS, epochs=1, **options)
+    between.optimizer = nn.Adam(0.01)
+    between.fit(X, LABELS, epochs=2, **options)
+    assert_same(during, between)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "error", "message"),
+    [
+        (
+            nn.SGD(0.1),
+            ValueError,
+            r"same moments as Adam, .* got SGD: moments\.m\.bias is nothing, "
+            r"expected float32 \(3,\)\. To begin with new moments",
+        ),
+        (nn.Scaled(nn.Adam(0.1)), ValueError, r"moments\.inner\.m\.bias is float32"),
+        (nn.Adam, TypeError, r"write Adam\(\.\.\.\)"),
+        (0.1, TypeError, "optimizer"),
+    ],
+    ids=["no moments", "nested otherwise", "class", "number"],
+)
+def test_moments_are_never_dropped_silently(backend, optimizer, error, message):
+    adam = nn.Adam(0.1)
+    trainer, other = (make_trainer(backend, optimizer=adam) for _ in range(2))
+    for each in (trainer, other):
+        each.fit(X, LABELS, steps=2, batch_size=10, verbose=0)
+    with pytest.raises(error, match=message):
+        trainer.optimizer = optimizer
+    assert trainer.optimizer is adam
+    for each in (trainer, other):
+        each.fit(X, LABELS, batch_size=10, verbose=0)
+    assert_same(trainer, other)
+
+
+def test_before_there_are_weights_any_optimizer_may_be_assigned(backend):
+    trainer, other = (
+        make_trainer(backend, optimizer=optimizer)
+        for optimizer in (nn.Adam(0.1), nn.SGD(0.1))
+    )
+    trainer.optimizer = nn.SGD(0.1)
+    for each in (trainer, other):
+        each.build((4,))
+    assert_same(trainer, other)
+    for each in (trainer, other):
+        each.fit(X, LABELS, batch_size=10, verbose=0)
+    assert_same(trainer, other)

@@ -33,21 +33,20 @@ class NonFiniteLoss(FloatingPointError):
 class EpochLoop:
     """The epochs of one call of `fit`.
 
-    trainer: passed to callbacks. step, loop: take one batch, or several (`make_loop`).
-    metrics: those that both compute, by name. last_arguments: returns the last
-    arguments of both (`Context`). rate_before: returns the learning rate of the step so
-    many steps before the last one, or None. to_numpy: converts an array of the backend.
-    prefetch: how many batches a thread prepares. last_step: the count of steps at which
-    to stop, or infinity. evaluate: returns the results on the validation data; None
-    without such data.
+    trainer: passed to callbacks. compiled: returns the functions that take one batch,
+    and several (`make_loop`); a callback may change them. metrics: those that both
+    compute, by name. last_arguments: returns the last arguments of both (`Context`).
+    rate_before: returns the learning rate of the step so many steps before the last
+    one, or None. to_numpy: converts an array of the backend. prefetch: how many batches
+    a thread prepares. last_step: the count of steps at which to stop, or infinity.
+    evaluate: returns the results on the validation data; None without such data.
     """
 
     trainer: Any
     current: CurrentRun
     source: StoredBatches | StreamedBatches
     feeder: BatchFeeder
-    step: Callable[..., Any]
-    loop: Callable[..., Any]
+    compiled: Callable[[], tuple[Callable[..., Any], Callable[..., Any]]]
     metrics: Mapping[str, Metric]
     last_arguments: Callable[..., tuple[Any, ...]]
     rate_before: Callable[[int], float | None]
@@ -226,7 +225,8 @@ class EpochLoop:
         self, call: Call, layout: tuple[int, int, bool]
     ) -> tuple[list[float], StepResults]:
         """Make a call of a step; return all losses, and the results of steps taken."""
-        step = self.loop if call.is_loop else self.step
+        single, loop = self.compiled()
+        step = loop if call.is_loop else single
         args = call.args
         if call.is_loop:
             args += self.last_arguments(args[0].shape[0])

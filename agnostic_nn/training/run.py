@@ -67,7 +67,7 @@ class CurrentRun:
     """Holds the run of a trainer, or an attempt at its next step, and replaces it.
 
     run: read it with `settled`, and replace fields of it with `change`. lock: held by
-    every thread that reads or replaces `run`.
+    every thread that reads or replaces `run`. optimizer: whose moments `draw` returns.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class CurrentRun:
         self.run: Run | Attempt = Run()
         self.lock: AbstractContextManager[Any] = RLock()
         self._model = model
-        self._optimizer = optimizer
+        self.optimizer = optimizer
         self._backend = backend
         self._seed = seed
         self._dtype = dtype
@@ -165,7 +165,7 @@ class CurrentRun:
         key = random.key(self._seed, xp=xp)
         dtype = getattr(xp, self._dtype)
         params, state, out_shape = self._model.init(key, shape, dtype)
-        return (params, state, self._optimizer.init(params)), out_shape
+        return (params, state, self.optimizer.init(params)), out_shape
 
 
 def copy_of(carry: Carry) -> Carry:

@@ -75,7 +75,6 @@ _COMPILED = {
     "loss",
     "metrics",
     "model",
-    "optimizer",
     "seed",
 }
 
@@ -134,6 +133,7 @@ class Trainer:
             "epoch",
             "evaluate",
             "moments",
+            "optimizer",
             "params",
             "predict",
             "predict_probabilities",
@@ -142,6 +142,13 @@ class Trainer:
             "steps",
         )
     )
+
+    # see `_with_steps`
+    _optimizer: Optimizer
+    _step: Callable[..., Any]
+    _steps: Callable[..., Any]
+    _measured_step: Callable[..., Any]
+    _measured_steps: Callable[..., Any]
 
     def __init__(
         self,
@@ -162,7 +169,6 @@ class Trainer:
         expect_flag("keep_finite", keep_finite)
         self.model = model
         self.loss = loss
-        self.optimizer = optimizer
         self.backend: Backend = (
             backend if isinstance(backend, Backend) else choose(backend)
         )
@@ -184,17 +190,7 @@ class Trainer:
         self._kept: dict[str, Carry] = {}
         self._memory: RunMemory | None = None  # of the current or an interrupted `fit`
         jit = self.backend.jit
-        step = make_step_with_terms(model, loss, optimizer, keep_finite=keep_finite)
-        self._step = jit(step, donate=(0,))
-        self._steps = jit(make_loop(step, keep_finite), donate=(0,))
-        self._measured_step = self._step
-        self._measured_steps = self._steps
-        if self.metrics:
-            step = make_step_with_terms(
-                model, loss, optimizer, keep_finite=keep_finite, metrics=self.metrics
-            )
-            self._measured_step = jit(step, donate=(0,))
-            self._measured_steps = jit(make_loop(step, keep_finite), donate=(0,))
+        self.__dict__.update(self._with_steps(optimizer))
         self._evaluate_batch = jit(
             partial(evaluate_batch, model, loss, dict(self.metrics))
         )
@@ -207,9 +203,10 @@ class Trainer:
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "rate":
             raise AttributeError(
-                "the rate of a Trainer cannot be set, as it is that of its optimizer: "
-                "give the optimizer a schedule, or create a Trainer with another "
-                "optimizer and call its `start_from` with the parameters of this one"
+                "the rate of a Trainer is that of its optimizer: assign an optimizer "
+                f"with another rate, such as trainer.optimizer = nn.Adam({value!r}); "
+                "the moments are kept. A rate that changes from step to step is a "
+                "schedule"
             )
         if name in _COMPILED and name in self.__dict__:
             raise AttributeError(
@@ -218,6 +215,32 @@ class Trainer:
                 "the parameters of this one"
             )
         super().__setattr__(name, value)
+
+    def _with_steps(self, optimizer: Optimizer) -> dict[str, Any]:
+        """Return the attributes that depend on the optimizer, for a new one.
+
+        `_step` and `_steps` take one batch, and several; `_measured_step` and
+        `_measured_steps` also compute the metrics.
+        """
+        jit = self.backend.jit
+
+        def pair(metrics: dict[str, Metric]) -> tuple[Any, Any]:
+            step = make_step_with_terms(
+                self.model,
+                self.loss,
+                optimizer,
+                keep_finite=self.keep_finite,
+                metrics=metrics,
+            )
+            loop = make_loop(step, self.keep_finite)
+            return jit(step, donate=(0,)), jit(loop, donate=(0,))
+
+        plain = pair({})
+        measured = pair(self.metrics) if self.metrics else plain
+        names = ("_step", "_steps", "_measured_step", "_measured_steps")
+        return {"_optimizer": optimizer} | dict(
+            zip(names, (*plain, *measured), strict=True)
+        )
 
     def build(self, shape: Shape) -> None:
         """Draw initial weights for examples of `shape`, replacing those there are."""
@@ -253,11 +276,65 @@ class Trainer:
         self._current.change(epoch=epoch)
 
     @property
+    def optimizer(self) -> Optimizer:
+        """The optimizer of the next step.
+
+        Assign another one between steps, or in a callback, to change its learning rate
+        or another option: `trainer.optimizer = nn.Adam(1e-4)`. Its moments, and so the
+        step at which a schedule is evaluated, are kept; the next step is compiled
+        again. A checkpoint saves the new optimizer. For a rate that changes often, use
+        a schedule or `Scaled`, which do not compile again.
+
+        Raises
+        ------
+        ValueError
+            On assignment, if the moments of the new optimizer differ in name, shape or
+            dtype from those there are.
+        """
+        return self._optimizer
+
+    @optimizer.setter
+    def optimizer(self, optimizer: Optimizer) -> None:
+        expect_task(self.model, self.loss, optimizer)
+        with self._current.lock:
+            self._expect_same_moments(optimizer)
+            new = self._with_steps(optimizer)
+            old = {name: self.__dict__[name] for name in new}
+            try:
+                self._current.optimizer = optimizer
+                self.__dict__.update(new)
+            except BaseException:  # all of it changes, or nothing
+                self._current.optimizer = old["_optimizer"]
+                self.__dict__.update(old)
+                raise
+
+    def _expect_same_moments(self, optimizer: Optimizer) -> None:
+        """Raise ValueError unless the current moments can be those of `optimizer`."""
+        if self._current.settled().shape is None:
+            return
+        params, _, moments = self.backend.to_numpy(self._current.carry())
+        new = optimizer.init(params)
+        try:
+            _expect_same_leaves(
+                dict(named_leaves(new, "moments")),
+                dict(named_leaves(moments, "moments")),
+            )
+            expect_nested("moments", new, moments)
+        except ValueError as error:
+            raise ValueError(
+                "expected an optimizer with the same moments as "
+                f"{type(self._optimizer).__name__}, so that they are kept, got "
+                f"{type(optimizer).__name__}: {error}. To begin with new moments, "
+                "create a new Trainer with it and call its `start_from` with the "
+                "parameters and state of this one"
+            ) from None
+
+    @property
     def rate(self) -> float:
         """The learning rate of the next step; a schedule is evaluated there.
 
-        It includes the scale of `Scaled`, and cannot be set. The callback `RateLog`
-        reports the rate of the last step of each epoch.
+        It includes the scale of `Scaled`. To change it, assign another `optimizer`. The
+        callback `RateLog` reports the rate of the last step of each epoch.
 
         Raises
         ------
@@ -436,7 +513,8 @@ class Trainer:
     def _version(self) -> tuple[Any, ...]:
         """Return objects, one of which every change replaces; see `core.guards`."""
         run = self._current.settled()
-        return run.steps, run.epoch, run.carry, self._context.assigned
+        context = self._context.assigned
+        return run.steps, run.epoch, run.carry, context, self._optimizer
 
     # --- learning
     # -----------------------------------------------------------------------
@@ -606,8 +684,7 @@ class Trainer:
                 current=self._current,
                 source=source,
                 feeder=feeder,
-                step=self._measured_step if metrics else self._step,
-                loop=self._measured_steps if metrics else self._steps,
+                compiled=self._measured_pair if metrics else self._plain_pair,
                 metrics=metrics,
                 last_arguments=self._last_arguments,
                 rate_before=self._rate_before,
@@ -620,6 +697,14 @@ class Trainer:
                 bars=bars,
             )
             return loop.run(epochs, bound_callbacks)
+
+    def _plain_pair(self) -> tuple[Any, Any]:
+        """Return the compiled step, and the loop over several."""
+        return self._step, self._steps
+
+    def _measured_pair(self) -> tuple[Any, Any]:
+        """Return the same functions with metrics."""
+        return self._measured_step, self._measured_steps
 
     def _stored(
         self, x: Any, target: Any, weights: Any, batch_size: int, shuffle: bool
