@@ -4,6 +4,7 @@ import json
 import re
 import shlex
 import sys
+from inspect import signature
 
 import numpy as np
 import pytest
@@ -804,6 +805,7 @@ def test_compare_takes_weights_a_context_a_test_set_and_a_metric(parts):
         ({"loss": nn.Losses}, TypeError, "expected the loss to be a function of"),
         ({"optimizer": nn.Adam}, TypeError, "Adam"),
         ({"model": nn.Dense}, TypeError, "expected a layer or a block as the model"),
+        ({"backends": "numpy"}, TypeError, "expected backends as a list"),
         ({"batch_size": 0}, ValueError, "expected batch_size to be an integer"),
         ({"context": lambda: 1}, TypeError, "the same for all steps"),
         ({"target": ([0] * 20, [1] * 20)}, ValueError, "expected labels|examples"),
@@ -816,4 +818,9 @@ def test_compare_refuses_what_does_not_fit_as_a_trainer_does(options, error, mes
     if len(arguments["x"]) != 20:
         arguments["target"] = [0, 1, 0, 1]
     with pytest.raises(error, match=message):
-        nn.compare(**arguments, backends=["numpy"], sizes=())
+        nn.compare(**{"backends": ["numpy"], "sizes": (), **arguments})
+
+
+def test_compare_has_all_options_of_a_comparison_of_workloads():
+    options = signature(run_comparison).parameters.keys() - {"workload", "names"}
+    assert options <= signature(nn.compare).parameters.keys()

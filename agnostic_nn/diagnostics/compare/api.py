@@ -5,6 +5,7 @@ from typing import Any
 
 from ...core.arrays import Metric
 from ...core.backend import Backend
+from ...core.errors import expect_list
 from ...layers import Layer
 from ...losses import Loss
 from ...optimizers import Optimizer
@@ -76,7 +77,7 @@ def compare(
         Names such as "jax:cpu:0", or a `Backend` with its own policy. By default every
         device of every backend that can run here, except backends for tests.
     dtypes
-        "float32", "float64" (skipped on devices without it), or both.
+        The dtypes to train in, in this order: "float32", "float64", or both.
     precision, deterministic
         The policy of backends that are given by name, see `nn.backend`.
     epochs, batch_size, seed
@@ -100,6 +101,7 @@ def compare(
         If the model, the data and the loss do not fit, as for `Trainer`; or if a
         backend or dtype is unknown.
     """
+    expect_list("backends", [] if backends is None else backends)
     workload = custom_workload(
         model,
         x,
