@@ -113,24 +113,27 @@ LEVELS = (
     {
         *("diagnostics.compare.probes", "diagnostics.compare.user_model"),
         "diagnostics.conformance.verdicts",
-        "diagnostics.compare.report.markdown",
-        "diagnostics.compare.report.terminal",
+        "diagnostics.compare.report.merged",
         "diagnostics.explain.flow",
     },
     {
-        "diagnostics.compare.report.files",
+        "diagnostics.compare.report.markdown",
+        "diagnostics.compare.report.terminal",
         *("diagnostics.compare.running", "diagnostics.explain.nonfinite"),
     },
     {
         *("diagnostics.compare.choice", "diagnostics.compare.drift"),
-        *("diagnostics.compare.report.html", "diagnostics.explain.remarks"),
+        *("diagnostics.compare.report.files", "diagnostics.explain.remarks"),
         "diagnostics.compare.repeated_parts",
     },
     {
-        *("diagnostics.compare.plan", "diagnostics.compare.report"),
+        *("diagnostics.compare.plan", "diagnostics.compare.report.html"),
         "diagnostics.compare.verdicts",
     },
-    {"diagnostics.compare.controls", "diagnostics.compare.repeat"},
+    {
+        *("diagnostics.compare.controls", "diagnostics.compare.repeat"),
+        "diagnostics.compare.report",
+    },
     {"diagnostics.compare.results"},
     {
         *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),

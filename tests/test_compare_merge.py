@@ -1,6 +1,9 @@
 """Merging reports of one training from several machines; refusing other reports."""
 
 import json
+import re
+from html import unescape
+from importlib import util
 
 import numpy as np
 import pytest
@@ -10,10 +13,19 @@ from agnostic_nn.diagnostics.compare import (
     CannotCompare,
     Workload,
     merge,
+    page,
     run_comparison,
     summary,
     write,
 )
+from agnostic_nn.diagnostics.compare.report.markdown import markdown
+from agnostic_nn.diagnostics.compare.report.merged import (
+    settings_by_machine,
+    times_by_machine,
+    verdicts_by_machine,
+)
+from agnostic_nn.diagnostics.compare.report.tables import largest_ratio
+from agnostic_nn.diagnostics.compare.schema import Difference
 from agnostic_nn.metrics import accuracy
 from agnostic_nn.training.batches import Examples
 
@@ -124,7 +136,8 @@ def test_sentences_name_each_difference_of_machines_and_its_effect(saved, report
     version = report.results[0].version
     expected = f"version of numpy:cpu: {version} ({here}), 0.1 (Another Processor)."
     assert expected in sentences
-    assert f"numpy:cpu ({here}), but not in numpy:cpu (Another Processor)." in text
+    available = f"available ({here}), not available (Another Processor)."
+    assert f"float64 of numpy:cpu: {available}" in sentences
     assert f" ms in numpy:cpu ({here}), the fastest, and " in text
     assert "times as long in numpy:cpu (Another Processor)." in text
     assert (
@@ -133,6 +146,87 @@ def test_sentences_name_each_difference_of_machines_and_its_effect(saved, report
     )
     assert "are bit-identical at every step." in text
     assert not [line for line in sentences if line.startswith("date")]
+
+
+@pytest.fixture
+def three(saved, report):
+    """A merged report: all agrees, one differs, one failed on a machine with jax."""
+    difference = Difference(
+        step=2,
+        description="the output of layer 0 (Dense)",
+        quantity="layers",
+        name="0",
+        layer="0",
+        relative=1e-3,
+        tolerance=1e-6,
+    )
+    differs = {
+        "results__0__status": "differs",
+        "results__0__differences": [vars(difference)],
+        "results__0__step_ms": 4.0,
+        "machines__0__environment__variables": {"OMP_NUM_THREADS": "77"},
+    }
+    failed = {
+        "results__0__backend": "jax",
+        "results__0__status": "failed",
+        "results__0__error": "out of memory",
+        "results__0__deviations": None,
+        "results__0__step_ms": None,
+        "machines__0__environment__variables": {"OMP_NUM_THREADS": "77"},
+    }
+    first = {
+        "results__0__step_ms": 2.0,
+        "machines__0__environment__variables": {"OMP_NUM_THREADS": "1"},
+    }
+    files = [saved("a", **first), saved("b", **differs), saved("c", **failed)]
+    return merge(files, ["laptop", "server", "cluster"])
+
+
+def test_machines_are_side_by_side_with_symbols_and_words(three, report):
+    columns, rows = verdicts_by_machine(three)
+    assert columns == ["backend", "laptop", "server", "cluster"]
+    ratio = f"({largest_ratio(report.results[0]):g})"
+    assert rows == [
+        ["numpy:cpu", f"✓ agrees {ratio}", f"✗ differs, step 2 {ratio}", "– not run"],
+        ["jax:cpu", "– not run", "– not run", "! failed"],
+    ]
+
+
+def test_times_are_relative_to_the_fastest_run_of_all_machines(three):
+    assert times_by_machine(three)[1] == [["numpy:cpu", "2 (1x)", "4 (2x)", None]]
+
+
+def test_settings_are_listed_only_if_they_differ(three):
+    columns, rows = settings_by_machine(three)
+    assert columns == ["setting", "laptop", "server", "cluster"]
+    assert rows == [["OMP_NUM_THREADS", "1", "77", "77"]]
+
+
+def test_every_format_of_a_merged_report_begins_with_the_answer_and_the_machines(three):
+    answer = "numpy:cpu (server) differs by more than rounding from step 2"
+    lines = summary(three).splitlines()
+    assert lines[0].startswith(answer)
+    assert max(map(len, lines)) <= 80
+    formats = [summary(three), markdown(three)]
+    if util.find_spec("jinja2") and util.find_spec("matplotlib"):
+        formats.append(unescape(re.sub("<[^>]*>", " ", page(three))))
+    for text in formats:
+        words = " ".join(text.split())
+        answered = words.index("differs by more than rounding")
+        matrix = words.index("not run")
+        settings = words.index("OMP_NUM_THREADS")
+        assert answered < matrix < words.index("(2x)") < settings
+        assert "bit-identical at every step" in words
+
+
+def test_a_table_of_many_machines_is_split_and_fits_80_columns(saved, report):
+    labels = [f"machine number {i}" for i in range(7)]
+    threads = "machines__0__environment__variables"
+    files = [saved(f"m{i}", **{threads: {"OMP_NUM_THREADS": f"{i}"}}) for i in range(7)]
+    lines = summary(merge(files, labels)).splitlines()
+    assert max(map(len, lines)) <= 80
+    text = "\n".join(lines)
+    assert all(text.count(f"machine number {i}") >= 3 for i in range(7))
 
 
 def test_policies_that_differ_are_said_with_what_was_found(saved):

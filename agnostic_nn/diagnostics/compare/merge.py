@@ -13,9 +13,9 @@ import numpy as np
 from .comparison import overall
 from .deviation import tolerance
 from .report import Comparison
+from .report.merged import differing_settings, losses_compared
 from .report.names import joined, names
-from .report.tables import product_formats, settings_of
-from .schema import SCHEMA, Report, Result
+from .schema import SCHEMA, Report
 from .workloads import CannotCompare
 
 __all__ = ["merge", "read"]
@@ -197,49 +197,12 @@ def _file_names(paths: Sequence[Path]) -> list[str]:
 
 def _settings(report: Report) -> Iterator[str]:
     """Yield a sentence for each setting that is not the same everywhere."""
-    environments = {m.label: settings_of(m.environment) for m in report.machines}
-    for key in dict.fromkeys(key for each in environments.values() for key in each):
-        if key != "date":
-            values = {label: each.get(key) for label, each in environments.items()}
-            yield from _setting(key, values)
-    runs: dict[str, dict[str, Any]] = {}
-    for r in report.results:
-        for key in ("hardware", "version", "precision", "deterministic"):
-            runs.setdefault(f"{key} of {r.name}", {})[r.machine] = getattr(r, key)
-        if r.measured_precision is not None:
-            formats = ", ".join(
-                f"{product_formats(products)} {how}"
-                for how, products in vars(r.measured_precision).items()
-            )
-            runs.setdefault(f"products of {r.name}", {})[r.machine] = formats
-    for key, values in runs.items():
-        yield from _setting(key, values)
-    with_float64 = _runs_with_float64(report, True)
-    without_float64 = _runs_with_float64(report, False)
-    if with_float64 and without_float64:
-        yield (
-            f"float64 is available in {joined(with_float64)}, but not in "
-            f"{joined(without_float64)}."
-        )
-
-
-def _runs_with_float64(report: Report, available: bool) -> list[str]:
-    return [
-        f"{r.name} ({r.machine})"
-        for r in report.results
-        if r.has_float64 is available and r.dtype == "float32"
-    ]
-
-
-def _setting(key: str, values: dict[str, Any]) -> Iterator[str]:
-    """Yield a sentence on the values of a setting by machine, if they differ."""
-    machines: dict[str, list[str]] = {}
-    for label, value in values.items():
-        text = "not set" if value is None else str(value)
-        machines.setdefault(text, []).append(label)
-    if len(machines) > 1:
-        listed = ", ".join(f"{text} ({joined(on)})" for text, on in machines.items())
-        yield f"{key}: {listed}."
+    for setting, values in differing_settings(report):
+        machines: dict[str, list[str]] = {}
+        for label, value in values.items():
+            machines.setdefault(value, []).append(label)
+        listed = ", ".join(f"{value} ({joined(on)})" for value, on in machines.items())
+        yield f"{setting}: {listed}."
 
 
 _STATUS_SENTENCES = {
@@ -274,24 +237,4 @@ def _runs(report: Report) -> Iterator[str]:
         with_status = [name for name, r in results if r.status == status]
         if with_status and (status != "agrees" or len(with_status) == len(results)):
             yield text.format(joined(with_status))
-    yield from _losses(results)
-
-
-def _losses(results: list[tuple[str, Result]]) -> Iterator[str]:
-    """Say which runs have bit-identical losses, and where others first differ."""
-    groups: dict[tuple[Any, ...], list[str]] = {}
-    for name, r in results:
-        if r.losses is not None:
-            groups.setdefault((r.dtype, *r.losses), []).append(name)
-    for group in groups.values():
-        if len(group) > 1:
-            yield f"The losses of {joined(group)} are bit-identical at every step."
-    if not groups:
-        return
-    (first_losses, (first_name, *_)), *others = groups.items()
-    for losses, (name, *_) in others:
-        if losses[0] != first_losses[0]:  # another dtype
-            continue
-        pairs = enumerate(zip(first_losses, losses, strict=True))
-        step = next(t for t, (a, b) in pairs if a != b)
-        yield f"The losses of {first_name} and {name} first differ at step {step}."
+    yield from losses_compared(report)

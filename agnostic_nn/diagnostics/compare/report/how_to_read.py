@@ -1,7 +1,13 @@
 """Paragraphs that explain the numbers of a report."""
 
-__all__ = ["HOW_TO_READ"]
+__all__ = ["ABOUT_DETAILS", "HOW_TO_READ"]
 
+ABOUT_DETAILS = (
+    "Absolute: the largest difference of two elements. Relative: divided by the "
+    "largest magnitude in the reference's array. ULPs: in units of the distance from "
+    "one number of the dtype to the next, at that magnitude. Tolerance: the relative "
+    "deviation that rounding explains."
+)
 HOW_TO_READ = (
     "A deviation is the largest difference between two arrays: absolute, relative to "
     "the largest magnitude in the reference's array, and in ULPs, the spacing of the "

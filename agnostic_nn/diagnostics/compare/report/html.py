@@ -10,7 +10,15 @@ from ..schema import Report, Status
 from .axes import DASHES, MARKS
 from .files import write
 from .headline import headline
-from .how_to_read import HOW_TO_READ
+from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
+from .merged import (
+    SYMBOLS,
+    is_merged,
+    losses_compared,
+    settings_by_machine,
+    times_by_machine,
+    verdicts_by_machine,
+)
 from .names import named_results
 from .plots import drawn
 from .sentences import commands, remarks, sentence, warnings
@@ -30,12 +38,12 @@ from .terminal import summary
 
 __all__ = ["Comparison", "page"]
 
-# of each status, the worst first: its class in the style sheet, a symbol, a heading
-STATUSES: dict[Status, tuple[str, str, str]] = {
-    "differs": ("bad", "✗", "Differs"),
-    "failed": ("bad", "!", "Failed"),
-    "not checked": ("doubt", "?", "Not fully checked"),
-    "agrees": ("good", "✓", "Agrees"),
+# of each status, the worst first: its class in the style sheet, and a heading
+STATUSES: dict[Status, tuple[str, str]] = {
+    "differs": ("bad", "Differs"),
+    "failed": ("bad", "Failed"),
+    "not checked": ("doubt", "Not fully checked"),
+    "agrees": ("good", "Agrees"),
 }
 
 
@@ -84,18 +92,20 @@ def page(report: Report) -> str:
         title=f"{report.workload.name}: the same training on every backend",
         report=report,
         status=_worst_status(report),
-        headline=f"{headline(report)}.",
+        headline=f"{headline(report)}.".partition("; "),
         warnings=list(warnings(report)),
         differences=first_differences(report),
         commands=commands(report),
         runs=_runs(report, with_swatches=bool(plots)),
+        machines=_machines(report) if is_merged(report) else None,
         about_runs=about_short_table(report),
         verdicts=[
-            (name, sentence(r, with_command=False), *STATUSES[r.status])
+            (name, sentence(r, with_command=False), STATUSES[r.status][0])
             for name, r in named
         ],
         remarks=list(remarks(report)),
         tables=[_trimmed(len(named), *each) for each in overview(report)],
+        about_details=ABOUT_DETAILS,
         details=[
             (name, *details(report, r.deviations))
             for name, r in named
@@ -114,7 +124,9 @@ def page(report: Report) -> str:
 def _worst_status(report: Report) -> tuple[str, str, str]:
     """Return how the worst status of all runs is shown."""
     present = {r.status for r in report.results}
-    return next(look for status, look in STATUSES.items() if status in present)
+    status = next(status for status in STATUSES if status in present)
+    kind, heading = STATUSES[status]
+    return kind, SYMBOLS[status], heading
 
 
 def _runs(
@@ -131,10 +143,33 @@ def _runs(
         kind, symbol = "", ""
         swatch = ""
         if i < len(report.results):  # the last row is the reference
-            kind, symbol, _ = STATUSES[report.results[i].status]
+            status = report.results[i].status
+            kind, symbol = STATUSES[status][0], SYMBOLS[status]
             swatch = _swatch(i) if with_swatches else ""
         marked.append((swatch, kind, symbol, row))
     return columns, marked
+
+
+def _machines(report: Report) -> dict[str, Any]:
+    """Return the tables of a merged report, and sentences on its losses.
+
+    A verdict is a class, a symbol and a text.
+    """
+    columns, rows = verdicts_by_machine(report)
+    classes = {SYMBOLS[status]: kind for status, (kind, _) in STATUSES.items()}
+    verdicts = []
+    for name, *cells in rows:
+        parts = [cell.split(" ", 1) for cell in cells]
+        marked = [
+            (classes.get(symbol, "faint"), symbol, text) for symbol, text in parts
+        ]
+        verdicts.append((name, marked))
+    return {
+        "verdicts": (columns, verdicts),
+        "times": times_by_machine(report),
+        "settings": settings_by_machine(report),
+        "losses": list(losses_compared(report)),
+    }
 
 
 def _trimmed(

@@ -1,18 +1,24 @@
 """A report as Markdown."""
 
+from collections.abc import Iterator
+
 from ....display.tables import markdown_table
 from ..schema import Report
 from .headline import headline
-from .how_to_read import HOW_TO_READ
+from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
+from .merged import is_merged, losses_compared, machine_tables
 from .names import named_results
-from .sentences import remarks, sentence
+from .sentences import commands, remarks, sentence
 from .tables import (
+    about_short_table,
     batch_timings,
     details,
     environments,
+    first_differences,
     layer_costs,
     overview,
     roundings,
+    short_table,
 )
 
 __all__ = ["markdown"]
@@ -27,6 +33,10 @@ def markdown(report: Report) -> str:
     parts = [
         f"# The same training on every backend: {task.name}",
         f"**{_escape(headline(report))}.**",
+        *_where(report),
+        *_commands(report),
+        *_runs(report),
+        "## What was trained",
         f"{task.about}.",
         f"    {task.model}",
         f"{task.parameters:,} parameters, {task.loss}, {task.optimizer}; "
@@ -35,14 +45,12 @@ def markdown(report: Report) -> str:
         "Every run starts from the same weights, draws the same masks and sees the "
         f"data in the same order; so does the reference, on {reference.backend} in "
         f"{reference.dtype}.",
+        "## Verdict on each run",
         "\n".join(verdicts),
+        "\n".join(f"- {_escape(line)}" for line in remarks(report)),
     ]
-    if report.differences:
-        listed = "\n".join(f"- {_escape(line)}" for line in report.differences)
-        parts += ["## Differences between machines and settings", listed]
     for title, columns, rows in overview(report):
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
-    parts.append("\n".join(f"- {_escape(line)}" for line in remarks(report)))
     tolerance = vars(report.tolerance)
     parts += ["## How to read this"]
     parts += [each.format(**tolerance) for each in HOW_TO_READ]
@@ -55,12 +63,40 @@ def markdown(report: Report) -> str:
     if rows:
         parts += ["## Milliseconds per step, by batch size"]
         parts += [markdown_table(columns, rows)]
+    parts += [ABOUT_DETAILS] if any(r.deviations for _, r in results) else []
     for name, r in results:
         if r.deviations is not None:
             parts += [f"## Deviations of {name}"]
             parts += [markdown_table(*details(report, r.deviations))]
     parts += ["## Environment", markdown_table(*environments(report))]
     return "\n\n".join(parts) + "\n"
+
+
+def _where(report: Report) -> Iterator[str]:
+    """Yield the table of where runs first differ, if any does."""
+    columns, rows = first_differences(report)
+    if rows:
+        yield markdown_table(columns, rows)
+
+
+def _commands(report: Report) -> Iterator[str]:
+    """Yield what each command is for, and the command as code."""
+    for purpose, command in commands(report):
+        yield _escape(purpose)
+        yield f"```sh\n{command}\n```"
+
+
+def _runs(report: Report) -> Iterator[str]:
+    """Yield the short table of runs; for a merged report the tables of machines."""
+    if is_merged(report):
+        for title, columns, rows in machine_tables(report):
+            yield f"## {title}"
+            yield markdown_table(columns, rows)
+        yield "\n".join(f"- {_escape(line)}" for line in losses_compared(report))
+    else:
+        columns, rows = short_table(report)
+        yield markdown_table([name.replace("\n", " ") for name in columns], rows)
+    yield about_short_table(report)
 
 
 def _escape(text: str) -> str:

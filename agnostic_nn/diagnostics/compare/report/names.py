@@ -15,13 +15,15 @@ __all__ = [
 ]
 
 
-def names(report: Report, *, with_dtype: bool = True) -> list[str]:
+def names(
+    report: Report, *, with_dtype: bool = True, with_machine: bool = True
+) -> list[str]:
     """Return a unique name for each result.
 
     It is the backend, followed by the dtype, the policy and the machine where the
     results differ in them.
 
-    with_dtype: if false, the dtype is not part of the name.
+    with_dtype, with_machine: if false, that is not part of the name.
     """
     results = report.results
     dtypes = {r.dtype for r in results}
@@ -37,7 +39,7 @@ def names(report: Report, *, with_dtype: bool = True) -> list[str]:
             name += f" {r.precision}"
         if len(deterministic) > 1 and r.deterministic is True:
             name += " deterministic"
-        if len(machines) > 1:
+        if with_machine and len(machines) > 1:
             name += f" ({r.machine})"
         unique.append(name)
     return unique

@@ -1,19 +1,26 @@
 """A report as text for a terminal of 80 columns."""
 
 import shlex
+from collections.abc import Iterator
 from textwrap import fill
 
 from ....display.tables import table
 from ..schema import Report
 from .headline import headline
+from .merged import (
+    is_merged,
+    losses_compared,
+    machine_tables,
+)
 from .names import named_results
 from .repeats import repeats_text
 from .sentences import commands, remarks, sentence, warnings
-from .tables import about_short_table, overview, short_table
+from .tables import Row, about_short_table, overview, short_table
 
 __all__ = ["summary"]
 
 WIDTH = 80  # columns of a terminal
+MACHINE_WIDTH = 17  # columns of text that a machine needs at most; cells are broken
 
 
 def summary(report: Report, verbose: bool = False) -> str:
@@ -28,7 +35,11 @@ def summary(report: Report, verbose: bool = False) -> str:
     left_out = dict.fromkeys(each.backend for each in report.left_out)
     parts = [
         _filled(f"{headline(report)}."),
-        table(*short_table(report), width=WIDTH),
+        *(
+            _machines(report)
+            if is_merged(report)
+            else [table(*short_table(report), width=WIDTH)]
+        ),
         _filled(about_short_table(report)) if finished else "",
         *(_filled(f"{each[0].upper()}{each[1:]}.") for each in warnings(report)),
         *map(_filled, repeats_text(report).splitlines()),
@@ -42,9 +53,35 @@ def summary(report: Report, verbose: bool = False) -> str:
             table(columns, rows, title) for title, columns, rows in overview(report)
         ]
         verdicts = [f"{name}: {sentence(r)}" for name, r in named_results(report)]
-        notes = [*report.differences, *remarks(report)]
-        parts += ["\n".join(verdicts), "\n".join(notes)]
+        parts += ["\n".join(verdicts), "\n".join(remarks(report))]
     return "\n\n".join(filter(None, parts))
+
+
+def _machines(report: Report) -> list[str]:
+    """Return the tables that show the machines of a merged report side by side."""
+    texts = [
+        table(*part, title, width=WIDTH)
+        for title, columns, rows in machine_tables(report)
+        for part in _columns_that_fit(columns, rows)
+    ]
+    return [*texts, "\n".join(map(_filled, losses_compared(report)))]
+
+
+def _columns_that_fit(
+    columns: list[str], rows: list[Row]
+) -> Iterator[tuple[list[str], list[Row]]]:
+    """Yield the columns of all machines in as many tables as are needed."""
+    widths = [
+        min(MACHINE_WIDTH, max(len(str(row[i] or "")) for row in [columns, *rows])) + 2
+        for i in range(len(columns))
+    ]
+    start = 1
+    for end in range(2, len(columns) + 1):
+        is_last = end == len(columns)
+        if is_last or 2 + widths[0] + sum(widths[start : end + 1]) > WIDTH:
+            some = slice(start, end)
+            yield [columns[0], *columns[some]], [[row[0], *row[some]] for row in rows]
+            start = end
 
 
 def _filled(text: str) -> str:
