@@ -37,6 +37,11 @@ def test_words_and_headings_are_broken_but_no_number():
     assert len(widest(table(columns, rows))) > 90
 
 
+def test_a_cell_is_not_broken_at_the_point_of_a_number():
+    lines = table(["verdict"], [["agrees to step 56 (0.28)"]], width=26).splitlines()
+    assert [line.strip() for line in lines[-2:]] == ["agrees to step 56", "(0.28)"]
+
+
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_a_profile_fits_into_a_terminal():
     text = str(nn.profile(*BATCH, backend="numpy", steps=1))

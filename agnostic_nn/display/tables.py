@@ -120,8 +120,11 @@ def _broken_line(text: str, width: int) -> str:
 
 
 def _parts(text: str) -> list[str]:
-    """Split a text where a line may end: after a space, a dot or another sign."""
-    return re.split(r"(?<=[ ._,:/@])", text)
+    """Split a text where a line may end: after a space, a dot or another sign.
+
+    A line does not end before the digits of a number such as 0.28.
+    """
+    return re.split(r"(?<=[ _,:/@])|(?<=\.)(?!\d+(?![\w.]))", text)
 
 
 def html_table(
