@@ -47,7 +47,8 @@ LEVELS = (
     {"blocks", "core.backend"},
     {  # from here on NumPy and the standard library may be imported
         *("core.files", "display.pages"),
-        *("diagnostics.conformance.sources", "diagnostics.cost.counter"),
+        *("diagnostics.conformance.causes", "diagnostics.conformance.sources"),
+        "diagnostics.cost.counter",
         *("diagnostics.draws", "diagnostics.gradcheck.inputs"),
         *("diagnostics.gradcheck.report", "diagnostics.representable"),
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),

@@ -20,14 +20,18 @@ from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.conformance import (
     SECTIONS,
     TESTED_IN,
+    Conformance,
+    Finding,
     conformance,
     guarded,
     library,
     needs,
     sources,
 )
-from agnostic_nn.diagnostics.conformance.results import needs_paragraph
+from agnostic_nn.diagnostics.conformance.causes import cause_of
+from agnostic_nn.diagnostics.conformance.results import POINTER, needs_paragraph
 from agnostic_nn.diagnostics.conformance.sources import MissingSources, names_used
+from agnostic_nn.display.tables import TERMINAL_WIDTH
 
 ROOT = Path(__file__).parents[1]
 
@@ -226,6 +230,82 @@ def test_a_missing_function_fails_only_the_trials_that_use_it(
     assert [
         line.split()[0] for line in complaints(conformance(bare, only="losses"))
     ] == ["ctc"]
+
+
+CAUSES = {
+    "AttributeError: module 'x' has no attribute 'take_along_axis'": (
+        "take_along_axis is missing"
+    ),
+    "lacks take_along_axis, tanh": "take_along_axis, tanh is missing",
+    "float64: x, an argument, was changed in place": "an argument is changed in place",
+    "BackendUnavailable: mine has no float64": "no float64",
+    "y is float64 (4, 5), expected float32 (4, 5)": "dtype float64 instead of float32",
+    "y is float32 (4, 1), expected float32 (4,)": "wrong shape",
+    "grads.bias[2] is 1.5, expected 2.5": "numbers differ by more than rounding",
+    "float64: y is nan, expected 2": "numbers differ by more than rounding",
+    "state.mean is missing": "an array is missing or not expected",
+    "no answer within 5 seconds": "no answer within N seconds",
+    "float64: KeyError: a": "KeyError: a",
+    "the process ended by SIGKILL": "the process ended by SIGKILL",
+    "ValueError: shapes (3, 4) and (5,) at index 12": (
+        "ValueError: shapes (...) and (...) at index N"
+    ),
+}
+
+
+@pytest.mark.parametrize("reason", CAUSES)
+def test_a_cause_leaves_out_the_details_of_a_reason(reason):
+    assert cause_of(reason) == CAUSES[reason]
+
+
+def made(*findings):
+    return Conformance("mine", "1.0", "a device", "without an adapter", findings)
+
+
+def test_failures_are_counted_by_cause_with_an_example():
+    lacks = "AttributeError: module 'mine' has no attribute 'tanh'"
+    kinds = [
+        Finding("layers", f"RNN{i}", "unsupported", reason=lacks) for i in range(9)
+    ]
+    wrong = Finding("losses", "huber", "wrong", reason="loss is 1.5, expected 2.5")
+    passed = [Finding("losses", f"loss{i}", "exact", 0.0) for i in range(20)]
+    result = made(wrong, *kinds, *passed)
+    assert [cause.cause for cause in result.causes] == [
+        "tanh is missing",
+        "numbers differ by more than rounding",
+    ]
+    text = str(result)
+    assert max(map(len, text.splitlines())) <= TERMINAL_WIDTH
+    words = " ".join(text.split())
+    assert re.search(r"tanh is missing +9 +layers, RNN0: AttributeError", text)
+    assert "rounding expected 2.5" in words  # a cell in two lines
+    assert "RNN5" not in text
+    assert "loss7" not in text
+    assert re.search(r"losses +20 +1\n", text)
+    assert text.endswith("docs/tutorials/write_a_backend.md explains how to write it.")
+    assert "examples/mlx_backend" in text
+    assert "RNN5" in result.to_text(verbose=True)
+    assert "loss7" in result.to_text(verbose=True)
+    data = result.to_json()["causes"]
+    assert [len(cause["checks"]) for cause in data] == [9, 1]
+    assert "| tanh is missing | 9 | layers, RNN0: " in result.to_markdown()
+    assert "What fails" not in made(*passed).to_markdown()
+    assert "what fails" not in str(made(*passed))
+
+
+@pytest.mark.parametrize(("verbose", "hides"), [([], True), (["--verbose"], False)])
+def test_the_command_shows_every_check_on_request(verbose, hides, monkeypatch, capsys):
+    passed = [Finding("losses", f"loss{i}", "exact", 0.0) for i in range(30)]
+    result = made(*passed, Finding("layers", "Dense", "wrong", reason="y is missing"))
+    package = "agnostic_nn.diagnostics.conformance"
+    monkeypatch.setattr(f"{package}.guarded", lambda *args, **options: result)
+    assert main(["conformance", "numpy", *verbose]) == 1
+    assert ("loss7" not in capsys.readouterr().out) is hides
+
+
+def test_paths_in_the_pointer_exist():
+    for path in re.findall(r"(?:examples|docs)/[\w./]+\w", POINTER):
+        assert (ROOT / path).exists(), path
 
 
 # --- names of libraries ---------------------------------------------------------------

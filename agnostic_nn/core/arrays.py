@@ -183,7 +183,7 @@ def non_finite_count(array: Array) -> str:
     """
     xp = namespace(array)
     mask = ~xp.isfinite(array)
-    count = int(xp.sum(xp.astype(mask, xp.int64)))
+    count = int(xp.sum(xp.astype(mask, xp.int32)))
     verb = "is" if count == 1 else "are"
     text = f"{count:,} of {size(array):,} numbers {verb} not finite"
     if array.ndim < 2 or not count:

@@ -58,6 +58,12 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "unsupported, and the others still run; a library may take 120 seconds to "
         "start (default: %(default)s)",
     )
+    add_argument(
+        "--verbose",
+        action="store_true",
+        help="show every check with its errors and its reason; lines may be longer "
+        "than 80 columns",
+    )
     add_results(add_argument)
 
 
@@ -83,4 +89,5 @@ def _conformance(options: argparse.Namespace) -> int:
     if options.markdown is not None:
         texts[options.markdown] = report.to_markdown()
     status = 0 if report.conforms else 1
-    return print_and_write("conformance", str(report), texts, status)
+    text = report.to_text(verbose=options.verbose)
+    return print_and_write("conformance", text, texts, status)

@@ -22,12 +22,12 @@ skipped
 
 `library.py` loads the library, `trials.py` lists the trials, `verdicts.py` compares the
 results with NumPy's, `sources.py` reads from the sources of this library which names it
-uses, `results.py` formats the findings, and `runner.py` runs all trials, in another
-process if need be.
+uses, `causes.py` names the cause of a failure, `results.py` formats the findings, and
+`runner.py` runs all trials, in another process if need be.
 """
 
 from .library import library
-from .results import Conformance, Finding
+from .results import Cause, Conformance, Finding
 from .runner import conformance, guarded
 from .sources import needs
 from .trials import SECTIONS, TESTED_IN
@@ -35,6 +35,7 @@ from .trials import SECTIONS, TESTED_IN
 __all__ = [
     "SECTIONS",
     "TESTED_IN",
+    "Cause",
     "Conformance",
     "Finding",
     "conformance",

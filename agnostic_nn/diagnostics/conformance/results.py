@@ -8,12 +8,24 @@ from html import escape
 from textwrap import fill
 from typing import Any
 
-from ...display.tables import folded, html_table, markdown_table, table
+from ...display.tables import (
+    TERMINAL_WIDTH,
+    folded,
+    html_table,
+    markdown_table,
+    table,
+)
+from .causes import cause_of
 from .sources import MissingSources, needs
 
-__all__ = ["VERDICTS", "Conformance", "Finding", "needs_paragraph"]
+__all__ = ["VERDICTS", "Cause", "Conformance", "Finding", "needs_paragraph"]
 
 VERDICTS = ("exact", "within", "wrong", "unsupported", "skipped")
+MAX_DETAILS = 20  # the text of so few findings has a row for each
+POINTER = (
+    "An adapter supplies what a library lacks: examples/mlx_backend is one, and "
+    "docs/tutorials/write_a_backend.md explains how to write it."
+)
 
 HEAD = """# Conformance: {backend} {version}
 
@@ -77,7 +89,7 @@ A library with all of that runs without an adapter, under the name of its namesp
 module with the names that `agnostic_nn_backends` describes. `agnostic-nn conformance`
 takes the name of the module; elsewhere the backend is called after its entry point of
 the group `agnostic_nn.backends`. `examples/mlx_backend` is an adapter of a hundred
-lines.
+lines, and [Write a backend](tutorials/write_a_backend.md) explains how to write one.
 
 ## Results
 
@@ -98,8 +110,21 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class Cause:
+    """A cause of failures, and the findings that it explains."""
+
+    cause: str
+    findings: tuple[Finding, ...]
+
+    @property
+    def example(self) -> Finding:
+        """The first of the findings."""
+        return self.findings[0]
+
+
+@dataclass(frozen=True)
 class Conformance:
-    """All findings about one library. `str` makes tables."""
+    """All findings about one library. `str` makes tables of at most 80 columns."""
 
     backend: str
     version: str
@@ -123,17 +148,69 @@ class Conformance:
         """The totals in words."""
         return ", ".join(f"{count} {verdict}" for verdict, count in self.totals.items())
 
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What is wrong or unsupported, by its cause, the most frequent first."""
+        groups: dict[str, list[Finding]] = {}
+        for finding in self.findings:
+            if finding.verdict in ("wrong", "unsupported"):
+                groups.setdefault(cause_of(finding.reason), []).append(finding)
+        by_size = sorted(groups.items(), key=lambda group: -len(group[1]))
+        return tuple(Cause(cause, tuple(group)) for cause, group in by_size)
+
     def __str__(self) -> str:
-        parts = [table(columns, rows, title) for title, columns, rows in self._tables()]
-        head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}"
-        return "\n\n".join(
-            [head, *parts, f"{len(self.findings)} tried: {self.summary}"]
-        )
+        return self.to_text()
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Return what fails by cause, and the number of each verdict by section.
+
+        verbose: whether to add a row for each finding, with its errors and its reason,
+        in lines that may be longer than 80 columns. A few findings have rows anyway.
+        """
+        width = None if verbose else TERMINAL_WIDTH
+        parts = [fill(self._head, TERMINAL_WIDTH)]
+        if verbose or len(self.findings) <= MAX_DETAILS:
+            tables = self._tables()
+        else:
+            tables = iter([self._sections_table()])
+        parts += [table(columns, rows, title, width) for title, columns, rows in tables]
+        if self.causes:
+            title, columns, rows = self._causes_table()
+            parts.append(table(columns, rows, title, width))
+        parts.append(f"{len(self.findings)} tried: {self.summary}")
+        if len(self.findings) > MAX_DETAILS and not verbose:
+            parts[-1] += "\nEvery check: --verbose, or to_text(verbose=True) in Python."
+        return "\n\n".join([*parts, fill(POINTER, TERMINAL_WIDTH)])
+
+    @property
+    def _head(self) -> str:
+        return f"{self.backend} {self.version} ({self.hardware}), {self.adapter}"
+
+    def _sections_table(self) -> tuple[str, list[str], list[list[Any]]]:
+        """Return title, columns and rows: the number of each verdict by section."""
+        rows: list[list[Any]] = []
+        for section in dict.fromkeys(finding.section for finding in self.findings):
+            counts = Counter(f.verdict for f in self.findings if f.section == section)
+            rows.append([section, *(counts[verdict] or None for verdict in VERDICTS)])
+        return "checks", ["section", *VERDICTS], rows
+
+    def _causes_table(self) -> tuple[str, list[str], list[list[Any]]]:
+        """Return title, columns and rows: what fails, by cause, with an example."""
+        rows: list[list[Any]] = []
+        for cause in self.causes:
+            example = cause.example
+            text = f"{example.section}, {example.name}"
+            if example.reason != cause.cause:
+                text += f": {example.reason}"
+            rows.append([cause.cause, len(cause.findings), text])
+        return "what fails, by cause", ["cause", "checks", "for example"], rows
 
     def _repr_html_(self) -> str:
-        head = f"{self.backend} {self.version} ({self.hardware}), {self.adapter}: "
         totals = f"{len(self.findings)} tried: {self.summary}"
-        parts = [f"<p>{escape(head)}<strong>{totals}</strong></p>"]
+        parts = [f"<p>{escape(self._head)}: <strong>{totals}</strong></p>"]
+        if self.causes:
+            title, columns, rows = self._causes_table()
+            parts.append(html_table(columns, rows, title, inline=True))
         for title, columns, rows in self._tables():
             section = html_table(columns, rows, title, inline=True)
             parts.append(folded(f"{title}: {len(rows)}", section, len(rows)))
@@ -143,7 +220,8 @@ class Conformance:
         """Return a page in Markdown, which begins with what a backend needs."""
         values = asdict(self) | {"summary": self.summary, "tried": len(self.findings)}
         parts = [HEAD.format(needs=needs_paragraph(), **values).rstrip()]
-        for title, columns, rows in self._tables():
+        by_cause = [self._causes_table()] if self.causes else []
+        for title, columns, rows in [*by_cause, *self._tables()]:
             parts += [
                 f"### {title[0].upper()}{title[1:]}",
                 markdown_table(columns, rows),
@@ -151,7 +229,7 @@ class Conformance:
         return "\n\n".join(parts) + "\n"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the findings as data for JSON.
+        """Return the findings, and what fails by cause, as data for JSON.
 
         An error that is not finite is null, and so is "needs" if the library was
         installed without its source files.
@@ -161,6 +239,10 @@ class Conformance:
         except MissingSources:
             names = None
         data = asdict(self) | {"totals": self.totals, "needs": names}
+        data["causes"] = [
+            {"cause": cause.cause, "checks": [f.name for f in cause.findings]}
+            for cause in self.causes
+        ]
         for finding in data["findings"]:
             for dtype in ("float32", "float64"):
                 if finding[dtype] is not None and not math.isfinite(finding[dtype]):
