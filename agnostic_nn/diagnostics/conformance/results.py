@@ -150,7 +150,7 @@ class Conformance:
 
     @property
     def causes(self) -> tuple[Cause, ...]:
-        """What is wrong or unsupported, by its cause, the most frequent first."""
+        """The failures, grouped by cause, the most frequent first."""
         groups: dict[str, list[Finding]] = {}
         for finding in self.findings:
             if finding.verdict in ("wrong", "unsupported"):
