@@ -199,11 +199,11 @@ MESSAGES = [  # call, message
     (lambda b: fitted(b, callbacks=nn.RateLog()), "expected callbacks as a list"),
     (
         lambda b: fitted(b, callbacks=[nn.EarlyStopping(5)]),
-        r"reports epoch, steps, loss, seconds: pass validation=\(x, target\) to fit",
+        r"loss, accuracy, seconds: pass validation=\(x, target\) to fit",
     ),
     (
         lambda b: fitted(b, callbacks=[nn.Checkpoint("{los}.safetensors")]),
-        "has a field 'los', but an epoch reports epoch, steps, loss, seconds",
+        "has a field 'los', but an epoch reports epoch, steps, loss, accuracy, seconds",
     ),
     (
         lambda b: fitted(b, callbacks=[nn.Checkpoint("{epoch:q}.safetensors")]),

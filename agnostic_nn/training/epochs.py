@@ -69,7 +69,7 @@ class EpochLoop:
             for number in range(1, epochs + 1):
                 started = time.perf_counter()
                 steps_before = self.current.settled().steps
-                self._begin_bar(f"epoch {number}/{epochs}")
+                self._begin_bar(number, epochs)
                 means = self._epoch(watching)
                 if self.interrupts.requested:
                     break
@@ -88,9 +88,16 @@ class EpochLoop:
                     break
         return history
 
-    def _begin_bar(self, title: str) -> None:
+    def _begin_bar(self, number: int, epochs: int) -> None:
         done = self.current.settled().open.batches_done
-        self.bars.begin(title, self.source.count, done)
+        count = self.source.count
+        later = 0
+        if count is not None:
+            later = (epochs - number) * count
+            steps_left = self._steps_left()
+            if steps_left is not None:
+                later = min(later, steps_left - (count - done))
+        self.bars.begin(f"epoch {number}/{epochs}", count, done, later)
 
     def _is_complete(self) -> bool:
         """Return whether there is no open epoch."""

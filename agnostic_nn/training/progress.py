@@ -1,10 +1,12 @@
-"""Progress bars of a training run, one per epoch, drawn by rich.
+"""Progress of a training run: bars drawn by rich, one per epoch, or plain lines.
 
 On a terminal the bars are drawn on the error stream. In a notebook they are one output
-of the cell, updated in place through IPython's display
-protocol, which does not need ipywidgets.
+of the cell, updated in place through IPython's display protocol, which does not need
+ipywidgets. If the error stream is a file or a pipe, or rich cannot be imported, each
+epoch is a line.
 """
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +18,7 @@ __all__ = ["Progress", "progress"]
 # Seconds between two updates: drawing a bar takes longer than a small step.
 _TERMINAL_PAUSE = 0.1
 _NOTEBOOK_PAUSE = 0.5  # each update is a message to the browser
+_LINE_PAUSE = 30.0  # in an epoch that takes long
 # bars shown during training; on a small terminal rich would cut off the newest
 _ROWS = 20
 
@@ -23,8 +26,13 @@ _ROWS = 20
 class Progress:
     """Receives reports of a training loop; this base class ignores them."""
 
-    def begin(self, title: str, count: int | None, done: int = 0) -> None:
-        """Begin a bar for `count` steps (None: unknown), of which `done` are done."""
+    def begin(
+        self, title: str, count: int | None, done: int = 0, later: int = 0
+    ) -> None:
+        """Begin a bar for `count` steps (None: unknown), of which `done` are done.
+
+        later: steps of the bars after this one, which count in the time left.
+        """
 
     def advance(
         self,
@@ -41,18 +49,112 @@ class Progress:
         """End the bar and report the results, by name."""
 
 
-class _Bars(Progress):
+class _Timed(Progress):
+    """Measures the steps per second of a bar, and estimates the time left."""
+
+    def __init__(self) -> None:
+        self._title = ""
+        self._count: int | None = None
+        self._later = 0
+        self._first = 0
+        self._done = 0
+        self._started = 0.0
+        self._seconds = 0.0
+
+    def begin(
+        self, title: str, count: int | None, done: int = 0, later: int = 0
+    ) -> None:
+        self._title = title
+        self._count = count
+        self._later = later
+        self._first = self._done = done
+        self._started = time.monotonic()
+        self._seconds = 0.0
+
+    def _note(self, done: int) -> float:
+        """Store that `done` steps are complete now; return the time."""
+        now = time.monotonic()
+        self._done = done
+        self._seconds = now - self._started
+        return now
+
+    def _speed(self) -> list[str]:
+        """Return the steps per second as text, or nothing before the first step."""
+        if not self._seconds:
+            return []
+        speed = (self._done - self._first) / self._seconds
+        return [f"{speed:,.0f} steps/s" if speed >= 100 else f"{speed:.3g} steps/s"]
+
+    def _time_left(self) -> list[str]:
+        """Return the estimated time left as text, if the number of steps is known."""
+        steps = self._done - self._first
+        if self._count is None or not steps:
+            return []
+        remaining = self._count - self._done + self._later
+        return [f"{_duration(remaining * self._seconds / steps)} left"]
+
+
+def _duration(seconds: float) -> str:
+    """Return a time as text, such as "12 s", "3:05 min" or "2:10 h"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60}:{whole % 60:02} min"
+    return f"{whole // 3600}:{whole // 60 % 60:02} h"
+
+
+class _Lines(_Timed):
+    """Prints a line for each bar when it ends, and one now and then before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_line = 0.0
+
+    def begin(
+        self, title: str, count: int | None, done: int = 0, later: int = 0
+    ) -> None:
+        super().begin(title, count, done, later)
+        self._next_line = self._started + _LINE_PAUSE
+
+    def advance(
+        self,
+        done: int,
+        loss: float,
+        results: Callable[[], dict[str, float]] | None = None,
+    ) -> None:
+        now = self._note(done)
+        if now >= self._next_line:
+            self._next_line = now + _LINE_PAUSE
+            numbers = {"loss": loss} if results is None else results()
+            self._print(self._count, [*self._time_left(), *self._speed()], numbers)
+
+    def finish(self, row: dict[str, Any]) -> None:
+        self._print(self._count or self._done, self._speed(), row)
+
+    def _print(
+        self, count: int | None, texts: list[str], numbers: dict[str, Any]
+    ) -> None:
+        of_all = "" if count is None else f"/{count}"
+        parts = [self._title, f"{self._done}{of_all} steps", *texts, _listed(numbers)]
+        print("  ".join(parts), file=sys.stderr, flush=True)
+
+
+class _Bars(_Timed):
     """Draws bars with a `rich.progress.Progress`."""
 
     pause = _TERMINAL_PAUSE
 
     def __init__(self, bars: Any) -> None:
+        super().__init__()
         self._bars = bars
         self._task = None
         self._next_update = 0.0
-        self._done = 0
 
-    def begin(self, title: str, count: int | None, done: int = 0) -> None:
+    def begin(
+        self, title: str, count: int | None, done: int = 0, later: int = 0
+    ) -> None:
+        super().begin(title, count, done, later)
         self._task = self._bars.add_task(title, total=count, completed=done, text="")
         for old in self._bars.tasks[-_ROWS - 1 : -_ROWS]:
             self._bars.update(old.id, visible=False)
@@ -63,16 +165,16 @@ class _Bars(Progress):
         loss: float,
         results: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        self._done = done
-        now = time.monotonic()
+        now = self._note(done)
         if now >= self._next_update:
             self._next_update = now + self.pause
             numbers = {"loss": loss} if results is None else results()
-            self._bars.update(self._task, completed=done, text=_listed(numbers))
+            texts = [*self._time_left(), *self._speed(), _listed(numbers)]
+            self._bars.update(self._task, completed=done, text="  ".join(texts))
             self.draw()
 
     def finish(self, row: dict[str, Any]) -> None:
-        text = _listed(row)
+        text = "  ".join([*self._speed(), _listed(row)])
         total = self._bars.tasks[-1].total
         if total is None:
             total = self._done
@@ -114,18 +216,22 @@ def _listed(numbers: dict[str, Any]) -> str:
 
 @contextmanager
 def progress(is_shown: bool) -> Iterator[Progress]:
-    """Yield a `Progress` that draws bars if `is_shown`, and otherwise does nothing."""
+    """Yield a `Progress` that shows bars or lines if `is_shown`, otherwise nothing."""
     if not is_shown:
         yield Progress()
         return
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        TextColumn,
-        TimeElapsedColumn,
-    )
-    from rich.progress import Progress as Bars
+    try:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
+        from rich.progress import Progress as Bars
+    except ImportError:
+        yield _Lines()
+        return
 
     columns = (
         TextColumn("{task.description}"),
@@ -144,7 +250,8 @@ def progress(is_shown: bool) -> Iterator[Progress]:
         return
     console = Console(stderr=True, force_jupyter=False)
     if not console.is_terminal:
-        console.width = 120  # for a file rich would assume 80 columns
+        yield _Lines()
+        return
     with Bars(*columns, console=console) as bars:
         yield from _drawn(_Bars(bars))
 
