@@ -104,7 +104,7 @@ LEVELS = (
         *("diagnostics.explain.numbers", "diagnostics.explain.walk"),
     },
     {
-        "diagnostics.bisect",
+        *("diagnostics.bisect", "diagnostics.compare.emulation"),
         *("diagnostics.compare.report.headline", "diagnostics.compare.report.plots"),
         "diagnostics.compare.report.sentences",
         "diagnostics.compare.report.tables",
@@ -135,6 +135,7 @@ LEVELS = (
         *("diagnostics.compare.controls", "diagnostics.compare.repeat"),
         "diagnostics.compare.report",
     },
+    {"diagnostics.compare.half"},
     {"diagnostics.compare.results"},
     {
         *("diagnostics.compare.comparison", "diagnostics.conformance.runner"),

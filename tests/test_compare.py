@@ -1184,7 +1184,7 @@ def test_control_runs_without_any_rounding_are_the_reference(monkeypatch):
         host = nn.backend("numpy")
         reference = running.run_reference(task, host, "float64", "", Progress())
         context = comparison._context(task, reference, task.chains(), "float32")
-        done = controls.Controls(task, Progress(), host)._perturbed(context)
+        done = controls.Controls(task, Progress(), host).perturbed(context)
         assert done.losses == reference.losses
         for ours, theirs in zip(
             nn.trees.leaves(done.params), nn.trees.leaves(reference.params), strict=True

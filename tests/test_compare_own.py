@@ -225,8 +225,8 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
             "expected an optimizer such as Adam(rate=1e-3)",
         ),
         (
-            [*LABELS, "--dtypes=float16"],
-            "expected dtypes from float32 and float64, got float16",
+            [*LABELS, "--dtypes=float8"],
+            "expected dtypes among float32, float64, bfloat16, float16, got float8",
         ),
         (
             ["--merge", "a.json", "b.json", "--epochs=1"],

@@ -77,7 +77,8 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "--dtypes",
         type=names,
         metavar="A,B",
-        help="dtypes to train in: float32, float64, or both (default: float32)",
+        help="dtypes to train in, of float32, float64, bfloat16 and float16 (default: "
+        "float32); in the last two, layers compute in 16 bits",
     )
     add_argument(
         "--precision",

@@ -5,7 +5,8 @@
 `running.py` trains on one backend, `probes.py` runs parts of single steps, and
 `controls.py` repeats a training with nothing changed but rounding. `rounding.py` counts
 roundings, `deviation.py` says how far they may move a number, and `verdicts.py` judges
-a run. `repeat.py` compares the bits of several runs of one backend, and
+a run. `emulation.py` emulates half precision, and `half.py` answers whether a model may
+be trained in it. `repeat.py` compares the bits of several runs of one backend, and
 `repeated_parts.py` finds the part of a step whose bits change. `choice.py` chooses
 backends and dtypes, `plan.py` validates a comparison before it trains, `results.py`
 makes the result of each run, and `comparison.py` puts the report together, with a

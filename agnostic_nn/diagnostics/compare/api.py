@@ -77,7 +77,9 @@ def compare(
         Names such as "jax:cpu:0", or a `Backend` with its own policy. By default every
         device of every backend that can run here, except backends for tests.
     dtypes
-        The dtypes to train in, in this order: "float32", "float64", or both.
+        The dtypes to train in, in this order, of "float32", "float64", "bfloat16" and
+        "float16". In the last two, the model is trained in a `MixedPrecision`, and in
+        float32 first.
     precision, deterministic
         The policy of backends that are given by name, see `nn.backend`.
     epochs, batch_size, seed

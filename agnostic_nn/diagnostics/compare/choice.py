@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 
 from ...core.backend import Backend, BackendUnavailable, backends
 from ...core.backend import backend as choose
-from .running import REFERENCE_DTYPE
 from .schema import LeftOut
 from .workloads import CannotCompare
 
@@ -51,8 +50,9 @@ def runs_to_make(
     runs: list[RunToMake] = []
     for backend in chosen:
         for dtype in dtypes:
-            if dtype == REFERENCE_DTYPE and not backend.has_float64:
-                leave_out(str(backend), backend.lacks_float64)
+            lacks = backend.lacks_dtype(dtype)
+            if lacks:
+                leave_out(str(backend), lacks)
             else:
                 runs.append((backend, dtype))
     missing = [] if names is None or skip_missing else [r.reason for r in left_out]

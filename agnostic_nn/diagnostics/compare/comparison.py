@@ -9,6 +9,7 @@ import numpy as np
 
 from ...core.backend import Backend
 from ...core.backend import backend as choose
+from ...core.precisions import epsilon
 from ...core.trees import leaves, named_leaves
 from ...training.batches import Examples
 from ...training.checkpoint import digest
@@ -18,7 +19,7 @@ from .controls import Controls
 from .conversion import finite
 from .drift import largest
 from .plan import Plan, prepare
-from .probes import Reference, functions, probe
+from .probes import Reference, functions, probe, stored
 from .report import Comparison
 from .results import layer_costs, result_of
 from .rounding import Chains
@@ -95,7 +96,9 @@ def run_comparison(
         is measured; the report says if it is lower than its policy requires.
     dtypes
         The dtypes to train in, in this order. A named backend without one of them is
-        refused; without `names`, a device without float64 does not train in it.
+        refused; without `names`, a device does not train in a dtype that it lacks. In
+        "bfloat16" and "float16" the model is trained in a `MixedPrecision`, and in
+        float32 first.
     epochs
         Passes over the data; by default the workload's.
     seed
@@ -167,7 +170,7 @@ class Execution:
             context = self._context(dtype)
             result = result_of(
                 *(task, backend, self._machine, context, controls, bars),
-                *(self.plan.sizes, self.plan.repeat),
+                *(self.plan.sizes, self.plan.repeat, self.results),
             )
             self.results.append(result)
             yield
@@ -240,9 +243,7 @@ class Execution:
             ),
             tolerance=Tolerance(
                 formula="4 ε √n",
-                epsilon={
-                    dtype: float(np.finfo(dtype).eps) for dtype in self.plan.dtypes
-                },
+                epsilon={dtype: epsilon(dtype) for dtype in self.plan.dtypes},
                 step_roundings=chains.step,
                 prediction_roundings=chains.predictions,
                 layers=tuple(_layer_roundings(chains)),
@@ -279,7 +280,7 @@ def _arrays(
 
 def _context(task: Task, reference: Run, chains: Chains, dtype: str) -> Context:
     """Return what all runs in `dtype` are judged by."""
-    inputs = probe_inputs(task, reference, dtype)
+    inputs = probe_inputs(task, reference, stored(dtype))
     references = [
         Reference(task.workload, each, reference.scales[each.step - 1])
         for each in inputs

@@ -24,11 +24,12 @@ import numpy as np
 
 from ...core.arrays import Moments, Params
 from ...core.backend import Backend
+from ...core.precisions import epsilon
 from ...core.trees import leaves, named_leaves, tree_map
 from ...optimizers.base import bind_divisor, uses_divisor
 from ...training.progress import Progress
 from .drift import Drift, largest
-from .probes import ReturnGradients, batch_step, cast
+from .probes import ReturnGradients, batch_step, cast, stored
 from .running import Run, Task, final_results, run
 from .verdicts import Context, probes_agree
 
@@ -44,6 +45,7 @@ class Controls:
     host: Backend  # NumPy
     _numpy_runs: dict[str, Run] = field(default_factory=dict)  # by dtype
     # of the reference, by dtype
+    _perturbed_runs: dict[str, Run] = field(default_factory=dict)
     _perturbed_drifts: dict[str, Drift] = field(default_factory=dict)
     _numpy_drifts: dict[str, Drift | None] = field(default_factory=dict)  # by name
 
@@ -56,7 +58,7 @@ class Controls:
         """Return the control runs for a run on `backend`, by name."""
         dtype = context.dtype
         if dtype not in self._perturbed_drifts:
-            self._perturbed_drifts[dtype] = context.drift(self._perturbed(context))
+            self._perturbed_drifts[dtype] = context.drift(self.perturbed(context))
         title = f"the float64 reference with rounding of {dtype}"
         drifts = {title: self._perturbed_drifts[dtype]}
 
@@ -83,8 +85,17 @@ class Controls:
         title = f"control: numpy {dtype}"
         return run(task, self.host, dtype, title, self.progress, (), context.references)
 
-    def _perturbed(self, context: Context) -> Run:
-        """Train the float64 reference with random errors as large as rounding."""
+    def perturbed(self, context: Context) -> Run:
+        """Train the float64 reference with random errors as large as rounding.
+
+        In half precision the parameters, state and moments are those of float32, and
+        only the gradients have errors of the dtype.
+        """
+        if context.dtype not in self._perturbed_runs:
+            self._perturbed_runs[context.dtype] = self._train_perturbed(context)
+        return self._perturbed_runs[context.dtype]
+
+    def _train_perturbed(self, context: Context) -> Run:
         task = self.task
         host = self.host
         wide = "float64"
@@ -95,7 +106,8 @@ class Controls:
         draw = np.random.default_rng(task.seed)
 
         def blurred(tree: Any) -> Any:
-            return tree_map(lambda leaf: _blurred(leaf, context.epsilon, draw), tree)
+            size = epsilon(stored(context.dtype))
+            return tree_map(lambda leaf: _blurred(leaf, size, draw), tree)
 
         losses: list[float] = []
         title = f"control: {wide} with rounding of {context.dtype}"

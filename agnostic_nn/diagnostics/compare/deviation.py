@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...core.precisions import epsilon, tiny
+
 __all__ = ["Deviation", "deviation", "loss_deviations", "tolerance"]
 
 
@@ -44,8 +46,15 @@ def deviation(
         absolute = float(np.max(np.abs(np.asarray(array, np.float64) - expected)))
         largest = max(float(np.max(np.abs(expected))), scale)
         relative = absolute / largest if largest else absolute and absolute * math.inf
-        ulp = float(np.spacing(np.asarray(largest, dtype)))
-        return Deviation(absolute, relative, absolute / ulp)
+        return Deviation(absolute, relative, absolute / _ulp(largest, dtype))
+
+
+def _ulp(size: float, dtype: str) -> float:
+    """Return the distance from `size` to the next number of a dtype; NaN if unknown."""
+    if not math.isfinite(size):
+        return math.nan
+    exponent = math.frexp(max(size, tiny(dtype)))[1] - 1
+    return math.ldexp(epsilon(dtype), exponent)
 
 
 def loss_deviations(

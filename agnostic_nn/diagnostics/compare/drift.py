@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.precisions import epsilon
 from ...core.trees import leaves, named_leaves
 from .deviation import Deviation, deviation, loss_deviations, tolerance
 from .probes import Named, flat
@@ -45,9 +46,9 @@ def drift(
     run: Run, reference: Run, dtype: str, chains: Chains, zero_gradients: set[str]
 ) -> Drift:
     """Return the deviations of `run`, which computed in `dtype`, from the reference."""
-    epsilon = float(np.finfo(dtype).eps)
+    size = epsilon(dtype)
     last = len(reference.losses)
-    limits = [tolerance(epsilon, chains.step * t) for t in range(1, last + 1)]
+    limits = [tolerance(size, chains.step * t) for t in range(1, last + 1)]
     end = limits[-1]
     losses = loss_deviations(run.losses, reference.losses, reference.scales)
 

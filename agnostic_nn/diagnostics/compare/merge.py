@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core import precisions
 from .comparison import overall
 from .deviation import tolerance
 from .report import Comparison
@@ -142,7 +143,7 @@ def _reference_differences(report: Report, other: Report) -> Iterator[str]:
     losses = [np.asarray(r.reference.losses, np.float64) for r in (report, other)]
     if losses[0].shape != losses[1].shape:
         return  # the difference of the workloads is reported already
-    epsilon = float(np.finfo(report.reference.dtype).eps)
+    epsilon = precisions.epsilon(report.reference.dtype)
     chain = report.tolerance.step_roundings
     scale = float(np.max(np.abs(losses[0]), initial=0.0))
     pairs = zip(*(each.tolist() for each in losses), strict=True)

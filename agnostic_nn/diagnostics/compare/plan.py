@@ -9,6 +9,7 @@ from ...core import random
 from ...core.arrays import Moments, Params, State, namespace
 from ...core.backend import Backend
 from ...core.errors import described, expect_list
+from ...core.precisions import HALVES
 from ...core.trees import tree_map
 from ...losses.base import describe_loss, expect_context, takes_weights
 from ...training.batches import Examples
@@ -21,7 +22,7 @@ from .workloads import CannotCompare, Workload, find
 
 __all__ = ["Plan", "prepare", "start_of"]
 
-DTYPES = ("float32", "float64")
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,12 @@ def prepare(
     expect_list("dtypes", dtypes)
     expect_list("sizes", sizes)
     unique_dtypes = list(dict.fromkeys(dtypes))
+    if set(unique_dtypes) & set(HALVES):
+        # first, because a training in half precision is described next to that one
+        unique_dtypes = list(dict.fromkeys(["float32", *unique_dtypes]))
     if not unique_dtypes or set(unique_dtypes) - set(DTYPES):
         got = ", ".join(map(str, unique_dtypes))
-        raise CannotCompare(f"expected dtypes from {' and '.join(DTYPES)}, got {got}")
+        raise CannotCompare(f"expected dtypes among {', '.join(DTYPES)}, got {got}")
     sizes = [as_integer("each of sizes", size) for size in sizes]
     epochs = None if epochs is None else as_integer("epochs", epochs)
     seed = as_integer("seed", seed, 0)

@@ -9,6 +9,9 @@ predictions.
 
 The reference of a part is computed by NumPy in float64 from the formulas alone, without
 any native function. NumPy as a backend is therefore judged like any other.
+
+In half precision a backend runs the model in a `MixedPrecision`, from inputs of
+float32. Its reference is the same: the plain model in float64.
 """
 
 import math
@@ -19,14 +22,18 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import MixedPrecision
 from ...core.arrays import Moments, Params, RowMask, State
 from ...core.backend import Backend
+from ...core.precisions import HALVES, epsilon
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import Layer
 from ...losses import Loss
+from ...ops.precision import widened
 from ...training import make_step
 from ..bisect.noise import exactly, rounded
 from ..observe import Hook, observed_model
+from .emulation import deviations
 from .workloads import Workload
 
 __all__ = [
@@ -42,9 +49,12 @@ __all__ = [
     "exact",
     "flat",
     "functions",
+    "in_dtype",
     "inside_predictions",
     "probe",
+    "spreads_of",
     "steps_to_probe",
+    "stored",
 ]
 
 MAX_PREDICTED = 512  # examples to predict in a probe
@@ -73,6 +83,18 @@ class _Sampling:
 # such as a ReLU or a maximum near a tie: errors far larger than rounding reach jumps
 # that a few runs with small errors miss.
 STAGES = (_Sampling(1, examples=32), _Sampling(7), _Sampling(16, factor=4.0))
+
+
+def stored(dtype: str) -> str:
+    """Return the dtype of the arrays of a run: float32 in half precision."""
+    return "float32" if dtype in HALVES else dtype
+
+
+def in_dtype(workload: Workload, dtype: str) -> Workload:
+    """Return the workload that a run in `dtype` trains."""
+    if dtype not in HALVES:
+        return workload
+    return replace(workload, model=MixedPrecision(workload.model, dtype))
 
 
 @dataclass(frozen=True)
@@ -199,6 +221,7 @@ class Reference:
     scale: float
     results: Named = field(default_factory=dict)
     grads: Params = None
+    _overflowing: dict[str, set[str]] = field(default_factory=dict, repr=False)
     _spreads: dict[tuple[Any, ...], dict[str, float]] = field(
         default_factory=dict, repr=False
     )
@@ -226,36 +249,89 @@ class Reference:
 
     def overflows(self, name: str, dtype: str) -> bool:
         """Return whether NumPy's result in `dtype` is not finite either."""
-        for part, function in functions(self.workload).items():
+        if dtype not in self._overflowing:
+            # bfloat16, which NumPy lacks, has the range of float32
+            runs_in = "float32" if dtype == "bfloat16" else dtype
+            parts = functions(in_dtype(self.workload, runs_in))
+            results: Named = {}
             with np.errstate(all="ignore"):
-                results = flat(function(*_arguments(part, self.inputs, self.grads)))
-            if name in results:
-                return not np.all(np.isfinite(results[name]))
-        return False
+                for part, function in parts.items():
+                    arguments = _arguments(part, self.inputs, self.grads)
+                    results |= flat(function(*arguments))
+            self._overflowing[dtype] = {
+                each for each, leaf in results.items() if not np.all(np.isfinite(leaf))
+            }
+        return name in self._overflowing[dtype]
+
+    def overflows_inside(self, dtype: str) -> bool:
+        """Return whether any layer of NumPy's step in `dtype` overflows.
+
+        In half precision a later layer may turn infinity into a wrong finite number.
+        """
+        names = [name for name in self.results if not name.startswith("updates.")]
+        return any(self.overflows(name, dtype) for name in names)
 
     def _sampled(self, part: str, dtype: str, stage: int) -> dict[str, float]:
         """Return the spreads of a part by name, from one stage; empty if unknown."""
         key = part, dtype, stage
         if key not in self._spreads:
             sampling = STAGES[stage]
-            size = sampling.factor * float(np.finfo(dtype).eps)
-            # Smaller errors would be lost in the rounding of float64 itself.
-            drawn = max(size, 2.0**-40)
             inputs = self.inputs
             if part == "predict":
                 few = tree_map(lambda leaf: leaf[: sampling.examples], inputs.x)
                 inputs = replace(inputs, x=few)
             trees = _arguments(part, inputs, self.grads)
-            function = functions(self.workload)[part]
-            options: dict[str, Any] = {"samples": sampling.samples, "seed": stage}
-            try:
-                _, spreads = rounded(function, *trees, epsilon=drawn, **options)
-            except Exception:  # a custom layer may accept only NumPy arrays
-                spreads = {}
-            scale = size / (drawn * sampling.factor)
-            scaled = {name: spread * scale for name, spread in spreads.items()}
-            self._spreads[key] = scaled
+            self._spreads[key] = spreads_of(
+                lambda workload: functions(workload)[part],
+                self.workload,
+                trees,
+                # the optimizer computes in the dtype of the parameters
+                stored(dtype) if part == "update" else dtype,
+                samples=sampling.samples,
+                factor=sampling.factor,
+                seed=stage,
+            )
         return self._spreads[key]
+
+
+def spreads_of(
+    make: Callable[[Workload], Callable[..., Any]],
+    workload: Workload,
+    trees: tuple[Any, ...],
+    dtype: str,
+    *,
+    samples: int = 8,
+    factor: float = 1.0,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Return how far rounding moves each result of make(workload)(*trees), by path.
+
+    factor: see `_Sampling`. The result is empty if it cannot be measured.
+    """
+    try:
+        options: dict[str, Any] = {"samples": samples, "seed": seed}
+        if dtype in HALVES:
+            return _largest_of(
+                deviations(make, workload, trees, dtype, factor=factor, **options)
+            )
+        size = factor * epsilon(dtype)
+        # Smaller errors would be lost in the rounding of float64 itself.
+        drawn = max(size, 2.0**-40)
+        _, spreads = rounded(make(workload), *trees, epsilon=drawn, **options)
+    except Exception:  # a custom layer may accept only NumPy arrays
+        return {}
+    scale = size / (drawn * factor)
+    return {name: spread * scale for name, spread in spreads.items()}
+
+
+def _largest_of(samples: Iterator[Named]) -> dict[str, float]:
+    """Return the largest element of each array in any sample, of those finite."""
+    furthest: dict[str, float] = {}
+    for sample in samples:
+        for name, leaf in sample.items():
+            size = float(np.max(np.abs(leaf), where=np.isfinite(leaf), initial=0.0))
+            furthest[name] = max(furthest.get(name, 0.0), size)
+    return furthest
 
 
 def exact(function: Callable[..., Any], *trees: Any) -> Named:
@@ -324,7 +400,8 @@ def _layer_outputs(
     for path, ys in _recorded_outputs(cache).items():
         for i, y in enumerate(ys):
             suffix = f"[{i}]" if len(ys) > 1 else ""
-            outputs[f"layers.{path}{suffix}"] = y
+            # the host has no array of bfloat16
+            outputs[f"layers.{path}{suffix}"] = widened(y)
     return outputs
 
 
@@ -379,7 +456,7 @@ def inside_predictions(model: Layer, depth: int | None) -> Callable[..., Any]:
 
         observed_model(model, hooks).predict(params, state, x)
         return {
-            f"layers.{path}" + (f"[{i}]" if i else ""): leaf
+            f"layers.{path}" + (f"[{i}]" if i else ""): widened(leaf)
             for path, y in outputs.items()
             for i, leaf in enumerate(leaves(y))
         }

@@ -1,6 +1,7 @@
 """The result of one backend: train on it, judge the run, and describe the outcome."""
 
 import shlex
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 
 from ...core import policies
 from ...core.backend import Backend
+from ...core.precisions import HALVES
 from ...core.trees import leaves
 from ...training.progress import Progress
 from ..cost import peak_of
@@ -16,20 +18,22 @@ from ..summary import Summary, summarize
 from .choice import one_line
 from .controls import Controls
 from .drift import Entry
-from .probes import batch_step
+from .half import HalfStudy, study
+from .probes import batch_step, stored
 from .repeat import with_repeats
 from .running import Run, Task, cast, run, sha256
 from .schema import (
     ArrayDeviation,
     BatchTime,
     Deviations,
+    Difference,
     LayerCost,
     MeasuredPrecision,
     Memory,
     Result,
     StepTolerance,
 )
-from .verdicts import AGREES, NOT_CHECKED, Context, Judgement, judge
+from .verdicts import AGREES, DIFFERS, NOT_CHECKED, Context, Judgement, judge
 
 __all__ = ["layer_costs", "result_of"]
 
@@ -65,10 +69,13 @@ def result_of(
     bars: Progress,
     sizes: tuple[int, ...],
     repeat: int = 1,
+    finished: Sequence[Result] = (),
 ) -> Result:
     """Train on one backend, and return its result.
 
-    repeat: how often the backend trains; the bits of all its runs are compared.
+    repeat: how often the backend trains; the bits of all its runs are compared;
+    finished: results so far, because a training in half precision is described next to
+    that in float32 on the same device.
     """
     dtype = context.dtype
     name = str(backend)
@@ -86,7 +93,10 @@ def result_of(
             deterministic=backend.deterministic,
         )
         title = name if dtype == "float32" else f"{name} {dtype}"
-        trained = run(task, backend, dtype, title, bars, sizes, context.references)
+        trained = run(
+            *(task.in_dtype(dtype), backend, stored(dtype), title, bars, sizes),
+            context.references,
+        )
         controls.keep(backend, dtype, trained)
         result = _with_times(result, task, trained)
         result = replace(result, memory=_memory(task, dtype, trained))
@@ -94,12 +104,54 @@ def result_of(
             measured, issue = _precision(backend)
             result = replace(result, measured_precision=measured, precision_issue=issue)
         judged = _judged(result, task, backend, trained, context, controls)
+        if context.is_half:
+            plain = _in_float32(judged, finished)
+            differs = judged.status == DIFFERS
+            studied = study(
+                *(task, backend, context, trained, differs, plain, controls, bars)
+            )
+            judged = _with_study(judged, studied)
         judged = _with_precision_issue(judged)
         if repeat == 1:
             return judged
-        return with_repeats(judged, task, backend, trained, context, bars, repeat)
+        return with_repeats(
+            *(judged, task.in_dtype(dtype), backend, trained),
+            *(replace(context, dtype=stored(dtype)), bars, repeat),
+        )
     except Exception as error:  # one backend that fails must not stop the others
         return replace(result, error=one_line(f"{type(error).__name__}: {error}"))
+
+
+def _in_float32(result: Result, finished: Sequence[Result]) -> Result | None:
+    """Return the result in float32 on the same device with the same policy."""
+    policy = result.name, result.precision, result.deterministic
+    for each in finished:
+        is_same = (each.name, each.precision, each.deterministic) == policy
+        if is_same and each.dtype == "float32" and each.losses:
+            return each
+    return None
+
+
+def _with_study(result: Result, studied: HalfStudy) -> Result:
+    """Add what was found out about a training in half precision."""
+    # A layer that is wrong by itself is named first: other results follow from it.
+    differences = (*studied.differences, *result.differences)
+    not_checked = (*result.not_checked, *studied.not_checked)
+    result = replace(
+        result,
+        half_precision=studied.half,
+        differences=differences,
+        first_difference=next(iter(differences), None),
+        not_checked=not_checked,
+    )
+    if studied.differences:
+        return replace(
+            result, status=DIFFERS, verdict=_difference_in_words(differences)
+        )
+    if studied.not_checked and result.status == AGREES:
+        verdict = "agrees in single steps; the training ends worse than explained"
+        return replace(result, status=NOT_CHECKED, verdict=verdict)
+    return result
 
 
 def _with_precision_issue(result: Result) -> Result:
@@ -151,17 +203,19 @@ def _with_times(result: Result, task: Task, trained: Run) -> Result:
 
 def _memory(task: Task, dtype: str, trained: Run) -> Memory | None:
     """Return bytes: the reported peak, the predicted peak, and its parts."""
-    start = cast(task.start, dtype)
+    # both dtypes of 16 bits take the same memory, and NumPy has only float16
+    task = task.in_dtype("float16" if dtype in HALVES else dtype)
+    start = cast(task.start, stored(dtype))
     workload = task.workload
     params, state, moments = (
         sum(leaf.nbytes for leaf in leaves(tree)) for tree in start
     )
-    costs = _summary(task, dtype)
+    costs = _summary(task, stored(dtype))
     predicted = None
     if costs:
         step = batch_step(workload.model, workload.loss, workload.optimizer)
         with suppress(Exception):  # a custom loss may accept only NumPy arrays
-            predicted = peak_of(step, start, *next(task.batches(dtype)))
+            predicted = peak_of(step, start, *next(task.batches(stored(dtype))))
     return Memory(
         peak=trained.peak,
         predicted=predicted,
@@ -183,7 +237,7 @@ def _judged(
     """Add the verdict on a run, its deviations from the reference and final values."""
     dtype = context.dtype
     last = len(trained.losses)
-    exact_start = trained.start == sha256(cast(task.start[0], dtype))
+    exact_start = trained.start == sha256(cast(task.start[0], stored(dtype)))
     judgement = judge(
         trained, context, exact_start, backend, lambda: controls.of(context, backend)
     )
@@ -197,7 +251,7 @@ def _judged(
     return replace(
         result,
         status=judgement.status,
-        verdict=_verdict(judgement, last),
+        verdict=_verdict(judgement, last, context),
         first_difference=next(iter(judgement.differences), None),
         differences=tuple(judgement.differences),
         not_checked=tuple(judgement.not_checked),
@@ -207,7 +261,9 @@ def _judged(
         final_loss=trained.losses[-1],
         start_sha256=sha256(task.start[0]) if exact_start else trained.start,
         max_relative_deviation=float(np.max(relative)) if relative else None,
-        tolerance=StepTolerance(
+        tolerance=None
+        if context.is_half
+        else StepTolerance(
             first_step=context.allowed(chains.step),
             last_step=context.allowed(chains.step * last),
         ),
@@ -230,12 +286,12 @@ def _deviations(groups: dict[str, dict[str, Entry]]) -> Deviations:
     return Deviations(**converted)
 
 
-def _verdict(judgement: Judgement, last: int) -> str:
+def _verdict(judgement: Judgement, last: int, context: Context) -> str:
     """Return the verdict in words."""
     if judgement.differences:
-        first = judgement.differences[0]
-        since = f"from step {first.step}" if first.step else "from the start"
-        return f"differs by more than rounding {since}, first in {first.description}"
+        return _difference_in_words(judgement.differences)
+    if not judgement.not_checked and context.is_half:
+        return f"agrees in the {len(context.references)} steps that were compared"
     if not judgement.not_checked:
         return f"agrees over {last:,} steps"
     loss_steps = _unchecked_losses(judgement)
@@ -244,6 +300,12 @@ def _verdict(judgement: Judgement, last: int) -> str:
     if loss_steps[0] == 1:
         return "cannot be checked as a whole training"
     return f"agrees up to step {loss_steps[0] - 1:,}; cannot be checked beyond that"
+
+
+def _difference_in_words(differences: Sequence[Difference]) -> str:
+    first = differences[0]
+    since = f"from step {first.step}" if first.step else "from the start"
+    return f"differs by more than rounding {since}, first in {first.description}"
 
 
 def _unchecked_losses(judgement: Judgement) -> list[int]:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 from time import perf_counter
 from typing import Any
@@ -28,6 +28,7 @@ from .probes import (
     cast,
     chosen_rows,
     functions,
+    in_dtype,
     probe,
     steps_to_probe,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "Task",
     "cast",
     "final_results",
+    "metric_values",
     "probe_inputs",
     "run",
     "run_reference",
@@ -64,6 +66,10 @@ class Task:
     start: tuple[Params, State, Moments]
     epochs: int
     seed: int
+
+    def in_dtype(self, dtype: str) -> "Task":
+        """Return the task that a run in `dtype` has."""
+        return replace(self, workload=in_dtype(self.workload, dtype))
 
     @property
     def steps(self) -> int:
@@ -320,16 +326,23 @@ class _RecordScale:
 
 
 def _metric(workload: Workload, outputs: Any, target: np.ndarray) -> float | None:
-    if workload.metric is None:
-        return None
     metric = workload.metric
+    if metric is None:
+        return None
+    values = metric_values(workload, outputs, target)
+    means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
+    return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))
+
+
+def metric_values(workload: Workload, outputs: Any, target: Any) -> Any:
+    """Return what the metric of a workload is of each example, a tree of arrays."""
+    metric = workload.metric
+    assert metric is not None
     keywords = {}
     if workload.context is not None and takes_keyword(metric, "context"):
         keywords["context"] = workload.context
     values = metric(outputs, target, **keywords)
-    values = tree_map(lambda leaf: np.asarray(leaf, np.float64), values)
-    means = batch_means(metric, values, lambda leaf: np.mean(leaf, axis=0))
-    return float(finish_of(metric)(combine_means(metric, [(1.0, means)])))
+    return tree_map(lambda leaf: np.asarray(leaf, np.float64), values)
 
 
 def _time_sizes(

@@ -22,6 +22,8 @@ __all__ = [
     "Deviations",
     "Difference",
     "Environment",
+    "HalfLayer",
+    "HalfPrecision",
     "LayerCost",
     "LayerRoundings",
     "LeftOut",
@@ -448,6 +450,75 @@ class Repeats:
 
 
 @dataclass(frozen=True, kw_only=True)
+class HalfLayer:
+    """The error that one layer causes if it alone computes in half precision."""
+
+    path: str
+    """the layer's path in the model, such as `2`; `""` is the model"""
+    layer: str
+    """the class of the layer"""
+    gradient_error: float | None
+    """the error of all gradients together, relative to their norm in float64: the root
+    of the mean square over the compared steps; None if not finite"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HalfPrecision:
+    """The answer to the question whether a model may be trained in half precision.
+
+    Losses are means over the last epoch.
+    """
+
+    answer: Literal["yes", "worse", "no"]
+    """`yes`: as good as in float32; `worse`: it trains, but ends worse; `no`: its loss
+    is not finite, or the device computes wrong numbers"""
+    sentence: str
+    """the answer in words"""
+    loss: float | None
+    """the loss; None if not finite"""
+    test_metric: float | None
+    """the metric of the test set"""
+    float32_loss: float | None
+    """the loss of the run in float32 on the same device; None if there is none"""
+    float32_test_metric: float | None
+    """the metric of that run"""
+    reference_loss: float | None
+    """the loss of the float64 reference"""
+    reference_test_metric: float | None
+    """the metric of the reference"""
+    control_loss: float | None
+    """the loss of the control run: the reference with gradients that have random errors
+    as large as the rounding of this dtype"""
+    control_test_metric: float | None
+    """the metric of the control run"""
+    loss_allowed: float | None
+    """the loss may be this much higher than in float32: 2 % of the distance that it
+    falls in training"""
+    metric_allowed: float | None
+    """the metric may be this far from that of float32: two standard errors of its mean
+    over the test set, or 2 % of it if they are unknown"""
+    gradient_error: float | None
+    """the error of all gradients in half precision, relative to their norm in float64:
+    the root of the mean square over the compared steps"""
+    float32_gradient_error: float | None
+    """the same in float32"""
+    layers: tuple[HalfLayer, ...]
+    """the layers, from the largest error to the smallest"""
+    layers_not_measured: tuple[str, ...]
+    """the paths of layers that were not measured, to limit the time"""
+    keep: tuple[str, ...]
+    """the layers to keep in float32; empty if the answer is `yes`"""
+    policy: str
+    """the model with these layers kept, as Python code"""
+    kept_gradient_error: float | None
+    """the error of all gradients with these layers kept; None if there are none"""
+    kept_loss: float | None
+    """the loss of a training with these layers kept; None if there are none"""
+    kept_test_metric: float | None
+    """the metric of that training"""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The run on one backend, device and dtype."""
 
@@ -528,6 +599,9 @@ class Result:
     within it if unknown"""
     losses: tuple[float | None, ...] | None = None
     """the loss in each step, before the update; None within it if not finite"""
+    half_precision: HalfPrecision | None = None
+    """in bfloat16 and float16: whether the model may be trained in it on this device;
+    None in other dtypes, and if the run failed"""
 
     @property
     def name(self) -> str:

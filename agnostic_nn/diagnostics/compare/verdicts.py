@@ -9,6 +9,10 @@ The training as a whole is judged by counting the roundings of all its steps. If
 deviates further although all probes agree, it is compared with control runs (see
 `controls`). A deviation that rounding alone causes in a control run proves nothing, so
 it is reported as not checked.
+
+In half precision only the probes are judged. Over a whole training, the tolerance of
+counted roundings would exceed the numbers themselves; `half` describes that training
+next to others.
 """
 
 import math
@@ -19,9 +23,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from ...core import precisions
 from ...core.backend import Backend
 from ...core.trees import leaves, named_leaves
-from ..bisect.noise import rounded
 from .deviation import tolerance
 from .drift import Drift, Entry, drift, entry_of, is_far, largest, state_scale
 from .probes import (
@@ -32,7 +36,10 @@ from .probes import (
     exact,
     flat,
     functions,
+    in_dtype,
     inside_predictions,
+    spreads_of,
+    stored,
 )
 from .rounding import Chains, layer_of
 from .running import Run
@@ -45,6 +52,7 @@ from .schema import (
     NotChecked,
     Status,
 )
+from .workloads import Workload
 
 __all__ = [
     "AGREES",
@@ -91,7 +99,18 @@ class Context:
     @property
     def epsilon(self) -> float:
         """The distance from 1 to the next number of the dtype."""
-        return float(np.finfo(self.dtype).eps)
+        return precisions.epsilon(self.dtype)
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the layers compute in 16 bits."""
+        return self.dtype in precisions.HALVES
+
+    def of(self, group: str) -> "Context":
+        """Return the context for a group of results: updates are never in 16 bits."""
+        if group == "updates" and self.is_half:
+            return replace(self, dtype=stored(self.dtype))
+        return self
 
     def allowed(self, chain: int) -> float:
         """Return the relative deviation that `chain` roundings in a row may cause."""
@@ -142,7 +161,10 @@ def judge(
             judgement.not_checked.append(_not_checked(finding, reason))
         for reference, results in zip(context.references, run.probes, strict=True):
             _judge_probe(judgement, reference, results, context, backend)
-        _judge_training(judgement, run, context, controls)
+        if context.is_half:
+            _describe_training(judgement, context.drift(run))
+        else:
+            _judge_training(judgement, run, context, controls)
     places = _places(context.chains)
     layers = judgement.deviations["layers"]
     names = sorted(
@@ -247,7 +269,7 @@ def _judge_probe(
     step = reference.inputs.step
     for name in reference.results:
         group, _, short = name.partition(".")
-        entry, reason = _probed(name, ours[name], reference, context)
+        entry, reason = _probed(name, ours[name], reference, context.of(group))
         figures = entry.relative, entry.tolerance
         if reason is not None:
             finding = _difference(group, short, step, context, *figures)
@@ -269,7 +291,8 @@ def probes_agree(probes: list[Named], context: Context) -> bool:
     with np.errstate(all="ignore"):
         for reference, ours in zip(context.references, probes, strict=True):
             for name in reference.results:
-                entry, reason = _probed(name, ours[name], reference, context)
+                group = name.partition(".")[0]
+                entry, reason = _probed(name, ours[name], reference, context.of(group))
                 if reason is None and is_far(entry):
                     return False
     return True
@@ -295,14 +318,17 @@ def _probed(
     entry = entry_of(ours, expected, dtype, limit, step, scale)
     if expected.dtype.kind != "f":
         return entry, None
-    if not largest(expected) <= float(np.finfo(dtype).max):
+    if not largest(expected) <= precisions.largest(dtype):
         return entry, f"{dtype} cannot hold it"
     if not math.isfinite(entry.absolute) and reference.overflows(name, dtype):
         return entry, f"{dtype} overflows while computing it"
     spread = partial(reference.spread, name, dtype)
     measured = _measured(ours, expected, scale, step, context, spread)
+    judged = measured or entry
+    if context.is_half and is_far(judged) and reference.overflows_inside(dtype):
+        return judged, f"{dtype} overflows while computing it"
     if measured is not None or not is_far(entry):
-        return measured or entry, None
+        return judged, None
     if name.removeprefix("gradients.") in context.zero_gradients:
         return entry, "it is zero up to rounding, and the rounding cannot be measured"
     return entry, None
@@ -326,7 +352,7 @@ def _measured(
     Compilers may treat numbers below tiny, the smallest normal number, as 0. `bisect`
     uses the same rule.
     """
-    tiny = float(np.finfo(context.dtype).tiny)
+    tiny = precisions.tiny(stored(context.dtype))
     size = largest(expected)
     entry = None
     for stage in range(len(STAGES)):
@@ -394,14 +420,15 @@ def _place_of_prediction(
     trees = params, state, reference.inputs.x
     places = _places(context.chains)
     for depth in (None, 1):
-        function = inside_predictions(reference.workload.model, depth)
+        make = partial(_inside_predictions, depth)
+        ours_in = in_dtype(reference.workload, context.dtype)
         try:
-            outputs = backend.jit(function)(*backend.asarray(trees))
+            outputs = backend.jit(make(ours_in))(*backend.asarray(trees))
             ours = flat(backend.to_numpy(outputs))
-            expected = exact(function, *trees)
+            expected = exact(make(reference.workload), *trees)
         except Exception:
             continue  # outputs in a compiled loop cannot be returned: look less deep
-        spread = _spread_of(function, trees, context)
+        spread = spreads_of(make, reference.workload, trees, context.dtype)
         in_order = sorted(
             (
                 (name.removeprefix("layers.").partition("[")[0], name)
@@ -416,17 +443,8 @@ def _place_of_prediction(
     return ""
 
 
-def _spread_of(
-    function: Callable[..., Any], trees: tuple[Any, ...], context: Context
-) -> dict[str, float]:
-    """Return how far rounding moves each result of a function; empty if unknown."""
-    # Smaller errors would be lost in the rounding of float64 itself.
-    drawn = max(context.epsilon, 2.0**-40)
-    try:
-        _, spreads = rounded(function, *trees, epsilon=drawn)
-    except Exception:  # a custom layer may accept only NumPy arrays
-        return {}
-    return {name: spread * context.epsilon / drawn for name, spread in spreads.items()}
+def _inside_predictions(depth: int | None, workload: Workload) -> Callable[..., Any]:
+    return inside_predictions(workload.model, depth)
 
 
 def _prediction_agrees(
@@ -447,6 +465,15 @@ def _prediction_agrees(
 
 
 # --- the training as a whole ----------------------------------------------------------
+
+
+def _describe_training(judgement: Judgement, ours: Drift) -> None:
+    """Add the deviations of a whole training, which are not checked."""
+    judgement.loss_deviations = ours.losses
+    judgement.deviations |= {
+        group: {name: replace(entry, tolerance=None) for name, entry in entries.items()}
+        for group, entries in ours.entries.items()
+    }
 
 
 def _judge_training(
@@ -521,17 +548,22 @@ def _outputs_follow(run: Run, name: str, context: Context) -> bool:
     if not context.references:
         return True
     reference = context.references[0]
-    predict = functions(reference.workload)["predict"]
+    workload = reference.workload
+    predict = _predict(workload)
     rows = chosen_rows(len(leaves(run.outputs)[0]))
     trees = run.params, run.state, reference.inputs.x
     path = name.removeprefix("y")
     ours = flat(run.outputs)[path.removeprefix(".")][rows]
     expected = exact(predict, *trees)[f"predictions.{name}"]
-    most = np.finfo(context.dtype).max
+    most = precisions.largest(context.dtype)
     if not np.all(np.isfinite(expected)) or not largest(expected) < most:
         return True  # there is nothing to compare with
-    spread = _spread_of(predict, trees, context)
+    spread = spreads_of(_predict, workload, trees, context.dtype)
     return _prediction_agrees(f"predictions.{name}", ours, expected, spread, context)
+
+
+def _predict(workload: Workload) -> Callable[..., Any]:
+    return functions(workload)["predict"]
 
 
 def _size(deviation: float) -> float:
@@ -575,7 +607,7 @@ def _with_delay(furthest: list[float]) -> list[float]:
 def _first_unknown_step(furthest: list[float], context: Context) -> int:
     """Return the first step from which the loss cannot be checked at all."""
     # The square of a larger loss would overflow.
-    end = math.sqrt(float(np.finfo(context.dtype).max))
+    end = math.sqrt(precisions.largest(context.dtype))
     pairs = zip(furthest, context.reference.losses, strict=True)
     for t, (far, loss) in enumerate(pairs, 1):
         if not far < UNKNOWN or not abs(loss) <= end:
