@@ -53,7 +53,7 @@ SLACK = 4.0
 
 @dataclass
 class HalfStudy:
-    """What was found out about a training in half precision.
+    """The results of a study of one training in half precision.
 
     differences: layers that err by more than rounding if they alone compute in half
     precision; not_checked: the training, if nothing explains how badly it ends.
@@ -218,9 +218,9 @@ def _measured_layers(
         layers.append(
             HalfLayer(path=path, layer=names[path], gradient_error=_finite(error))
         )
-        found = _difference_of(path, names[path], make, results, context)
-        if found is not None:
-            differences[path] = found
+        difference = _difference_of(path, names[path], make, results, context)
+        if difference is not None:
+            differences[path] = difference
         progress.advance(len(layers), error)
     progress.finish({})
     measured = {each.path for each in layers}
@@ -388,7 +388,7 @@ def _layers_to_keep(layers: Sequence[HalfLayer]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Ending:
-    """How trainings end: in half precision, in float32, the reference, the control."""
+    """The ends of trainings: in half precision, in float32, reference and control."""
 
     loss: float | None
     float32_loss: float | None
@@ -439,7 +439,7 @@ class _Ending:
 
     @property
     def is_explained(self) -> bool:
-        """Whether rounding of this size alone may make the training end like this."""
+        """True if rounding of this size alone may make the training end like this."""
         if self.control_loss is None:
             return True  # the control run does not stay finite either
         return self.loss is not None and self._is_close(SLACK)

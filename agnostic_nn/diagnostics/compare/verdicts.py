@@ -103,7 +103,7 @@ class Context:
 
     @property
     def is_half(self) -> bool:
-        """Whether the layers compute in 16 bits."""
+        """True if the layers compute in 16 bits."""
         return self.dtype in precisions.HALVES
 
     def of(self, group: str) -> "Context":
