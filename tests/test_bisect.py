@@ -1265,8 +1265,8 @@ REFUSED = [
     (["numpy", "numpy", "numpy"], "expected one or two backends"),
     (["fortran", *PARITY], "no backend is called 'fortran'"),
     (
-        ["numpy@float16", *PARITY],
-        "expected float32 or float64, strict or fast, and determ",
+        ["numpy@float8", *PARITY],
+        "expected one of float16, bfloat16, float32 and float64, s",
     ),
     (
         ["numpy@fast@strict", *PARITY],

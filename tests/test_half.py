@@ -10,6 +10,7 @@ import agnostic_nn as nn
 from agnostic_nn import CheckFailed, check
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.precisions import HALVES
+from agnostic_nn.diagnostics.bisect import replay
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.examples import LAYERS, LOSSES, Example
 from agnostic_nn.diagnostics.gradcheck.cases import random_case
@@ -272,3 +273,123 @@ def test_the_command_refuses_dtypes_that_nothing_has(capsys):
     assert "numpy:cpu has no bfloat16" in capsys.readouterr().err
     assert main(["check", "Dense", "--backends=numpy", "--dtypes=half"]) == 2
     assert "expected dtypes of float16, bfloat16, float32" in capsys.readouterr().err
+
+
+# --- bisect ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WrongProduct(nn.Dense):
+    """A Dense that leaves out the last input in float16 and bfloat16."""
+
+    def forward(self, params, state, x, *, train=False):
+        if is_narrow(x):
+            xp = namespace(x)
+            x = xp.concat([x[:, :-1], 0.0 * x[:, -1:]], axis=1)
+        return super().forward(params, state, x, train=train)
+
+
+@dataclass(frozen=True)
+class WrongGradient(nn.Tanh):
+    """A Tanh whose gradient is off by 10 % in float16 and bfloat16."""
+
+    def backward(self, params, cache, dy):
+        dx, grads = super().backward(params, cache, dy)
+        return (dx * 1.1 if is_narrow(dy) else dx), grads
+
+
+@dataclass(frozen=True)
+class Loud(nn.Elementwise):
+    """y = 10⁶ x, which float16 cannot hold."""
+
+    def value(self, x):
+        return x * 1e6
+
+    def slope(self, x):
+        return namespace(x).ones_like(x) * 1e6
+
+
+def bisected(layers, *sides, scale=1.0, steps=1):
+    """Return the bisection of a small model with these layers in the middle."""
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((24, 6)).astype("float32")
+    target = generator.standard_normal((24, 3)).astype("float32")
+
+    def loss(y, target):
+        value, dy = nn.mean_squared_error(y, target)
+        return scale * value, scale * dy
+
+    model = nn.Sequential(nn.Dense(8), nn.BatchNorm(), *layers, nn.Dense(3))
+    options = {"steps": steps, "batch_size": 12}
+    return nn.bisect(model, loss, nn.Adam(1e-3), x, target, *sides, **options)
+
+
+SOUND = (
+    nn.GELU(),
+    nn.Residual(nn.LayerNorm(), nn.Dense(8), nn.Dropout(0.25)),
+    nn.Reshape((2, 4)),
+    nn.Parallel(nn.GRU(2), nn.MultiHeadAttention(2), join="concatenate"),
+    nn.Flatten(),
+)
+
+
+def test_bisect_agrees_in_half_dtypes(backend):
+    """Also with each other: both sides get numbers that both dtypes can hold."""
+    dtypes = half_dtypes(backend)
+    for dtype in dtypes:
+        result = bisected(SOUND, f"{backend}@{dtype}")
+        assert result.status == "agree", str(result)
+        assert 0.0 < result.worst < 1.0
+    if len(dtypes) == 2:
+        sides = [f"{backend}@{dtype}" for dtype in dtypes]
+        result = bisected(SOUND, *sides)
+        assert result.status == "agree", str(result)
+        assert all(side in result.title for side in sides)
+
+
+def test_a_wrong_product_in_half_is_located_by_name(backend, tmp_path):
+    for dtype in half_dtypes(backend):
+        result = bisected([nn.GELU(), WrongProduct(8)], f"{backend}@{dtype}")
+        assert result.first.path == "3"
+        assert result.first.part == "forward"
+        assert result.first.name == "layer 3 (WrongProduct(width=8))"
+        assert result.first.ratios[0] > 1.0 >= result.first.ratios[1]
+        path = tmp_path / f"{dtype}.npz"
+        assert not result.save(path)
+        again = replay(path, thing=WrongProduct(8))
+        assert again.first.part == "forward"
+        assert again.backends[0].partition("@")[2] == dtype
+        assert replay(path, f"{backend}@float32", thing=WrongProduct(8)).first is None
+
+
+def test_a_wrong_gradient_in_half_is_located_even_if_it_is_small():
+    """A dy of 1e-6 would be lost in float16 without the scale of `MixedPrecision`."""
+    for scale in (1.0, 1e-4):
+        result = bisected([WrongGradient()], "numpy@float16", scale=scale)
+        assert result.first.name == "layer 2 (WrongGradient())"
+        assert result.first.part == "backward: dx"
+
+
+def test_the_loss_and_the_update_are_in_float32():
+    result = bisected([nn.Tanh()], "numpy@float16")
+    by_part = {(f.kind, f.part.partition(":")[0]): f for f in result.findings}
+    for about in (("loss", "value"), ("Adam", "update"), ("Adam", "first update")):
+        finding = by_part[about]
+        assert finding.tolerances[0] < 1e-4 * max(finding.largest, 1e-3), about
+    assert by_part["Dense", "forward"].tolerances[0] > 1e-3
+
+
+def test_what_float16_cannot_hold_is_not_called_wrong():
+    result = bisected([Loud(), nn.LayerNorm()], "numpy@float16", steps=0)
+    forward = next(f for f in result.findings if f.kind == "Loud")
+    assert forward.holds
+    assert "overflows float16" in forward.unjudged
+
+
+def test_a_side_without_the_dtype_is_refused(capsys):
+    with pytest.raises(nn.BackendUnavailable, match="numpy:cpu has no bfloat16"):
+        bisected([nn.Tanh()], "numpy@bfloat16")
+    assert main(["bisect", "numpy@bfloat16"]) == 2
+    assert "numpy:cpu has no bfloat16" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="expected one of float16, bfloat16, float32"):
+        bisected([nn.Tanh()], "numpy@half")

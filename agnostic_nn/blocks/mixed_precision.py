@@ -29,7 +29,7 @@ from ..core.precisions import HALVES
 from ..core.trees import leaves, tree_map
 from ..layers.base import Layer
 from ..layers.shapes import empty_like
-from ..ops.precision import widened
+from ..ops.precision import narrowed, widened
 from .base import Block, Wrapper, with_fields
 from .repeat import Repeat
 
@@ -160,7 +160,9 @@ class MixedPrecision(Wrapper):
 
     def _unscaled(self, tree: Any) -> Any:
         def unscaled(leaf: Any) -> Any:
-            return widened(leaf) / scale if _is_float(leaf) else leaf
+            if not _is_float(leaf):
+                return leaf
+            return narrowed(widened(leaf) / scale, like=leaf)
 
         scale = self.scale
         return tree if scale == 1.0 else tree_map(unscaled, tree)

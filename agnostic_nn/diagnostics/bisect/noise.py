@@ -14,10 +14,11 @@ A sum passes through partial sums s₁ … sₙ, each rounded, with independent 
 to ε/2 |sₖ|: together they are about ε/2 √(Σ sₖ²). Terms of one sign have sₖ² ≤ r²,
 terms of random signs sₖ² ≈ k/n Σ t², and either way Σ sₖ² ≤ n (r² + Σ t²).
 
-A library may add numbers of a narrow dtype in a wider one, whose ε is ε₊, and round the
-sum once. With the argument `sums`, the error of a sum is that of both:
+Libraries add numbers of float16 and bfloat16 in float32, at least within blocks, and
+round the sums of the blocks. With the argument `sums`, the ε of the wider dtype, called
+ε₊ here, the error of a sum is
 
-    |δ| ≤ ε₊/2 √n √(r² + Σ t²) + ε/2 |r|
+    |δ| ≤ (ε₊/2 √n + ε/2) √(r² + Σ t²)
 
 The following operations magnify, damp or cancel the δ in the same way as rounding
 errors. The distance of the results from the reference is a sample of the effect of
@@ -55,6 +56,7 @@ _FUNCTIONS = {
     *("exp", "expm1", "hypot", "log", "log10", "log1p", "log2", "logaddexp", "pow"),
     *("ops.erf", "remainder", "sin", "sinh", "tan", "tanh"),
 }
+_REDUCTIONS = {"mean", "sum"}
 _SUMS = {"cumulative_sum", "mean", "sum"}
 _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
@@ -75,7 +77,8 @@ def rounded(
 ) -> tuple[Any, dict[str, float]]:
     """Return the result of `exactly`, and by path the effect of rounding on each leaf.
 
-    sums: the ε of the dtype in which sums are added up, if it is not that of the rest.
+    sums: the ε of the dtype in which sums are added up, if it is wider than that of
+        the rest; None if it is the same.
 
     The effect is the distance from the reference of the element that is furthest away.
     Elements of the reference that are larger than `limit` do not count.
@@ -144,9 +147,26 @@ class _Exact(Handler):
         # words are exact.
         return self.call(name, function.dispatch(object), args, kwargs)
 
+    def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
+        if name in _REDUCTIONS and kwargs.get("axis") is not None:
+            args = (_reduced_last(args[0], kwargs["axis"]), *args[1:])
+        return function(*args, **kwargs)
+
     def wrap(self, value: Any) -> ObservedArray:
         # a scalar of NumPy becomes an array without axes
         return super().wrap(np.asarray(value))
+
+
+def _reduced_last(x: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
+    """Return x in an order in memory in which NumPy adds along `axis` in pairs.
+
+    Along other axes it adds one row after the other. If many rows are equal, as numbers
+    of few digits often are, their rounding errors are equal too and add up.
+    """
+    axes = (axis,) if isinstance(axis, int) else axis
+    ends = tuple(range(-len(axes), 0))
+    moved = np.ascontiguousarray(np.moveaxis(x, axes, ends))
+    return np.moveaxis(moved, ends, axes)
 
 
 def _draw(key: Any, count: int, stream: int = 0) -> tuple[Any, int, int]:
@@ -169,7 +189,7 @@ class _Noise(_Exact):
         self.sums = None if sums is None else sums / epsilon
 
     def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
-        result = function(*args, **kwargs)
+        result = super().compute(name, function, args, kwargs)
         size = _error_size(name, function, args, kwargs, result, self.sums)
         if size is None:
             return result
@@ -209,5 +229,5 @@ def _error_size(
         count = left.shape[-1] if name == "matmul" else count
     else:
         return None
-    size = 0.5 * (count * (result * result + squares)) ** 0.5
-    return size if sums is None else sums * size + 0.5 * np.abs(result)
+    factor = count**0.5 if sums is None else sums * count**0.5 + 1.0
+    return 0.5 * factor * (result * result + squares) ** 0.5

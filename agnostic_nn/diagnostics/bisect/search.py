@@ -25,6 +25,9 @@ room for the rounding of a constant. Compilers may replace numbers below tiny, t
 smallest normal number, by 0. A product in TensorFloat-32 has an error of 2⁻¹¹ in each
 factor, thousands of times that of float32.
 
+A side may be in float16 or bfloat16, as in "jax@bfloat16". It computes as the model in
+`MixedPrecision` does: see `halves`.
+
 A function that jumps, such as the sign in Lion, can differ by rounding alone at the
 jump. The spread captures most of such jumps, not all. A whole step may contain many, so
 it is sampled again with larger errors before it is called different.
@@ -47,6 +50,8 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import MixedPrecision
+from ...core import precisions
 from ...core.backend import Backend, BackendUnavailable
 from ...core.backend import backend as choose
 from ...core.errors import described, expect, expect_count
@@ -59,8 +64,16 @@ from ...losses.base import expect_context, takes_keyword
 from ...optimizers import Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import batch_indices, epoch_order
+from .halves import (
+    dtype_of_stage,
+    function_in,
+    round_inputs,
+    scale_of,
+    with_rounding,
+)
 from .noise import exactly, rounded
 from .stages import (
+    BACKWARD,
     REFERENCE,
     Stage,
     StageFailed,
@@ -389,7 +402,8 @@ def bisect(
     one, other: backends or their names. A name may end in a dtype, as in
     "jax:cpu:0@float64", and means float32 otherwise; it may also end in a precision and
     "deterministic", as in "jax@fast" or "torch@float32@strict@deterministic" (see
-    `docs/precision.md`).
+    `docs/precision.md`). "jax@bfloat16" and "torch@float16" stand for the model in
+    `MixedPrecision`: its layers compute in this dtype, all others in float32.
     x, target, weights: all examples, as `Trainer.fit` takes them.
     context: arrays for a loss that takes them, as `Trainer` takes them; not a function.
 
@@ -415,7 +429,7 @@ def bisect(
     StageFailed
         If a layer, the loss or the optimizer raises an error; the message names it.
     BackendUnavailable
-        If a backend cannot run here, or has no float64 and float64 was requested.
+        If a backend cannot run here, or lacks the dtype that was requested.
     """
     expect_count("batch_size", batch_size)
     is_count = type(steps) is int and steps >= 0
@@ -508,11 +522,13 @@ def replay(
 
 # The setting that each word after an @ in the name of a side stands for.
 _SETTINGS = {
-    **dict.fromkeys(("float32", "float64"), "dtype"),
+    **dict.fromkeys(precisions.PRECISION_NAMES, "dtype"),
     **dict.fromkeys(PRECISIONS, "precision"),
     "deterministic": "deterministic",
 }
-_ALLOWED = "float32 or float64, strict or fast, and deterministic"
+_ALLOWED = (
+    "one of float16, bfloat16, float32 and float64, strict or fast, and deterministic"
+)
 
 
 def _extra(loss: Loss, context: Any, taken: int) -> dict[str, Any]:
@@ -525,7 +541,10 @@ def _extra(loss: Loss, context: Any, taken: int) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Side:
-    """A backend and the dtype in which it computes."""
+    """A backend and the dtype in which it computes.
+
+    In float16 and bfloat16 only the layers do: see `halves`.
+    """
 
     backend: Backend
     dtype: str
@@ -547,8 +566,16 @@ class _Side:
             library, precision=settings.get("precision"), deterministic=deterministic
         )
         side = _Side(backend, settings.get("dtype", "float32"))
-        side.context().close()  # raises if the backend has no such dtype
+        side.context().close()  # raises if the backend has no float64
+        lacking = backend.lacks_dtype(side.dtype) if side.is_half else ""
+        if lacking:
+            raise BackendUnavailable(lacking)
         return side
+
+    @property
+    def is_half(self) -> bool:
+        """Whether the layers compute in float16 or bfloat16."""
+        return self.dtype in precisions.HALVES
 
     @property
     def name(self) -> str:
@@ -560,13 +587,9 @@ class _Side:
         return self.name.replace("@strict", "")
 
     @property
-    def epsilon(self) -> float:
-        return float(np.finfo(self.dtype).eps)
-
-    @property
-    def limit(self) -> float:
-        """The largest number of the dtype."""
-        return float(np.finfo(self.dtype).max)
+    def dtype_of_arrays(self) -> str:
+        """The dtype of the real arrays that move between the host and the backend."""
+        return "float32" if self.is_half else self.dtype
 
     def context(self) -> ExitStack:
         """Return a context in which the backend has the dtype; raise if it never has.
@@ -592,7 +615,8 @@ class _Side:
         """
 
         def result(numbers: dict[str, Any]) -> Any:
-            outputs = compiled(self.backend.asarray(cast(numbers, self.dtype)))
+            arguments = cast(numbers, self.dtype_of_arrays)
+            outputs = compiled(self.backend.asarray(arguments))
             # copied, because a later call may reuse the memory
             return tree_map(np.array, self.backend.to_numpy(outputs))
 
@@ -616,7 +640,10 @@ class _Side:
 
         Stop before a step whose loss or gradients are not finite, and return its batch.
         """
-        train_step = make_step(trainer.model, trainer.loss, trainer.optimizer)
+        model = trainer.model
+        if self.is_half:
+            model = MixedPrecision(model, self.dtype)
+        train_step = make_step(model, trainer.loss, trainer.optimizer)
 
         def step(carry: Any, batch: dict[str, Any], extra: dict[str, Any]) -> Any:
             return train_step(
@@ -628,7 +655,7 @@ class _Side:
         epoch = 0
         with self.context():
             compiled = self.backend.jit(step)
-            carry = self.backend.asarray(cast(start, self.dtype))
+            carry = self.backend.asarray(cast(start, self.dtype_of_arrays))
             while True:
                 indices = epoch_order(trainer.seed, epoch, count)
                 for rows, new in batch_indices(indices, size):
@@ -640,7 +667,7 @@ class _Side:
                         batch = tree_map(lambda leaf: leaf[full], data)  # noqa: B023
                         return self.backend.to_numpy(carry), batch, taken
                     arguments = batch, _extra(trainer.loss, context, taken)
-                    moved = self.backend.asarray(cast(arguments, self.dtype))
+                    moved = self.backend.asarray(cast(arguments, self.dtype_of_arrays))
                     after, _, finite = compiled(carry, *moved)
                     if not bool(finite):
                         return self.backend.to_numpy(carry), batch, taken
@@ -724,6 +751,9 @@ def _judged(
     remark: str = "",
 ) -> Bisection:
     """Return the findings for stages and the heads of their results (None for all)."""
+    for stage in {id(stage): stage for stage, _ in events}.values():
+        for dtype in _narrowest(sides):
+            round_inputs(stage, dtype)
     judge = _Judge(sides)
     owners, findings = judge.judge(events)
     first = next((i for i, finding in enumerate(findings) if not finding.holds), None)
@@ -744,6 +774,14 @@ def _judged(
     return Bisection(
         title, tuple(map(str, sides)), tuple(findings), remark, tuple(owners), names
     )
+
+
+def _narrowest(sides: tuple[_Side, ...]) -> list[str]:
+    """Return the dtypes whose numbers every side can hold."""
+    dtypes = {side.dtype for side in sides}
+    halves = [dtype for dtype in precisions.HALVES if dtype in dtypes]
+    wide = "float64" if dtypes == {"float64"} else "float32"
+    return [wide, *halves]
 
 
 class _Judge:
@@ -808,21 +846,28 @@ class _Judge:
         """
         spreads = {}
         for side in self.sides:
-            if side.dtype in spreads:
+            dtype = dtype_of_stage(stage, side.dtype)
+            if dtype in spreads:
                 continue
             # The reference, in float64, would round away errors as small as float64's
             # own. They are enlarged to 2⁻⁴⁰, and the spread is scaled down by as much.
-            epsilon = max(factor * side.epsilon, 2.0**-40)
+            own_epsilon = precisions.epsilon(dtype)
+            epsilon = max(factor * own_epsilon, 2.0**-40)
+            is_converted = stage.kind == "whole" and dtype in precisions.HALVES
+            formula = with_rounding(stage) if is_converted else stage.formula
+            is_half = dtype in precisions.HALVES
+            sums = precisions.epsilon("float32") if is_half else None
             with failing(stage.name, REFERENCE):
                 reference, spread = rounded(
-                    *(stage.formula, stage.inputs),
+                    *(formula, stage.inputs),
                     epsilon=epsilon,
-                    limit=side.limit,
+                    sums=sums,
+                    limit=precisions.largest(dtype),
                     samples=samples,
                     seed=samples,
                 )
-            scale = factor * side.epsilon / epsilon
-            spreads[side.dtype] = {name: size * scale for name, size in spread.items()}
+            scale = factor * own_epsilon / epsilon
+            spreads[dtype] = {name: size * scale for name, size in spread.items()}
         return reference, spreads
 
     def results(self, stage: Stage, number: int, again: bool) -> list[dict[str, Any]]:
@@ -838,7 +883,8 @@ class _Judge:
             if stage.kind == "data":  # only moved to the backend and back
                 self.compiled[key] = stage.function
             else:
-                self.compiled[key] = side.backend.jit(stage.function)
+                function = function_in(stage, side.dtype)
+                self.compiled[key] = side.backend.jit(function)
         with failing(stage.name, str(side)):
             return side.run(self.compiled[key], stage.inputs, again)
 
@@ -865,7 +911,10 @@ class _Judge:
             finding = _finding(
                 *(stage, _part(stage, head, path), full, reference[full], got),
                 sides=self.sides,
-                spreads=[spreads[side.dtype][full] for side in self.sides],
+                spreads=[
+                    spreads[dtype_of_stage(stage, side.dtype)][full]
+                    for side in self.sides
+                ],
                 controls=controls,
                 exact=head in _EXACT,
             )
@@ -880,6 +929,8 @@ class _Controls:
         self.results: dict[str, dict[str, Any]] = {}
 
     def __call__(self, dtype: str, name: str) -> Any:
+        if dtype == "bfloat16":  # NumPy lacks it; its range is that of float32
+            dtype = "float32"
         if dtype not in self.results:
             inputs = cast(self.stage.inputs, dtype)
             with failing(self.stage.name, REFERENCE):
@@ -924,22 +975,28 @@ def _finding(
     whether the tolerance is 0.
     """
     is_real = reference.dtype.kind == "f"
+    dtypes = [dtype_of_stage(stage, side.dtype) for side in sides]
     largest = 0.0
     tolerances = [0.0] * len(sides)
     if is_real:
         sizes = np.abs(reference[np.isfinite(reference)])
         largest = float(np.max(sizes, initial=0.0))
-        for i, side in enumerate(sides):
-            within = float(np.max(sizes, where=sizes <= side.limit, initial=0.0))
-            tiny = float(np.finfo(side.dtype).tiny)
-            tolerance = FACTOR * (spreads[i] + tiny) + side.epsilon * within
+        for i, dtype in enumerate(dtypes):
+            limit = precisions.largest(dtype)
+            within = float(np.max(sizes, where=sizes <= limit, initial=0.0))
+            tiny = precisions.tiny(dtype)
+            if name.partition(".")[0] in BACKWARD:
+                tiny /= scale_of(dtype)
+            tolerance = (
+                FACTOR * (spreads[i] + tiny) + precisions.epsilon(dtype) * within
+            )
             tolerances[i] = 0.0 if exact else tolerance
     one_run = [_worst_of(reference, runs) for runs in got]
     errors = []
     reasons = []
     masks: list[dict[str, np.ndarray]] = [{}] * len(got)
     if is_real:
-        masks = _incomparable(name, reference, one_run, sides, controls)
+        masks = _incomparable(name, reference, one_run, dtypes, controls)
     for i, side in enumerate(sides):
         error = _errors(reference, one_run[i])
         for reason, mask in masks[i].items():
@@ -947,8 +1004,8 @@ def _finding(
             reasons.append(
                 f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements"
             )
-        if tolerances[i] > side.limit / FACTOR:
-            reasons.append(f"rounding alone takes it past the range of {side.dtype}")
+        if tolerances[i] > precisions.largest(dtypes[i]) / FACTOR:
+            reasons.append(f"rounding alone takes it past the range of {dtypes[i]}")
         errors.append(error)
     worst = [float(np.max(error, initial=0.0)) for error in errors]
     index: tuple[int, ...] = ()
@@ -993,7 +1050,7 @@ def _incomparable(
     name: str,
     reference: np.ndarray,
     got: list[np.ndarray],
-    sides: tuple[_Side, ...],
+    dtypes: list[str],
     controls: _Controls,
 ) -> list[dict[str, np.ndarray]]:
     """Return for each side masks of elements that cannot be compared, by the reason.
@@ -1001,25 +1058,26 @@ def _incomparable(
     These are the elements where the reference and the side are NaN, where a number of
     the reference is outside the range of the side's dtype, and where an intermediate
     result overflows on all sides of that dtype. If there is only one such side, the
-    formula computed in that dtype has to overflow too.
+    formula computed in that dtype has to overflow too. dtypes: those of the sides.
     """
     masks_by_side: list[dict[str, np.ndarray]] = []
-    for side, values in zip(sides, got, strict=True):
+    for dtype, values in zip(dtypes, got, strict=True):
         masks: dict[str, np.ndarray] = {}
         lost = ~np.isfinite(values) & np.isfinite(reference)
         same_sign = np.sign(values) == np.sign(reference)
-        overflows = lost & (np.abs(reference) > side.limit) & same_sign
+        is_beyond = np.abs(reference) > precisions.largest(dtype)
+        overflows = lost & is_beyond & same_sign
         if np.any(lost & ~overflows):
             same_dtype = [
-                v for s, v in zip(sides, got, strict=True) if s.dtype == side.dtype
+                v for each, v in zip(dtypes, got, strict=True) if each == dtype
             ]
             on_all = np.all([~np.isfinite(v) for v in same_dtype], axis=0)
             if len(same_dtype) == 1:
-                on_all = ~np.isfinite(controls(side.dtype, name))
+                on_all = ~np.isfinite(controls(dtype, name))
             overflows = overflows | (lost & on_all)
         both_nan = np.isnan(reference) & np.isnan(values)
         if np.any(overflows):
-            masks[f"finite in float64, overflows {side.dtype}"] = overflows
+            masks[f"finite in float64, overflows {dtype}"] = overflows
         if np.any(both_nan):
             masks["NaN in the reference and"] = both_nan
         masks_by_side.append(masks)

@@ -303,7 +303,11 @@ class Stage:
     @property
     def function(self) -> Callable[..., Any]:
         """Like `formula`, with the results of `predict` and `backward_params` too."""
-        return partial(_results, self.kind, self.thing, self.train, self.draws, True)
+        return self.function_of(self.thing)
+
+    def function_of(self, thing: Any) -> Callable[..., Any]:
+        """Return `function` with another layer, or pair of model and loss."""
+        return partial(_results, self.kind, thing, self.train, self.draws, True)
 
     @property
     def key(self) -> Any:
@@ -365,9 +369,10 @@ def split_step(
     Each entry is a stage and the heads (first parts of the paths) of those of its
     results that are computed at that moment: a layer appears twice, in the forward and
     in the backward pass. The stages of a prediction of x with the new parameters and
-    state follow, or with those of `carry` if the new ones are not finite. The inputs of
-    each stage are in `dtype`. If a layer is called several times, its path ends in the
-    number of the call, such as "#2".
+    state follow, or with those of `carry` if the new ones are not finite. Parameters
+    and state of the prediction are rounded to `dtype`, which is float32 or float64. If
+    a layer is called several times, its path ends in the number of the call, such as
+    "#2".
 
     batch: x, target and, if examples have them, weights.
     start: the carry before the first step, if its update is to be a stage too.
@@ -414,7 +419,6 @@ def split_step(
                 name: tuple(call.result for call in calls)
                 for name, calls in stage.inside.items()
             }
-        stage.inputs = cast(stage.inputs, dtype)
     return events
 
 

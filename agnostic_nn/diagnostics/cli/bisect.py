@@ -29,9 +29,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         nargs="*",
         metavar="BACKEND",
         help="two backends, such as numpy jax:cpu:0, each with a dtype if it is not "
-        "float32, as in jax:cpu:0@float64, and with strict, fast or deterministic if "
-        "needed, as in torch@strict torch@fast@deterministic; a single backend is "
-        "compared with numpy@float64",
+        "float32, as in jax:cpu:0@float64 or jax@bfloat16, and with strict, fast or "
+        "deterministic if needed, as in torch@strict torch@fast@deterministic; a "
+        "single backend is compared with numpy@float64",
     )
     add_argument(
         "--workload",
