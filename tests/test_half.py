@@ -379,7 +379,7 @@ def test_the_loss_and_the_update_are_in_float32():
     assert by_part["Dense", "forward"].tolerances[0] > 1e-3
 
 
-def test_what_float16_cannot_hold_is_not_called_wrong():
+def test_numbers_that_float16_cannot_hold_are_not_called_wrong():
     result = bisected([Loud(), nn.LayerNorm()], "numpy@float16", steps=0)
     forward = next(f for f in result.findings if f.kind == "Loud")
     assert forward.holds

@@ -574,7 +574,7 @@ class _Side:
 
     @property
     def is_half(self) -> bool:
-        """Whether the layers compute in float16 or bfloat16."""
+        """Return whether the layers compute in float16 or bfloat16."""
         return self.dtype in precisions.HALVES
 
     @property
