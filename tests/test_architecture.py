@@ -91,7 +91,7 @@ LEVELS = (
     {"training.checkpoint_fields"},
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
-    {"diagnostics.compare.report.names", "training"},
+    {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
         "diagnostics.compare.report.how_to_read",
