@@ -1661,6 +1661,23 @@ def test_a_deviation_of_0_is_drawn_at_the_end_of_the_axis_with_a_label(eventful)
     assert (bottom, *later[1:]) in lines
 
 
+def test_each_run_is_drawn_with_its_own_tolerance(eventful):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    result = eventful.results[-1]
+    layers = result.deviations.layers
+    looser = {
+        name: replace(entry, tolerance=7.0 * entry.tolerance)
+        for name, entry in layers.items()
+    }
+    other = replace(result, deviations=replace(result.deviations, layers=looser))
+    report = replace(eventful, results=(result, other))
+    by_title = {plot.title: plot.figure for plot in drawn_plots(report)}
+    (axes,) = by_title["Outputs of layers, from the same inputs"].axes
+    limits = {x[0] for x in (line.get_xdata() for line in axes.lines) if len(x) == 2}
+    expected = [e for name, e in (*layers.items(), *looser.items()) if name]
+    assert limits == {entry.tolerance for entry in expected}
+
+
 def test_a_deviation_that_is_unknown_ends_its_line_and_is_said_to_be(eventful):
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     result = eventful.results[-1]

@@ -76,15 +76,19 @@ def _power(number: float) -> str:
     return f"{mantissa}e{int(exponent)}" if e else text
 
 
-def line_style(i: int, points: int) -> dict[str, Any]:
-    """Return the style of the line of a run, with a few markers on it."""
+def line_style(i: int, points: int, above: int = 0) -> dict[str, Any]:
+    """Return the style of the line of run number i, with a few markers on it.
+
+    above: the number of lines that are drawn over it; it is wider by so much that a
+    line that coincides with them shows.
+    """
     every = max(1, points // 5)
     return {
         "color": colour(i),
         "dashes": dashes(i),
-        "lw": 1.5,
+        "lw": 1.4 + 0.35 * above,
         "marker": MARKS[i % len(MARKS)],
-        "ms": 4.5,
+        "ms": 4.5 + 0.5 * above,
         "mec": PAPER,
         "mew": 0.4,
         # Runs have their markers at different steps, so that lines that coincide show.

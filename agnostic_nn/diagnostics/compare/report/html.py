@@ -21,6 +21,7 @@ from .merged import (
 )
 from .names import named_results
 from .plots import drawn
+from .repeats import repeats_text
 from .sentences import commands, remarks, sentence, warnings
 from .tables import (
     Row,
@@ -38,12 +39,12 @@ from .terminal import summary
 
 __all__ = ["Comparison", "page"]
 
-# of each status, the worst first: its class in the style sheet, and a heading
-STATUSES: dict[Status, tuple[str, str]] = {
-    "differs": ("bad", "Differs"),
-    "failed": ("bad", "Failed"),
-    "not checked": ("doubt", "Not fully checked"),
-    "agrees": ("good", "Agrees"),
+# of each status, the worst first: its class in the style sheet, a symbol, a heading
+STATUSES: dict[Status, tuple[str, str, str]] = {
+    "differs": ("bad", SYMBOLS["differs"], "Differs"),
+    "failed": ("bad", SYMBOLS["failed"], "Failed"),
+    "not checked": ("doubt", SYMBOLS["not checked"], "Not fully checked"),
+    "agrees": ("good", SYMBOLS["agrees"], "Agrees"),
 }
 
 
@@ -99,6 +100,7 @@ def page(report: Report) -> str:
         runs=_runs(report, with_swatches=bool(plots)),
         machines=_machines(report) if is_merged(report) else None,
         about_runs=about_short_table(report),
+        repeats=repeats_text(report).splitlines(),
         verdicts=[
             (name, sentence(r, with_command=False), STATUSES[r.status][0])
             for name, r in named
@@ -124,9 +126,7 @@ def page(report: Report) -> str:
 def _worst_status(report: Report) -> tuple[str, str, str]:
     """Return how the worst status of all runs is shown."""
     present = {r.status for r in report.results}
-    status = next(status for status in STATUSES if status in present)
-    kind, heading = STATUSES[status]
-    return kind, SYMBOLS[status], heading
+    return next(look for status, look in STATUSES.items() if status in present)
 
 
 def _runs(
@@ -143,8 +143,7 @@ def _runs(
         kind, symbol = "", ""
         swatch = ""
         if i < len(report.results):  # the last row is the reference
-            status = report.results[i].status
-            kind, symbol = STATUSES[status][0], SYMBOLS[status]
+            kind, symbol, _ = STATUSES[report.results[i].status]
             swatch = _swatch(i) if with_swatches else ""
         marked.append((swatch, kind, symbol, row))
     return columns, marked
@@ -156,7 +155,7 @@ def _machines(report: Report) -> dict[str, Any]:
     A verdict is a class, a symbol and a text.
     """
     columns, rows = verdicts_by_machine(report)
-    classes = {SYMBOLS[status]: kind for status, (kind, _) in STATUSES.items()}
+    classes = {symbol: kind for kind, symbol, _ in STATUSES.values()}
     verdicts = []
     for name, *cells in rows:
         parts = [cell.split(" ", 1) for cell in cells]

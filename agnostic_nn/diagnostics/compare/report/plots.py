@@ -12,10 +12,11 @@ from textwrap import fill
 from typing import Any
 
 from ....display.pages import INK, PAPER, colour, figure
-from ..schema import Memory, Report, Result
+from ..schema import ArrayDeviation, Memory, Report, Result
 from .axes import (
     MARKS,
     SMALL,
+    LogAxis,
     dashes,
     legend,
     line_style,
@@ -97,9 +98,8 @@ def _plot_losses(report: Report, runs: Runs) -> Plot | None:
     axes.set(xlabel="step", ylabel="loss")
     if is_log:
         log_axis(axes, "y", positive)
-    what = f"The black line is the {reference.dtype} reference"
-    band = "the band around it is what rounding explains"
-    about = f"{what}; {band}."
+    what = f"The thin line without marks is the {reference.dtype} reference"
+    about = f"{what}; the band around it is what rounding explains."
     if coinciding:
         those = "All runs" if len(coinciding) == len(runs) > 1 else joined(coinciding)
         verb = "coincide" if len(coinciding) > 1 else "coincides"
@@ -137,9 +137,10 @@ def _plot_loss_deviations(report: Report, runs: Runs) -> Plot | None:
         axes.plot(steps, allowed, color=INK, lw=1.0)
         place = {"ha": "right", "va": "bottom", "fontsize": SMALL}
         axes.text(steps[-1], allowed[-1], f"tolerance, {dtype}", color=INK, **place)
-    for (i, _, r), line in zip(runs, lines, strict=True):
+    for k, ((i, _, r), line) in enumerate(zip(runs, lines, strict=True), 1):
         values = [axis.place(value) for value in line]
-        axes.plot(steps[: len(values)], values, **line_style(i, len(values)))
+        style = line_style(i, len(values), len(runs) - k)
+        axes.plot(steps[: len(values)], values, **style)
         if len(line) < len(r.loss_deviations or ()):
             step = len(line) + 1
             style = {"color": colour(i), "ms": 7, "clip_on": False}
@@ -196,54 +197,51 @@ def _plot_deviations(group: str, title: str, about: str) -> Callable[..., Plot |
 def _deviation_rows(
     report: Report, runs: Runs, by_run: list[dict[str, Any]], places: list[str]
 ) -> Any:
-    """Draw a row for each array; runs are next to each other within it."""
-    height_of_row = max(0.24, 0.1 + 0.075 * len(runs))
-    plot, axes = figure(WIDTH, 0.85 + height_of_row * len(places))
-    heights = range(len(places), 0, -1)
-    limits: dict[str, list[float]] = {}
-    for (_, _, r), entries in zip(runs, by_run, strict=True):
-        allowed = [entries[place].tolerance or 0.0 for place in places]
-        limits.setdefault(r.dtype, allowed)
-    values = [entries[place].relative for entries in by_run for place in places]
+    """Draw a row for each array, and in it a lane for each run."""
+    row_height = max(0.24, 0.1 + 0.075 * len(runs))
+    plot, axes = figure(WIDTH, 0.85 + row_height * len(places))
+    entries = [each[place] for each in by_run for place in places]
     axis = log_axis(
         axes,
         "x",
-        [value for value in values if value is not None],
-        [limit for allowed in limits.values() for limit in allowed],
+        [each.relative for each in entries if each.relative is not None],
+        [each.tolerance or 0.0 for each in entries],
     )
-    for allowed in limits.values():
-        for limit, height in zip(allowed, heights, strict=True):
-            if limit:
-                axes.barh(
-                    height, limit - axis.low, 0.8, axis.low, color=INK, alpha=0.08
-                )
-                ends = [height - 0.4, height + 0.4]
-                axes.plot([limit, limit], ends, color=INK, lw=1.3)
-    for dtype, allowed in limits.items():
-        if allowed[0]:
-            text = f"tolerance, {dtype}" if len(limits) == 1 else dtype
-            style = {"ha": "center", "va": "bottom", "fontsize": SMALL}
-            axes.text(allowed[0], len(places) + 0.45, text, color=INK, **style)
-    apart = min(0.22, 0.75 / len(runs))
-    for k, ((i, _, _), entries) in enumerate(zip(runs, by_run, strict=True)):
-        shift = apart * ((len(runs) - 1) / 2 - k)
-        for place, height in zip(places, heights, strict=True):
-            value = entries[place].relative
-            x = axis.high if value is None else axis.place(value)
-            style = {"color": colour(i), "ms": 5.4, "mec": PAPER, "mew": 0.4}
-            axes.plot(x, height + shift, MARKS[i % len(MARKS)], **style, clip_on=False)
-            if value is None:
-                place_of_text = {"ha": "right", "va": "center", "fontsize": SMALL}
-                axes.text(x, height + shift, "NaN or inf  ", color=INK, **place_of_text)
-    axes.set(
-        ylim=(0.4, len(places) + 0.6 + 0.24 / height_of_row),
-        xlabel="relative deviation",
-    )
+    lane = 0.8 / len(runs)
+    for k, ((i, _, _), by_place) in enumerate(zip(runs, by_run, strict=True)):
+        for row, place in enumerate(places):
+            height = len(places) - row + lane * ((len(runs) - 1) / 2 - k)
+            _draw_deviation(axes, axis, by_place[place], i, height, lane)
+    with_tolerance = (each[places[0]].tolerance for each in by_run)
+    limit = max(filter(None, with_tolerance), default=None)
+    if limit is not None:
+        style = {"ha": "right", "va": "bottom", "fontsize": SMALL, "color": INK}
+        axes.text(limit, len(places) + 0.45, "tolerance", **style)
+    top = len(places) + 0.6 + 0.24 / row_height
+    axes.set(ylim=(0.4, top), xlabel="relative deviation")
     labels = [_wrapped(with_class(report, place) or "the model") for place in places]
-    axes.set_yticks(heights, labels)
+    axes.set_yticks(range(len(places), 0, -1), labels)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return plot
+
+
+def _draw_deviation(
+    axes: Any, axis: LogAxis, entry: ArrayDeviation, i: int, height: float, lane: float
+) -> None:
+    """Draw the deviation of one array in run number i, and its tolerance."""
+    if entry.tolerance:
+        width = entry.tolerance - axis.low
+        axes.barh(height, width, lane, axis.low, color=INK, alpha=0.1, lw=0.0)
+        ends = [height - lane / 2, height + lane / 2]
+        limits = [entry.tolerance, entry.tolerance]
+        axes.plot(limits, ends, color=INK, lw=1.3, solid_capstyle="butt")
+    x = axis.high if entry.relative is None else axis.place(entry.relative)
+    style = {"color": colour(i), "ms": 5.4, "mec": PAPER, "mew": 0.4, "clip_on": False}
+    axes.plot(x, height, MARKS[i % len(MARKS)], **style)
+    if entry.relative is None:
+        style = {"ha": "right", "va": "center", "fontsize": SMALL, "color": INK}
+        axes.text(x, height, "NaN or inf  ", **style)
 
 
 def _worst_rows(places: list[str], by_run: list[dict[str, Any]]) -> list[str]:
@@ -403,20 +401,20 @@ _PLOTS = (
     _plot_deviations(
         "layers",
         "Outputs of layers, from the same inputs",
-        "The deviation of each layer's output from the reference. Up to the vertical "
-        "line it is rounding.",
+        "The deviation of each layer's output from the reference. A mark to the left "
+        "of its vertical line, the tolerance, is rounding.",
     ),
     _plot_deviations(
         "gradients",
         "Gradients, from the same inputs",
-        "The deviation of each parameter's gradient from the reference. Up to the "
-        "vertical line it is rounding.",
+        "The deviation of each parameter's gradient from the reference. A mark to the "
+        "left of its vertical line, the tolerance, is rounding.",
     ),
     _plot_deviations(
         "parameters",
         "Parameters after the last step",
-        "The deviation that the whole training has led to. Up to the vertical line it "
-        "is rounding.",
+        "The deviation that the whole training has led to. A mark to the left of its "
+        "vertical line, the tolerance, is rounding. Without a line it was not checked.",
     ),
     _plot_times,
     _plot_batch_timings,

@@ -16,7 +16,7 @@ from ..schema import (
     Result,
 )
 from .names import layer_order, named_results, names, with_class
-from .repeats import repeats_table
+from .repeats import only_bits_differ, repeats_table
 
 __all__ = [
     "Row",
@@ -74,7 +74,7 @@ def first_differences(report: Report) -> tuple[list[str], list[Row]]:
     columns += ["tolerance", "deviation / tolerance"]
     rows: list[Row] = []
     for name, r in named_results(report):
-        if not r.differences:
+        if not r.differences or only_bits_differ(r):
             continue
         first = r.differences[0]
         since = f"step {first.step:,}" if first.step else "the start"
