@@ -824,3 +824,10 @@ def test_compare_refuses_what_does_not_fit_as_a_trainer_does(options, error, mes
 def test_compare_has_all_options_of_a_comparison_of_workloads():
     options = signature(run_comparison).parameters.keys() - {"workload", "names"}
     assert options <= signature(nn.compare).parameters.keys()
+
+
+def test_each_backend_trains_a_model_with_a_mask_and_two_outputs(backend, parts):
+    arguments = load("parts:right"), *sequences(), load("parts:both")
+    options = {"backends": [str(backend)], "epochs": 1}
+    report = compared(*arguments, weights=np.linspace(0.5, 1.5, 40), **options)
+    assert report.verdict.status == "agrees"
