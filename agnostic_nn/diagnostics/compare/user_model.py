@@ -131,8 +131,8 @@ def user_workload(
     Raises
     ------
     CannotCompare
-        If one of these does not exist, or they do
-        not fit each other; the message says why.
+        If one of these does not exist, or they do not fit each other; the message says
+        why.
     """
     content = read(Path(data))
     try:
@@ -142,15 +142,8 @@ def user_workload(
         layer = load_layer(model)
     except CannotLoad as error:
         raise CannotCompare(str(error)) from error
-    if (
-        chosen_loss
-        and content.context is None
-        and takes_keyword(chosen_loss, "context")
-    ):
-        raise CannotCompare(
-            f"{describe_loss(chosen_loss)} takes a context: {data} has no array called "
-            "context"
-        )
+    if chosen_loss is not None and content.context is None:
+        _expect_no_context(chosen_loss, data)
     has_test = content.x_test is not None
     try:
         workload = custom_workload(
@@ -177,6 +170,14 @@ def user_workload(
     options += ["--batch-size", str(batch_size)] if batch_size != BATCH_SIZE else []
     about = f"{Path(data).name}: {workload.about}"
     return replace(workload, about=about, options=tuple(options))
+
+
+def _expect_no_context(loss: Loss, data: str | os.PathLike[str]) -> None:
+    """Raise CannotCompare if a loss takes a context, which the file does not have."""
+    if takes_keyword(loss, "context"):
+        raise CannotCompare(
+            f"{describe_loss(loss)} takes a context: {data} has no array called context"
+        )
 
 
 def _default_loss(target: Any) -> Loss:
