@@ -19,6 +19,11 @@ history = trainer.fit(x, x[:, :2], epochs=3)
     "summary": "print(trainer.summary())",
     "history": "history",
     "backends": "nn.backends()",
+    "plot": "history.plot()",
+    "plot and more": "figure = history.plot()\nprint(1)",
+    "plot again": "figure",
+    "show": "import matplotlib.pyplot as plt\nhistory.plot()\nplt.show()",
+    "open": "plt.get_fignums()",
 }
 
 
@@ -75,3 +80,15 @@ def test_results_display_as_html(outputs):
     (table,) = outputs["backends"]
     assert "numpy:cpu" in table.data["text/html"]
     assert "numpy:cpu" in table.data["text/plain"]
+
+
+@pytest.mark.parametrize("name", ["plot", "plot and more", "plot again", "show"])
+def test_a_plot_appears_once(outputs, name):
+    images = [
+        output
+        for output in outputs[name]
+        if output.output_type != "stream" and "image/png" in output.data
+    ]
+    assert len(images) == 1
+    (numbers,) = outputs["open"]
+    assert numbers.data["text/plain"] == "[]"

@@ -55,7 +55,10 @@ def test_without_pandas_the_error_names_it(monkeypatch):
 
 
 def test_a_history_is_plotted_in_one_figure(tmp_path):
-    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    matplotlib = pytest.importorskip(
+        "matplotlib", reason="the extra `report` is not installed"
+    )
+    matplotlib.use("agg")
     figure = history().plot()
     loss, accuracy = figure.axes
     assert (loss.get_title("left"), accuracy.get_title("left")) == ("loss", "accuracy")
@@ -67,11 +70,15 @@ def test_a_history_is_plotted_in_one_figure(tmp_path):
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match=r"at least two epochs .*, got 1$"):
         nn.History(history().epochs[:1]).plot()
+    pyplot = pytest.importorskip("matplotlib.pyplot")
+    figures = [pyplot.figure(number) for number in pyplot.get_fignums()]
+    assert figure in figures, "as by pyplot.show() in a script"
+    pyplot.close(figure)
 
 
 def test_without_matplotlib_plot_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
     with pytest.raises(ImportError, match=r"pip install 'agnostic-nn\[report\]'"):
         history().plot()
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from ..core.errors import expect, expect_list
@@ -59,9 +60,10 @@ class History:
     def plot(self) -> Any:
         """Return a matplotlib figure with the loss and each metric by epoch.
 
-        Values on the validation data are drawn in the same axes. The figure does not
-        belong to `pyplot`: write it to a file by `history.plot().savefig("loss.png")`.
-        A notebook shows these plots for `history` itself.
+        Values on the validation data are drawn in the same axes. The figure belongs to
+        `pyplot`: a script shows it by `pyplot.show()`, and a notebook at the end of the
+        cell. `history.plot().savefig("loss.png")` writes it to a file. A notebook also
+        shows these plots for `history` itself.
 
         Raises
         ------
@@ -71,7 +73,7 @@ class History:
             If no column has two finite numbers to plot.
         """
         try:
-            from matplotlib.figure import Figure
+            from matplotlib import pyplot
         except ImportError as error:
             raise ImportError(
                 f"plot needs matplotlib, which cannot be imported ({error}): "
@@ -83,7 +85,11 @@ class History:
             "expected at least two epochs with finite numbers to plot, got {}",
             len(self),
         )
-        plot = Figure(figsize=(4.4 * len(measures), 3.0), layout="constrained")
+        plot = pyplot.figure(
+            FigureClass=_shown_once(),
+            figsize=(4.4 * len(measures), 3.0),
+            layout="constrained",
+        )
         panels = plot.subplots(1, len(measures), squeeze=False)[0]
         for axes, (name, columns) in zip(panels, measures.items(), strict=True):
             self._draw(axes, name, columns)
@@ -140,3 +146,25 @@ class History:
         axes.xaxis.get_major_locator().set_params(integer=True)
         if len(columns) > 1:
             axes.legend()
+
+
+@cache
+def _shown_once() -> Any:
+    """Return a class of figures that a notebook shows once.
+
+    matplotlib's backend for notebooks shows the open figures of `pyplot` at the end of
+    the cell. IPython would show the value of a cell in addition.
+    """
+    import matplotlib
+    from matplotlib import pyplot
+    from matplotlib.figure import Figure
+
+    class Plot(Figure):
+        """A figure that is closed, and so not shown again, when IPython shows it."""
+
+        def _ipython_display_(self) -> None:
+            if "inline" in matplotlib.get_backend():
+                pyplot.close(self)
+            raise NotImplementedError  # IPython then shows it as any other figure
+
+    return Plot
