@@ -97,6 +97,7 @@ LEVELS = (
         "diagnostics.compare.report.how_to_read",
         "diagnostics.compare.report.axes",
         "diagnostics.compare.report.repeats",
+        "diagnostics.compare.run_progress",
         *("diagnostics.compare.deviation", "diagnostics.compare.environment"),
         "diagnostics.compare.workloads",
         *("diagnostics.conformance.library", "diagnostics.conformance.results"),

@@ -12,6 +12,7 @@ from cases._adapters import members
 
 import agnostic_nn as nn
 from agnostic_nn.diagnostics.cli.main import main
+from agnostic_nn.diagnostics.compare import comparison
 from agnostic_nn_backends import SHIPPED
 
 
@@ -25,7 +26,7 @@ def small(tmp_path, monkeypatch):
 
 
 def read_report(folder):
-    return json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "latest/report.json").read_text(encoding="utf-8"))
 
 
 def add(monkeypatch, name, **names):
@@ -76,7 +77,7 @@ def test_compare_prints_and_writes_its_results(backend, small, tmp_path, capsys)
     for result in report["results"]:
         assert result["verdict"] in out
     assert "bit-identical" in out
-    page = (tmp_path / "report" / "report.md").read_text(encoding="utf-8")
+    page = (tmp_path / "report/latest/report.md").read_text(encoding="utf-8")
     assert "breast-cancer" in page
 
 
@@ -87,7 +88,7 @@ def test_without_the_extra_report_the_output_says_why_there_is_no_page(
     out = capsys.readouterr().out.splitlines()
     assert out[-1].startswith("no report.html: pages are drawn by ")
     assert out[-1].endswith("pip install 'agnostic-nn[report]'")
-    written = sorted(path.name for path in (tmp_path / "report").iterdir())
+    written = sorted(path.name for path in (tmp_path / "report/latest").iterdir())
     assert written == ["report.json", "report.md"]
     report = read_report(tmp_path / "report")
     assert report["results"][0]["batches"] == []
@@ -99,7 +100,7 @@ def test_with_the_extra_report_there_is_a_page(small, tmp_path, capsys, monkeypa
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     assert main([*small, "--backends=numpy", "--dtypes=float32,float64"]) == 0
     assert "report.html" in capsys.readouterr().out
-    page = (tmp_path / "report" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "report/latest/report.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>")
     assert "numpy:cpu float64" in page
 
@@ -109,7 +110,7 @@ def test_reports_are_merged(small, tmp_path, capsys):
         output = f"--output={tmp_path / name}"
         assert main([*small, "--backends=numpy", "--no-batches", output]) == 0
     capsys.readouterr()
-    paths = [str(tmp_path / name / "report.json") for name in ("one", "two")]
+    paths = [str(tmp_path / "one/latest/report.json"), str(tmp_path / "two")]
     output = f"--output={tmp_path / 'both'}"
     assert main(["compare", "--merge", *paths, "--labels=laptop,server", output]) == 0
     out = capsys.readouterr().out
@@ -122,12 +123,14 @@ def test_reports_are_merged(small, tmp_path, capsys):
     assert "two reports or more" in capsys.readouterr().err
 
 
-def test_progress_is_drawn_unless_quiet(small, capsys):
+def test_progress_is_shown_unless_quiet(small, capsys):
     small.remove("--quiet")
     assert main([*small, "--backends=numpy"]) == 0
-    err = capsys.readouterr().err
-    assert "float64 reference" in err
-    assert "numpy:cpu" in err
+    first, second, third, fourth = capsys.readouterr().err.splitlines()
+    assert first == "reference (numpy:cpu float64) begins"
+    assert second.endswith(" for the other run")
+    assert third == "run 1 of 1: numpy:cpu float32 begins"
+    assert fourth.startswith("run 1 of 1: numpy:cpu float32 agrees, after ")
 
 
 def test_a_backend_that_fails_makes_the_exit_status_2(
@@ -210,24 +213,26 @@ def test_a_report_that_cannot_be_written_is_reported_in_one_line(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", full)
-    assert main([*small, "--backends=numpy"]) == 1
+    assert main([*small, "--backends=numpy,numpy:cpu"]) == 1
     out, err = capsys.readouterr()
     assert out.startswith("numpy:cpu agrees with the float64 reference over ")
-    assert "No space left on device" in err
-    assert err.count("\n") == 1
+    during, end = err.splitlines()  # once, though it failed after each run
+    assert during.endswith("No space left on device; the comparison continues")
+    assert "the report cannot be written to" in end
+    assert "No space left on device" in end
     assert not list((tmp_path / "report").iterdir())
 
 
-def test_an_interrupt_ends_the_command_without_a_report(
+def test_an_interrupt_before_the_reference_is_trained_leaves_nothing(
     small, tmp_path, capsys, monkeypatch
 ):
-    def interrupted(tree):
+    def interrupted(*arguments):
         raise KeyboardInterrupt
 
-    add(monkeypatch, "interrupted", synchronize=interrupted)
-    assert main([*small, "--backends=numpy,interrupted"]) == 130
+    monkeypatch.setattr(comparison, "run_reference", interrupted)
+    assert main([*small, "--backends=numpy"]) == 130
     assert capsys.readouterr() == ("", "agnostic-nn: interrupted\n")
-    assert not (tmp_path / "report").exists()
+    assert not list((tmp_path / "report").iterdir())
 
 
 @pytest.mark.parametrize(
@@ -272,7 +277,7 @@ def test_a_report_is_written_before_anything_is_printed(small, tmp_path, monkeyp
     with (tmp_path / "out").open("w") as out:
         monkeypatch.setattr("sys.stdout", out)
         assert main([*small, "--backends=numpy"]) == 141
-    assert (tmp_path / "report" / "report.json").exists()
+    assert (tmp_path / "report/latest/report.json").exists()
 
 
 MODULE = "agnostic_nn.diagnostics.cli.main"

@@ -921,7 +921,7 @@ def test_less_than_the_precision_that_was_asked_for_is_amber_and_no_success(
     arguments += ["--no-batches", "--verbose", f"--output={tmp_path}"]
     assert main([*arguments, "--precision=fast"]) == 0
     assert main([*arguments, "--precision=strict"]) == 2
-    report = read_strictly(tmp_path / "report.json")
+    report = read_strictly(tmp_path / "latest/report.json")
     assert report.verdict.status == only(report).status == "not checked"
     assert (
         only(report).verdict
@@ -990,7 +990,7 @@ def test_the_command_line_says_the_policy(monkeypatch, tmp_path, capsys):
     arguments += ["--no-batches", "--verbose", f"--output={tmp_path}"]
     monkeypatch.setenv("AGNOSTIC_NN_PRECISION", "strict")
     assert main([*arguments, "--precision=fast", "--deterministic"]) == 0
-    report = read_strictly(tmp_path / "report.json")
+    report = read_strictly(tmp_path / "latest/report.json")
     assert (only(report).precision, only(report).deterministic) == ("fast", True)
     assert report.machines[0].environment.variables["AGNOSTIC_NN_PRECISION"] == "strict"
     for option in ("--precision=fast", "--deterministic"):

@@ -10,6 +10,7 @@ import pytest
 
 import agnostic_nn as nn
 from agnostic_nn.diagnostics import compare
+from agnostic_nn.diagnostics.cli import compare as commands
 from agnostic_nn.diagnostics.cli.main import main
 from agnostic_nn.diagnostics.compare import (
     Workload,
@@ -19,6 +20,7 @@ from agnostic_nn.diagnostics.compare import (
     step_summary,
 )
 from agnostic_nn.diagnostics.compare.comparison import overall
+from agnostic_nn.diagnostics.compare.folders import new_folder
 from agnostic_nn.diagnostics.compare.report.markdown import markdown
 from agnostic_nn.diagnostics.compare.report.sentences import sentence
 from agnostic_nn.diagnostics.compare.schema import Difference, LeftOut, NotChecked
@@ -298,7 +300,10 @@ def command(monkeypatch, tmp_path):
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
 
     def run(report, *options):
-        monkeypatch.setattr(compare, "run_comparison", lambda *_, **__: report)
+        def trained(options):
+            return commands._Outcome(report, new_folder(options.output, "tested"))
+
+        monkeypatch.setattr(commands, "_trained", trained)
         output = f"--output={tmp_path / 'report'}"
         return main(["compare", "--backends=numpy", "--quiet", output, *options])
 

@@ -89,7 +89,7 @@ def trained(capsys, *arguments):
     command = ["compare", "--backends=numpy", "--epochs=2", "--no-batches", "--quiet"]
     status = main([*command, *arguments])
     assert (status, capsys.readouterr().err) == (0, "")
-    with open("report/report.json", encoding="utf-8") as file:
+    with open("report/latest/report.json", encoding="utf-8") as file:
         return json.load(file)
 
 
@@ -265,7 +265,7 @@ def printed(capsys, *arguments):
     """The exit status, what is printed, and the report."""
     status = main([*QUICK, *arguments])
     out = capsys.readouterr().out.replace("\\\n", " ")
-    with open("report/report.json", encoding="utf-8") as file:
+    with open("report/latest/report.json", encoding="utf-8") as file:
         return status, out, json.load(file)
 
 

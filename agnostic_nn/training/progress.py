@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from io import StringIO
 from typing import Any
 
-__all__ = ["Progress", "progress"]
+__all__ = ["Progress", "duration", "is_drawn", "progress"]
 
 # Seconds between two updates: drawing a bar takes longer than a small step.
 _TERMINAL_PAUSE = 0.1
@@ -24,7 +24,12 @@ _ROWS = 20
 
 
 class Progress:
-    """Receives reports of a training loop; this base class ignores them."""
+    """Receives reports of a training loop; this base class ignores them.
+
+    remark: called when a bar is drawn; its text follows the loss.
+    """
+
+    remark: Callable[[], str] | None = None
 
     def begin(
         self, title: str, count: int | None, done: int = 0, later: int = 0
@@ -91,10 +96,10 @@ class _Timed(Progress):
         if self._count is None or not steps:
             return []
         remaining = self._count - self._done + self._later
-        return [f"{_duration(remaining * self._seconds / steps)} left"]
+        return [f"{duration(remaining * self._seconds / steps)} left"]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time as text, such as "12 s", "3:05 min" or "2:10 h"."""
     whole = round(seconds)
     if whole < 60:
@@ -170,6 +175,8 @@ class _Bars(_Timed):
             self._next_update = now + self.pause
             numbers = {"loss": loss} if results is None else results()
             texts = [*self._time_left(), *self._speed(), _listed(numbers)]
+            if self.remark is not None:
+                texts.append(self.remark())
             self._bars.update(self._task, completed=done, text="  ".join(texts))
             self.draw()
 
@@ -212,6 +219,16 @@ class _NotebookBars(_Bars):
 def _listed(numbers: dict[str, Any]) -> str:
     """Return the floats among `numbers` with their names, on one line."""
     return "  ".join(f"{k} {v:.4g}" for k, v in numbers.items() if isinstance(v, float))
+
+
+def is_drawn() -> bool:
+    """Return whether bars can be drawn: with rich, on a terminal or in a notebook."""
+    try:
+        from rich.console import Console
+    except ImportError:
+        return False
+    console = Console(stderr=True)
+    return console.is_jupyter or console.is_terminal
 
 
 @contextmanager

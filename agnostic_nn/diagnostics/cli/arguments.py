@@ -59,12 +59,13 @@ def command(
     """Add a command, and return the `add_argument` method of its parser.
 
     about: the line in the list of commands, with which its own help begins. more: the
-    rest of that help. run: runs the command and returns the exit status.
+    rest of that help. run: runs the command and returns the exit status; `parse` of the
+    options that it gets parses other arguments of the same command.
     """
     parser: argparse.ArgumentParser = commands.add_parser(
         name, help=about, description=f"{about} {more}", epilog=epilog
     )
-    parser.set_defaults(command=run)
+    parser.set_defaults(command=run, parse=parser.parse_args)
     return parser.add_argument
 
 

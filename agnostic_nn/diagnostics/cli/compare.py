@@ -2,6 +2,11 @@
 
 import argparse
 import os
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
@@ -25,6 +30,9 @@ from .arguments import (
 
 if TYPE_CHECKING:
     from ..compare import Report
+    from ..compare.comparison import Execution
+    from ..compare.plan import Plan
+    from ..compare.resume import RunFolder
 
 __all__ = ["add"]
 
@@ -32,6 +40,9 @@ __all__ = ["add"]
 # the last one that counts.
 EXIT_STATUS = {"differs": 1, "failed": 2, "not checked": 2}
 FAIL_ON = (*(status.replace(" ", "-") for status in EXIT_STATUS), "never")
+
+# Options that do not change what a resumed run computes.
+WITH_RESUME = ("resume", "output", "verbose", "quiet", "fail_on", "junit", "github")
 
 
 def add(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -48,7 +59,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "differs, but a backend failed, something could not be checked, or the "
         "requested precision (strict by default) was not used or could not be "
         "measured; 2 also if the command line is invalid or a named backend cannot run "
-        "here. --fail-on makes it 0 for milder verdicts.",
+        "here; 130 after Ctrl-C. --fail-on makes it 0 for milder verdicts.",
     )
     add_argument(
         "--backends",
@@ -99,8 +110,9 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         type=Path,
         nargs="+",
         metavar="FILE",
-        help="train nothing; merge several report.json files, from different machines "
-        "or settings",
+        help="train nothing; merge several reports, from different machines or "
+        "settings: each a report.json, the folder of a run, or an output folder, whose "
+        "latest run is taken",
     )
     add_argument(
         "--labels",
@@ -114,8 +126,18 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         type=Path,
         default=Path("report"),
         metavar="DIR",
-        help="folder for report.json, report.md and report.html; created if needed "
-        "(default: %(default)s)",
+        help="folder in which each run creates a folder with report.json, report.md "
+        "and report.html; DIR/latest leads to the newest complete run (default: "
+        "%(default)s)",
+    )
+    add_argument(
+        "--resume",
+        nargs="?",
+        type=Path,
+        const=True,
+        metavar="FOLDER",
+        help="make the missing runs of a comparison that was interrupted or crashed, "
+        "with its settings (default: the newest such run in DIR)",
     )
     add_argument(
         "--epochs",
@@ -169,11 +191,20 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         action="store_true",
         help="print all tables and remarks of the report",
     )
-    add_argument("--quiet", action="store_true", help="do not draw progress bars")
+    add_argument("--quiet", action="store_true", help="do not show progress")
+
+
+@dataclass(frozen=True)
+class _Outcome:
+    """A report, and the folder of its run."""
+
+    report: "Report"
+    folder: Path
+    is_interrupted: bool = False
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from ..compare import CannotCompare, annotations, page, summary, write
+    from ..compare import CannotCompare
 
     if not is_writable(options.output):
         return refuse(
@@ -188,9 +219,23 @@ def _compare(options: argparse.Namespace) -> int:
     if conflict:
         return refuse("compare", conflict)
     try:
-        report = _merged(options) if options.merge else _trained(options)
+        if options.merge:
+            outcome = _merged(options)
+        elif options.resume is not None:
+            outcome, options = _resumed(options)
+        else:
+            outcome = _trained(options)
     except CannotCompare as error:
         return refuse("compare", error)
+    return _printed(outcome, options)
+
+
+def _printed(outcome: _Outcome, options: argparse.Namespace) -> int:
+    """Write and print a report, and return the exit status."""
+    from ..compare import annotations, page, summary, write
+    from ..compare.folders import complete
+
+    report = outcome.report
     text = summary(report, verbose=options.verbose)
     html = None
     remark = None
@@ -198,15 +243,20 @@ def _compare(options: argparse.Namespace) -> int:
         html = page(report)
     except ImportError as error:
         remark = f"no report.html: {error}"
+    is_complete = not report.unfinished
     # Files are written first: printing raises an
     # exception if the reader of a pipe has gone.
     try:
-        paths = write(report, options.output, html)
-        paths += _write_for_services(report, options)
+        paths = write(report, outcome.folder, html)
+        if is_complete:
+            paths.append(complete(outcome.folder))
+            paths += _write_for_services(report, options)
     except OSError as error:
         print(text)
-        where = error.filename or options.output
+        where = error.filename or outcome.folder
         reason = f"the report cannot be written to {where}: {error.strerror}"
+        with suppress(OSError):  # it is not empty if a part was written
+            outcome.folder.rmdir()
         return refuse("compare", reason, 1)
     print(text)
     files = f"All tables and numbers: {', '.join(map(str, paths))}"
@@ -216,9 +266,18 @@ def _compare(options: argparse.Namespace) -> int:
     print(fill(files, 80, break_long_words=False, break_on_hyphens=False))
     if remark:
         print(remark)
+    if not is_complete and not options.merge:
+        words = ["agnostic-nn", "compare", "--resume", str(outcome.folder)]
+        print(f"To make the missing runs: {shlex.join(words)}")
+    if outcome.is_interrupted and not is_complete:
+        print("agnostic-nn: interrupted", file=sys.stderr)
+        return 130
     if options.github:
         print(*annotations(report), sep="\n")
-    return _exit_status(report.verdict.status, options.fail_on)
+    status = report.verdict.status
+    if not is_complete and status == "agrees":
+        status = "not checked"
+    return _exit_status(status, options.fail_on)
 
 
 def _write_for_services(report: "Report", options: argparse.Namespace) -> list[Path]:
@@ -246,6 +305,9 @@ def _exit_status(status: str, fail_on: str) -> int:
 
 def _conflict(options: argparse.Namespace) -> str | None:
     """Say which options exclude each other, or return None if they are consistent."""
+    if options.resume is not None:
+        reason = "with --resume: the settings are those of the run"
+        return first_set(options, _options_set(options, WITH_RESUME), reason)
     policy = ("precision", "deterministic")
     run = ("dtypes", "epochs", "seed", "repeat")
     which = ("backends", "skip_missing", "workload", "model")
@@ -257,17 +319,59 @@ def _conflict(options: argparse.Namespace) -> str | None:
     return model_conflict(options)
 
 
-def _merged(options: argparse.Namespace) -> "Report":
+def _options_set(options: argparse.Namespace, but: Sequence[str]) -> list[str]:
+    """Return the names of the options that do not have their default, but for some."""
+    defaults = vars(options.parse([]))
+    return [
+        name
+        for name, default in defaults.items()
+        if name not in but and getattr(options, name) != default
+    ]
+
+
+def _merged(options: argparse.Namespace) -> _Outcome:
     from ..compare import merge
+    from ..compare.folders import new_folder
 
-    return merge(options.merge, options.labels)
+    report = merge(options.merge, options.labels)
+    folder = new_folder(options.output, f"{report.workload.name}-merged")
+    return _Outcome(report, folder)
 
 
-def _trained(options: argparse.Namespace) -> "Report":
-    from ..compare import run_comparison
+def _trained(options: argparse.Namespace) -> _Outcome:
+    """Make all runs in a new folder."""
+    from ..compare.comparison import Execution
+    from ..compare.folders import new_folder
+    from ..compare.resume import RunFolder
+
+    plan = _plan(options)
+    path = new_folder(options.output, plan.task.workload.name)
+    with RunFolder(path, options.words) as folder:
+        return _executed(Execution(plan), folder, options)
+
+
+def _resumed(options: argparse.Namespace) -> tuple[_Outcome, argparse.Namespace]:
+    """Make the missing runs in a folder; return also the options of that run."""
+    from ..compare.resume import RunFolder, newest_unfinished, read_unfinished
+
+    path = options.resume
+    if path is True:  # no folder was named
+        path = newest_unfinished(options.output)
+    with RunFolder(path) as folder:
+        unfinished = read_unfinished(path)
+        original = options.parse(unfinished.words)
+        changed = {*_options_set(options, ()), "verbose", "quiet"} & {*WITH_RESUME}
+        for name in changed:
+            setattr(original, name, getattr(options, name))
+        execution = unfinished.execution(_plan(original))
+        return _executed(execution, folder, original), original
+
+
+def _plan(options: argparse.Namespace) -> "Plan":
+    from ..compare.plan import prepare
     from ..compare.running import SIZES
 
-    return run_comparison(
+    return prepare(
         chosen_workload(options),
         options.backends,
         precision=options.precision,
@@ -278,5 +382,35 @@ def _trained(options: argparse.Namespace) -> "Report":
         sizes=() if options.no_batches else SIZES,
         repeat=options.repeat or 1,
         skip_missing=bool(options.skip_missing),
-        show_progress=not options.quiet,
     )
+
+
+def _executed(
+    execution: "Execution", folder: "RunFolder", options: argparse.Namespace
+) -> _Outcome:
+    """Make the missing runs, and save the report after each of them."""
+    from ..compare.run_progress import run_progress
+
+    is_interrupted = False
+    can_write = True
+    try:
+        with run_progress(not options.quiet) as progress:
+            for _ in execution.steps(progress):
+                try:
+                    folder.save(execution)
+                except OSError as error:  # training goes on: there may be space later
+                    if can_write:
+                        reason = f"{folder.path} cannot be written: {error.strerror}"
+                        refuse("compare", f"{reason}; the comparison continues")
+                    can_write = False
+    except KeyboardInterrupt:
+        if execution.reference is None:
+            raise
+        is_interrupted = True
+        with suppress(OSError):  # the report is written again, and then refused
+            folder.save(execution)
+    finally:
+        if execution.reference is None:
+            with suppress(OSError):
+                folder.path.rmdir()
+    return _Outcome(execution.report(), folder.path, is_interrupted)

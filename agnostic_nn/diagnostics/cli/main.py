@@ -55,7 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     written; 2 if not everything could be checked, or the command line is invalid. Each
     command's help says more.
     """
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(words)
+    options.words = words[1:]  # those of the command
     if hasattr(sys.stdout, "reconfigure"):  # some terminals cannot print Greek letters
         sys.stdout.reconfigure(errors="replace")
     try:

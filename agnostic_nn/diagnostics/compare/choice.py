@@ -65,9 +65,12 @@ def runs_to_make(
 
 
 def title_of(run: RunToMake) -> str:
-    """Return the name of a run for progress and for messages."""
+    """Return the name of a run: its backend and dtype, and its policy if not usual."""
     backend, dtype = run
-    return f"{backend} {dtype}"
+    words = [str(backend), dtype]
+    words += [backend.precision] if backend.precision != "strict" else []
+    words += ["deterministic"] if backend.deterministic else []
+    return " ".join(words)
 
 
 def _all_backends(

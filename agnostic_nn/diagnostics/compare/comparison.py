@@ -13,7 +13,6 @@ from ...core.precisions import epsilon
 from ...core.trees import leaves, named_leaves
 from ...training.batches import Examples
 from ...training.checkpoint import digest
-from ...training.progress import Progress, progress
 from .choice import title_of
 from .controls import Controls
 from .conversion import finite
@@ -23,6 +22,7 @@ from .probes import Reference, functions, probe, stored
 from .report import Comparison
 from .results import layer_costs, result_of
 from .rounding import Chains
+from .run_progress import RunProgress, run_progress
 from .running import (
     REFERENCE_DTYPE,
     SIZES,
@@ -56,7 +56,7 @@ from .verdicts import (
 )
 from .workloads import Workload
 
-__all__ = ["Execution", "overall", "run_comparison"]
+__all__ = ["Execution", "overall", "run_comparison", "workload_info"]
 
 # A gradient below this share of the largest one is taken for zero: float64 leaves such
 # values where the exact gradient is 0.
@@ -113,7 +113,7 @@ def run_comparison(
         If True, a named backend that cannot run here, or does not have one of the
         dtypes, is left out and the others are compared.
     show_progress
-        If True, draw progress bars.
+        If True, show which run it is and how long it takes, on the error stream.
 
     Raises
     ------
@@ -135,8 +135,8 @@ def run_comparison(
         skip_missing=skip_missing,
     )
     execution = Execution(plan)
-    with progress(show_progress) as bars:
-        for _ in execution.steps(bars):
+    with run_progress(show_progress) as progress:
+        for _ in execution.steps(progress):
             pass
     return execution.report()
 
@@ -157,22 +157,26 @@ class Execution:
         self._host = choose("numpy")
         self._contexts: dict[str, Context] = {}
 
-    def steps(self, bars: Progress) -> Iterator[None]:
+    def steps(self, progress: RunProgress) -> Iterator[None]:
         """Train the reference and make each run; yield after each of them."""
         task = self.plan.task
         host = self._host
+        runs = self.plan.runs
         if self.reference is None:
-            title = f"{REFERENCE_DTYPE} reference"
-            self.reference = run_reference(task, host, REFERENCE_DTYPE, title, bars)
+            progress.begin_reference(f"{host} {REFERENCE_DTYPE}", len(runs))
+            self.reference = run_reference(task, host, REFERENCE_DTYPE, "", progress)
+            progress.end_reference()
             yield
-        controls = Controls(task, bars, host)
-        for backend, dtype in self.plan.runs[len(self.results) :]:
-            context = self._context(dtype)
+        controls = Controls(task, progress, host)
+        for number in range(len(self.results), len(runs)):
+            backend, dtype = runs[number]
+            progress.begin_run(number + 1, len(runs), title_of(runs[number]))
             result = result_of(
-                *(task, backend, self._machine, context, controls, bars),
-                *(self.plan.sizes, self.plan.repeat, self.results),
+                *(task, backend, self._machine, self._context(dtype), controls),
+                *(progress, self.plan.sizes, self.plan.repeat, self.results),
             )
             self.results.append(result)
+            progress.end_run(result.status)
             yield
 
     @property
@@ -200,7 +204,6 @@ class Execution:
     def report(self) -> Comparison:
         """Return the report on the results so far, once the reference is trained."""
         task = self.plan.task
-        workload = task.workload
         reference = self.reference
         assert reference is not None
         contexts = {dtype: self._context(dtype) for dtype in self.plan.dtypes}
@@ -210,23 +213,7 @@ class Execution:
         chains = self._chains
         report = Comparison(
             verdict=overall(self.results),
-            workload=WorkloadInfo(
-                name=workload.name,
-                about=workload.about,
-                model=repr(workload.model),
-                loss=_loss_name(workload.loss),
-                optimizer=_without_address(workload.optimizer),
-                metric=workload.measured,
-                parameters=sum(leaf.size for leaf in leaves(task.start[0])),
-                training_examples=len(task.train),
-                test_examples=len(task.test),
-                data_sha256=digest(_arrays(workload, task.train, task.test)),
-                batch_size=workload.batch_size,
-                epochs=task.epochs,
-                steps=task.steps,
-                seed=task.seed,
-                options=tuple(workload.options),
-            ),
+            workload=workload_info(task),
             unfinished=tuple(map(title_of, self.plan.runs[len(self.results) :])),
             start_sha256=sha256(task.start[0]),
             reference=ReferenceRun(
@@ -256,6 +243,28 @@ class Execution:
             differences=(),
         )
         return finite(report)
+
+
+def workload_info(task: Task) -> WorkloadInfo:
+    """Return the description of a training in the report."""
+    workload = task.workload
+    return WorkloadInfo(
+        name=workload.name,
+        about=workload.about,
+        model=_without_address(workload.model),
+        loss=_loss_name(workload.loss),
+        optimizer=_without_address(workload.optimizer),
+        metric=workload.measured,
+        parameters=sum(leaf.size for leaf in leaves(task.start[0])),
+        training_examples=len(task.train),
+        test_examples=len(task.test),
+        data_sha256=digest(_arrays(workload, task.train, task.test)),
+        batch_size=workload.batch_size,
+        epochs=task.epochs,
+        steps=task.steps,
+        seed=task.seed,
+        options=tuple(workload.options),
+    )
 
 
 def _arrays(

@@ -17,8 +17,9 @@ from secrets import token_hex
 from ...core.files import write_text
 from .workloads import CannotCompare
 
-__all__ = ["latest", "new_folder", "report_file", "set_latest"]
+__all__ = ["STATE", "complete", "latest", "new_folder", "report_file"]
 
+STATE = "unfinished.npz"  # in the folder of a run; see `resume`
 LINK = "latest"
 TEXT = "latest.txt"
 MAX_NAME = 60  # characters of a workload's name in the name of a folder
@@ -48,16 +49,20 @@ def new_folder(
             return folder
 
 
-def set_latest(folder: Path) -> Path:
-    """Make `latest` next to `folder` lead to it; return the path of the link or file.
+def complete(folder: Path) -> Path:
+    """Make `latest` lead to a folder with a complete report; return its path.
 
-    The link is replaced by a rename, so that it always leads to a complete report.
+    The files that only a resumed run needs are removed first. The link is replaced by a
+    rename, so that it leads to a complete report at any moment.
 
     Raises
     ------
     OSError
         If neither the link nor the file can be written.
     """
+    (folder / STATE).unlink(missing_ok=True)
+    if not folder.name:  # the current folder
+        folder = folder.resolve()
     output = folder.parent
     link = output / LINK
     text = output / TEXT

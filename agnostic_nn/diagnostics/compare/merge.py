@@ -13,6 +13,7 @@ import numpy as np
 from ...core import precisions
 from .comparison import overall
 from .deviation import tolerance
+from .folders import report_file
 from .report import Comparison
 from .report.merged import differing_settings, losses_compared
 from .report.names import joined, names
@@ -58,6 +59,8 @@ def merge(
 ) -> Comparison:
     """Merge the reports in these files into one, with a label for each machine.
 
+    A folder stands for its report.json, or for that of the latest run in it.
+
     Without `labels` a machine is called by its processor, or by its file if several
     machines have the same processor. The machines of a merged report keep their labels.
 
@@ -69,7 +72,7 @@ def merge(
         labels are repeated.
     """
     paths = [Path(file) for file in files]
-    reports = [read(path) for path in paths]
+    reports = [read(report_file(path)) for path in paths]
     if len(reports) < 2:
         raise CannotCompare("expected two reports or more to merge")
     first = reports[0]
@@ -99,6 +102,7 @@ def merge(
             zero_gradients=tuple(sorted(zero_gradients)),
         ),
         layer_costs=next((r.layer_costs for r in reports if r.layer_costs), ()),
+        unfinished=tuple([each for report in reports for each in report.unfinished]),
         results=results,
         left_out=tuple([each for report in renamed for each in report.left_out]),
         machines=tuple([each for report in renamed for each in report.machines]),

@@ -92,9 +92,8 @@ def result_of(
             precision=backend.precision,
             deterministic=backend.deterministic,
         )
-        title = name if dtype == "float32" else f"{name} {dtype}"
         trained = run(
-            *(task.in_dtype(dtype), backend, stored(dtype), title, bars, sizes),
+            *(task.in_dtype(dtype), backend, stored(dtype), "", bars, sizes),
             context.references,
         )
         controls.keep(backend, dtype, trained)

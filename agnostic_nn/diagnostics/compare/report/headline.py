@@ -18,7 +18,7 @@ def headline(report: Report) -> str:
         by_status.setdefault(r.status, []).append((name, r))
     devices = {r.name for r in report.results}
     kind = "backends" if len(devices) == len(named) else "runs"
-    clauses = []
+    clauses = [_missing(report)] if report.unfinished else []
     if report.reference.agrees is False:
         clauses.append(
             "The reference is wrong, so whole trainings cannot be compared with it"
@@ -43,6 +43,15 @@ def headline(report: Report) -> str:
     if agree:
         clauses.append(_agreeing(report, [name for name, _ in agree], kind))
     return "; ".join(clauses)
+
+
+def _missing(report: Report) -> str:
+    """Say how many runs are missing, and which."""
+    missing = report.unfinished
+    total = len(report.results) + len(missing)
+    are = "is" if len(missing) == 1 else "are"
+    text = f"NOT COMPLETE: {len(missing)} of {total} runs {are} missing"
+    return f"{text} ({first_few(list(missing), 3)})"
 
 
 def _agreeing(report: Report, agree: list[str], kind: str) -> str:
