@@ -129,6 +129,7 @@ LEVELS = (
         "diagnostics.compare.repeated_parts",
     },
     {
+        "diagnostics.compare.folders",
         *("diagnostics.compare.plan", "diagnostics.compare.report.html"),
         "diagnostics.compare.verdicts",
     },

@@ -126,6 +126,9 @@ def page(report: Report) -> str:
 def _worst_status(report: Report) -> tuple[str, str, str]:
     """Return how the worst status of all runs is shown."""
     present = {r.status for r in report.results}
+    if report.unfinished and not present & {"differs", "failed"}:
+        _, symbol, _ = STATUSES["not checked"]
+        return "doubt", symbol, "Not complete"
     return next(look for status, look in STATUSES.items() if status in present)
 
 
