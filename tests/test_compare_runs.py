@@ -503,8 +503,8 @@ def test_lines_say_which_run_it_is_and_estimate_the_others():
     progress.end_run("failed")
     assert lines == [
         "reference (numpy:cpu float64) begins",
-        "reference (numpy:cpu float64) has finished, after 2:00 min; about 6:00 min for "
-        "the other 3 runs",
+        "reference (numpy:cpu float64) has finished, after 2:00 min; about 6:00 min "
+        "for the other 3 runs",
         "run 1 of 3: numpy:cpu float32 begins",
         "run 1 of 3: numpy:cpu float32 agrees, after 20 s; about 40 s for the other "
         "2 runs",
