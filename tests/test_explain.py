@@ -567,6 +567,15 @@ def test_a_check_notices_a_wrong_gradient():
 # --- saved arrays and findings --------------------------------------------------------
 
 
+def test_gradients_inside_mixed_precision_are_named_as_multiplied():
+    model = nn.MixedPrecision(nn.Sequential(dense()), "float16", scale=512.0)
+    x, target = drawn((3, 4), "float32"), drawn((3, 4), "float32")
+    explanation = nn.explain(model, nn.mean_squared_error, x, target, backend="numpy")
+    assert "gradients are multiplied by 512 here" in str(explanation)
+    assert all(check.agrees for check in explanation.checks.values())
+    assert "are multiplied" not in str(explained(nn.Sequential(dense())))
+
+
 def test_saved_arrays_are_those_that_the_summary_counts():
     model = nn.Sequential(
         *(

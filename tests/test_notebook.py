@@ -143,7 +143,7 @@ RESULTS = {  # type: function that returns one, words in both forms
     nn.History: (history, ["epoch", "loss", "validation_loss", "a < b"]),
     Summary: (
         lambda: trainer().summary(),
-        ["FLOPs forward", "bytes saved, batch 32", "peak memory"],
+        ["parameters", "output shape", "peak memory"],
     ),
     Report: (
         lambda: nn.check(nn.Dense(2), (3,), backends=[]),

@@ -296,7 +296,7 @@ def test_a_transformer_block_has_rows_for_its_layers():
     ]
     params, _, _ = model.init(nn.random.key(0, xp=HOST), (5,), HOST.float32)
     assert result.parameters == sum(leaf.size for leaf in leaves(params))
-    assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in str(result)
+    assert "\u00a0\u00a0\u00a0\u00a0LayerNorm()" in result.to_text(verbose=True)
 
 
 def test_a_transformer_block_mapped_to_its_own_layers_is_the_same():
@@ -341,7 +341,8 @@ def test_totals_are_those_of_the_whole_model():
 def test_columns_about_recomputation_are_shown_if_it_frees_bytes():
     dense = str(summary_of(DENSE, (4,)))
     assert "Recompute" not in dense
-    assert dense.splitlines()[-3].split() == ["total", "20", "360", "360", "160"]
+    lines = [line.split() for line in dense.splitlines()]
+    assert ["total", "20", "360", "360", "160"] in lines
     residual = nn.Residual(DENSE, nn.Tanh(), DENSE)
     assert "Recompute: bytes freed" in str(summary_of(residual, (4,)))
     cells = [line.split() for line in str(summary_of(residual, (4,))).splitlines()]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.diagnostics.summary import _four_digits
 from agnostic_nn.display.tables import TERMINAL_WIDTH, table
 
 BLOCK = nn.TransformerBlock(nn.MultiHeadAttention(2), 16, dropout=0.1)
@@ -76,3 +77,34 @@ def test_a_table_that_is_narrow_enough_stays_as_it_is():
     columns, rows = ["backend", "deviation /\ntolerance"], [["numpy:cpu", 0.5]]
     assert table(columns, rows, width=TERMINAL_WIDTH) == table(columns, rows)
     assert "deviation /" in table(columns, [["numpy:cpu " * 3, 0.5]], width=38)
+
+
+def test_the_table_of_explain_fits_into_a_terminal():
+    text = str(nn.explain(*BATCH[:2], X, LABELS, backend="numpy"))
+    table = text[: text.index("\nforward\n")]
+    assert len(widest(table)) <= TERMINAL_WIDTH, widest(table)
+    assert "(4, 5, 16)" in table
+    assert "\n  MultiHeadAttention\n" in table  # below its path
+
+
+def test_a_summary_fits_into_a_terminal_without_losing_small_numbers():
+    trainer = nn.Trainer(*BATCH[:3], backend="numpy")
+    trainer.step(X, LABELS)
+    summary = trainer.summary()
+    text = str(summary)
+    assert len(widest(text)) <= TERMINAL_WIDTH, widest(text)
+    assert "Repeat(" not in text
+    assert f" {summary.flops_forward / 1e3:.4g} k " in text
+    assert f"{summary.parameters:,}" in text
+    assert text.index("bytes freed") > text.index("total")
+    verbose = summary.to_text(verbose=True)
+    assert len(widest(verbose)) > TERMINAL_WIDTH
+    assert f"{summary.flops_forward:,}" in verbose
+    assert "Repeat(count=2)" in verbose
+
+
+def test_large_numbers_have_four_digits_and_a_unit():
+    numbers = (99_999, 123_456, 1_234_567, 2_000_000_000, 12_345_678_901_234_567)
+    expected = ["99999", "123.5 k", "1.235 M", "2 G", "1.235e+04 T"]
+    assert [str(_four_digits(number)) for number in numbers] == expected
+    assert _four_digits(None) is None

@@ -5,9 +5,11 @@ step from shapes (see `cost.counter`, which defines them). Bytes are those that 
 would allocate and save.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,13 @@ import numpy as np
 from ..blocks import Block
 from ..core.arrays import Params, Shape, State
 from ..core.trees import leaves, shape_map, tree_map
-from ..display.tables import html_table, table
+from ..display.tables import (
+    TERMINAL_WIDTH,
+    FormattedNumber,
+    html_table,
+    paths_joined,
+    table,
+)
 from ..layers import Layer
 from ..layers.base import kinds, outline
 from .cost import CostCounter, Memory, blanks_like, peak_of
@@ -87,7 +95,35 @@ class Summary:
         return sum(row.flops_backward for row in self.rows)
 
     def __str__(self) -> str:
-        return "\n\n".join([table(*self.cells()), *self.remarks()])
+        return self.to_text()
+
+    def to_text(self, *, verbose: bool = False) -> str:
+        """Return the table and the remarks, in lines of at most 80 columns.
+
+        If the table would be wider, layers have no options, large numbers four digits,
+        and the columns about recomputation are in a second table.
+        verbose: whether it may be as wide as needed instead.
+        """
+        columns, rows = self.cells()
+        text = table(columns, rows)
+        if not verbose and max(map(len, text.splitlines())) > TERMINAL_WIDTH:
+            text = self._narrow_tables(columns, rows)
+        remarks = [fill(remark, TERMINAL_WIDTH) for remark in self.remarks()]
+        return "\n\n".join([text, *remarks])
+
+    def _narrow_tables(self, columns: list[str], rows: list[list[Any]]) -> str:
+        numbers_at = columns.index("parameters")
+        for row in rows:
+            row[1] = row[1].partition("(")[0].lstrip("\u00a0")
+            row[numbers_at:] = map(_four_digits, row[numbers_at:])
+        end = columns.index(_FREED) if _FREED in columns else len(columns)
+        tables = [(columns[:end], [row[:end] for row in rows])]
+        if end < len(columns):
+            freed = [[*row[:2], *row[end:]] for row in rows if row[end] is not None]
+            tables.append(([*columns[:2], *columns[end:]], freed))
+        return "\n\n".join(
+            table(*paths_joined(*cells), width=TERMINAL_WIDTH) for cells in tables
+        )
 
     def _repr_html_(self) -> str:
         remarks = "".join(f"<p>{remark}</p>" for remark in self.remarks())
@@ -104,13 +140,13 @@ class Summary:
             "FLOPs forward": "flops_forward",
             "backward": "flops_backward",
             f"bytes saved, batch {self.batch_size}": "bytes_kept",
-            "Recompute: bytes freed": "recompute_saves",
+            _FREED: "recompute_saves",
             "extra FLOPs": "recompute_flops",
         }
         if not self.frozen:
             del counts["frozen"]
         if not any(row.recompute_saves for row in self.rows):
-            del counts["Recompute: bytes freed"], counts["extra FLOPs"]
+            del counts[_FREED], counts["extra FLOPs"]
         lines: list[list[Any]] = []
         for row in self.rows:
             # HTML collapses plain spaces
@@ -132,10 +168,20 @@ class Summary:
         return remarks
 
 
+_FREED = "Recompute: bytes freed"
 _BYTES_REMARK = (
     "Bytes saved for backward are those of NumPy: native versions of LSTM, attention, "
     "pooling or normalization in other libraries may save more or less."
 )
+
+
+def _four_digits(number: int | None) -> int | FormattedNumber | None:
+    """Return a number as "1.24 M" if it has more than five digits."""
+    if number is None or number < 100_000:
+        return number
+    exponent = 3 * min(int(math.log10(number)) // 3, 4)
+    unit = {3: "k", 6: "M", 9: "G", 12: "T"}[exponent]
+    return FormattedNumber(f"{number / 10**exponent:.4g} {unit}")
 
 
 def _megabytes(size: int) -> str:

@@ -6,12 +6,26 @@ from html import escape
 from io import StringIO
 from typing import Any
 
-__all__ = ["TERMINAL_WIDTH", "folded", "html_table", "markdown_table", "table"]
+__all__ = [
+    "TERMINAL_WIDTH",
+    "FormattedNumber",
+    "folded",
+    "html_table",
+    "markdown_table",
+    "paths_joined",
+    "table",
+]
 
 TERMINAL_WIDTH = 80  # columns of text that every terminal has
 
 MAX_ROWS = 20  # a notebook folds longer tables
 MIN_WIDTH = 8  # of a column of words that is narrowed
+
+
+class FormattedNumber(str):
+    """A number that is formatted already, and aligned right like all numbers."""
+
+    __slots__ = ()
 
 
 def table(
@@ -62,6 +76,14 @@ def table(
     console.print(rich_table)
     text = file.getvalue()
     return "\n".join(line.rstrip() for line in text.splitlines()).strip("\n")
+
+
+def paths_joined(
+    columns: Sequence[str], rows: Iterable[Sequence[Any]]
+) -> tuple[list[str], list[list[Any]]]:
+    """Join the first two columns, paths and layers, into one that is narrower."""
+    joined = [[f"{row[0]} {row[1]}".strip(), *row[2:]] for row in rows]
+    return [f"{columns[0]} {columns[1]}".strip(), *columns[2:]], joined
 
 
 def _narrowed(
@@ -122,9 +144,11 @@ def _broken_line(text: str, width: int) -> str:
 def _parts(text: str) -> list[str]:
     """Split a text where a line may end: after a space, a dot or another sign.
 
-    A line does not end before the digits of a number such as 0.28.
+    A line does not end inside a number such as 0.28 or a shape such as (3, 4).
     """
-    return re.split(r"(?<=[ _,:/@])|(?<=\.)(?!\d+(?![\w.]))", text)
+    return re.split(
+        r"(?<=[_:@])|(?<=(?<!,) )|(?<=, )(?!\d)|(?<=\.)(?!\d+(?![\w.]))", text
+    )
 
 
 def html_table(
@@ -173,7 +197,7 @@ def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str
 
 
 def _is_numeric(i: int, rows: Sequence[Sequence[Any]]) -> bool:
-    return all(isinstance(row[i], int | float | None) for row in rows)
+    return all(isinstance(row[i], int | float | FormattedNumber | None) for row in rows)
 
 
 def _html_cell(value: Any) -> str:

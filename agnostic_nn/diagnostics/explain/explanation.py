@@ -285,7 +285,7 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
     if not named:
         return
     path = next((p for p in named if p.split(".")[-1] == "weight"), next(iter(named)))
-    slopes = np.asarray(named[path], np.float64)
+    slopes = np.asarray(named[path], np.float64) / node.loss_scale
     if not slopes.size or not np.all(np.isfinite(slopes)):
         return
     steepest = np.unravel_index(np.argmax(np.abs(slopes)), slopes.shape)

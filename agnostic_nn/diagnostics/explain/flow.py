@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import Parallel
+from ...blocks import MixedPrecision, Parallel
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import (
     Conv1D,
@@ -73,6 +73,7 @@ class Node:
     edges: incoming edges.
     names: names for the marks in its formula.
     symbols: the symbol of each parameter in the formula or the docstring.
+    loss_scale: the factor by which `MixedPrecision` multiplies the gradients inside.
     """
 
     number: int
@@ -89,6 +90,7 @@ class Node:
     grads: Any = None
     names: dict[str, str] = field(default_factory=dict)
     symbols: dict[str, str] = field(default_factory=dict)
+    loss_scale: float = 1.0
 
     @property
     def label(self) -> str:
@@ -165,6 +167,7 @@ class _Graph:
         block = self.calls[call.parent] if call.parent is not None else None
         sources = [self._producer(leaf, block) for leaf in leaves(call.x)]
         node = Node(len(self.nodes), "", call=call, blocks=self._enclosing_blocks(call))
+        node.loss_scale = self._loss_scale(call)
         for part in ("x", "y", "dx", "dy", "params", "grads"):
             setattr(node, part, self.host(getattr(call, part)))
         inputs = zip(
@@ -185,6 +188,15 @@ class _Graph:
             call = self.calls[call.parent]
             blocks.insert(0, call)
         return tuple(blocks[1:])  # without the model itself, which encloses everything
+
+    def _loss_scale(self, call: Call) -> float:
+        """Return the product of the scales of all enclosing `MixedPrecision`."""
+        scale = 1.0
+        while call.parent is not None:
+            call = self.calls[call.parent]
+            if isinstance(call.layer, MixedPrecision):
+                scale *= call.layer.scale or 1.0
+        return scale
 
     def _producer(self, array: Any, block: Call | None) -> int:
         """Return the node that produced an array; add a merge node if there is none."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from ...blocks import Freeze
 from ...core.trees import leaves, named_leaves
-from ...display.tables import table
+from ...display.tables import TERMINAL_WIDTH, paths_joined, table
 from ...layers import Layer
 from .docstrings import forward_text, gradient_text
 from .flow import Node
@@ -27,8 +27,6 @@ __all__ = [
     "describe_saved",
     "format_lines",
 ]
-
-WIDTH = 80  # of a line of prose
 
 
 @dataclass(frozen=True)
@@ -223,6 +221,11 @@ class Report:
             remarks.append(
                 "frozen: the optimizer does not get the gradients of its parameters"
             )
+        if node.loss_scale != 1.0:
+            remarks.append(
+                f"gradients are multiplied by {node.loss_scale:g} here, and divided by "
+                "it again where they leave MixedPrecision"
+            )
         if node.call and not node.call.backward_called:
             remarks.append("no gradient arrived, so its backward was not called")
         return "; ".join(remarks)
@@ -371,9 +374,9 @@ def _text(report: Report) -> Iterator[str]:
     yield f"{type(report.model).__name__}, {report.loss_name}: L = {report.value}"
     yield f"a batch of {report.rows} on {report.backend}, in training mode"
     if report.non_finite is not None:
-        yield from ["", *wrap(report.non_finite.sentence, WIDTH)]
+        yield from ["", *wrap(report.non_finite.sentence, TERMINAL_WIDTH)]
     yield ""
-    yield table(*report.table())
+    yield table(*paths_joined(*report.table()), width=TERMINAL_WIDTH)
     yield ""
     others = [finding for finding in report.findings if finding.kind != NOT_FINITE]
     if others:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from ...blocks import Block, Repeat
+from ...blocks import Block, MixedPrecision, Repeat
+from ...blocks.base import Wrapper
 from ...core.arrays import Array, Cache, Params, RowMask, State, namespace
 from ...core.trees import leaves, tree_map, tree_sum
 from ...layers import Layer, base
@@ -124,6 +125,8 @@ class _Recorder:
         unrolled = layer
         if isinstance(layer, Repeat):
             unrolled = _UnrolledRepeat((layer.layer,) * layer.count)
+        if self.change and isinstance(layer, MixedPrecision):
+            unrolled = _FullPrecision(layer.layer)
         is_block = isinstance(unrolled, Block)
 
         def inner(name: str, layer: Layer) -> Layer:
@@ -171,6 +174,19 @@ class _Recorder:
             return function()
         finally:
             self.open_calls.pop()
+
+
+@dataclass(frozen=True)
+class _FullPrecision(Wrapper):
+    """The layer inside a `MixedPrecision`, without its conversions.
+
+    A central difference would otherwise measure the rounding to 16 bits.
+    """
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        return self.layer.forward(params, state, x, train=train)
 
 
 @dataclass(frozen=True)
