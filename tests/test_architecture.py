@@ -115,10 +115,11 @@ LEVELS = (
     {
         *("diagnostics.compare.probes", "diagnostics.compare.user_model"),
         "diagnostics.conformance.verdicts",
-        "diagnostics.compare.report.merged",
+        *("diagnostics.compare.report.half", "diagnostics.compare.report.merged"),
         "diagnostics.explain.flow",
     },
     {
+        "diagnostics.compare.report.half_plots",
         "diagnostics.compare.report.markdown",
         "diagnostics.compare.report.terminal",
         *("diagnostics.compare.running", "diagnostics.explain.nonfinite"),

@@ -8,7 +8,7 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core import precisions
 from agnostic_nn.core.arrays import float_bits, namespace
-from agnostic_nn.diagnostics.compare import CannotCompare, run_comparison
+from agnostic_nn.diagnostics.compare import CannotCompare, run_comparison, summary
 from agnostic_nn.diagnostics.compare import half as half_module
 from agnostic_nn.diagnostics.compare.emulation import deviations
 from agnostic_nn.diagnostics.compare.half import _layers_to_keep
@@ -309,3 +309,19 @@ def test_the_emulation_of_one_layer_leaves_the_others_in_float32():
     )
     assert 0.0 < np.max(np.abs(one["layers.0"])) < 1e-5
     assert np.max(np.abs(one["layers.1"])) > 1e-4
+
+
+def test_the_terminal_and_the_files_answer_the_question(right, tmp_path):
+    text = summary(right)
+    assert "May I train in float16 on numpy:cpu? Yes: test accuracy" in " ".join(
+        text.split()
+    )
+    assert all(len(line) <= 80 for line in text.splitlines())
+    right.save(tmp_path)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Loss in half precision minus loss in float32" in page
+    assert "Error of gradients if one layer is in half precision" in page
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    assert "## Half precision" in markdown
+    assert "May I train in float16 on numpy:cpu? Yes: test accuracy" in markdown
+    assert "| 6 | Dense |" in markdown

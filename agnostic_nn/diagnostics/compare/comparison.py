@@ -9,7 +9,7 @@ import numpy as np
 
 from ...core.backend import Backend
 from ...core.backend import backend as choose
-from ...core.precisions import epsilon
+from ...core.precisions import HALVES, epsilon
 from ...core.trees import leaves, named_leaves
 from ...training.batches import Examples
 from ...training.checkpoint import digest
@@ -230,7 +230,11 @@ class Execution:
             ),
             tolerance=Tolerance(
                 formula="4 ε √n",
-                epsilon={dtype: epsilon(dtype) for dtype in self.plan.dtypes},
+                epsilon={
+                    dtype: epsilon(dtype)
+                    for dtype in self.plan.dtypes
+                    if dtype not in HALVES
+                },
                 step_roundings=chains.step,
                 prediction_roundings=chains.predictions,
                 layers=tuple(_layer_roundings(chains)),

@@ -161,7 +161,8 @@ class Tolerance:
     formula: str
     """the tolerance after n roundings in a row"""
     epsilon: dict[str, float]
-    """ε by dtype: the distance from 1 to the next number"""
+    """ε by dtype: the distance from 1 to the next number; without dtypes of 16 bits, in
+    which no roundings are counted"""
     step_roundings: int
     """n of a whole step"""
     prediction_roundings: int

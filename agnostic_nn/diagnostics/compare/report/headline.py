@@ -62,6 +62,8 @@ def _agreeing(report: Report, agree: list[str], kind: str) -> str:
         return f"the other {len(agree)} {kind} agree"
     over = f"with the {report.reference.dtype} reference"
     over += f" over {report.workload.steps:,} steps"
+    if any(r.half_precision for r in report.results):
+        over += ", those in half precision in single steps"
     if len(agree) == 1:
         return f"{agree[0]} agrees {over}: all deviations are rounding"
     return f"{_all_of(agree, kind)} agree {over}: all deviations are rounding"

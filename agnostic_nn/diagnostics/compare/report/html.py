@@ -9,6 +9,8 @@ from ....display.pages import COLOURS, framed, render
 from ..schema import Report, Status
 from .axes import DASHES, MARKS
 from .files import write
+from .half import half_answers, half_table, layer_tables
+from .half_plots import half_plots
 from .headline import headline
 from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
 from .merged import (
@@ -87,7 +89,7 @@ def page(report: Report) -> str:
         If a package that pages need is not installed.
     """
     named = named_results(report)
-    plots = drawn(report)
+    plots = [*drawn(report), *half_plots(report)]
     return render(
         "compare.html",
         title=f"{report.workload.name}: the same training on every backend",
@@ -113,6 +115,9 @@ def page(report: Report) -> str:
             for name, r in named
             if r.deviations is not None
         ],
+        half_answers=half_answers(report),
+        half_table=half_table(report),
+        half_layers=layer_tables(report),
         plots=plots,
         swatches=[(_swatch(i), name) for i, (name, _) in enumerate(named)],
         how_to_read=[each.format(**vars(report.tolerance)) for each in HOW_TO_READ],

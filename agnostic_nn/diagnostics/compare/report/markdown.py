@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from ....display.tables import markdown_table
 from ..schema import Report
+from .half import half_answers, half_runs, half_table, layer_tables
 from .headline import headline
 from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
 from .merged import is_merged, losses_compared, machine_tables
@@ -49,6 +50,7 @@ def markdown(report: Report) -> str:
         "\n".join(verdicts),
         "\n".join(f"- {_escape(line)}" for line in remarks(report)),
     ]
+    parts += _half_precision(report)
     for title, columns, rows in overview(report):
         parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
     tolerance = vars(report.tolerance)
@@ -70,6 +72,18 @@ def markdown(report: Report) -> str:
             parts += [markdown_table(*details(report, r.deviations))]
     parts += ["## Environment", markdown_table(*environments(report))]
     return "\n\n".join(parts) + "\n"
+
+
+def _half_precision(report: Report) -> Iterator[str]:
+    """Yield the section on half precision, if a run was in half precision."""
+    if not half_runs(report):
+        return
+    yield "## Half precision"
+    yield "\n".join(f"- {_escape(answer)}" for answer in half_answers(report))
+    yield markdown_table(*half_table(report))
+    for title, columns, rows in layer_tables(report):
+        yield f"### {title[0].upper()}{title[1:]}"
+        yield markdown_table(columns, rows)
 
 
 def _where(report: Report) -> Iterator[str]:

@@ -6,6 +6,7 @@ from textwrap import fill
 
 from ....display.tables import table
 from ..schema import Report
+from .half import half_answers, half_runs, half_table, layer_tables
 from .headline import headline
 from .merged import (
     is_merged,
@@ -43,6 +44,8 @@ def summary(report: Report, verbose: bool = False) -> str:
         _filled(about_short_table(report)) if finished else "",
         *(_filled(f"{each[0].upper()}{each[1:]}.") for each in warnings(report)),
         *map(_filled, repeats_text(report).splitlines()),
+        *map(_filled, half_answers(report)),
+        table(*half_table(report), width=WIDTH) if half_runs(report) else "",
         _filled(f"Left out: {', '.join(left_out)}; report.md says why.")
         if left_out
         else "",
@@ -51,6 +54,9 @@ def summary(report: Report, verbose: bool = False) -> str:
     if verbose:
         parts += [
             table(columns, rows, title) for title, columns, rows in overview(report)
+        ]
+        parts += [
+            table(columns, rows, title) for title, columns, rows in layer_tables(report)
         ]
         verdicts = [f"{name}: {sentence(r)}" for name, r in named_results(report)]
         parts += ["\n".join(verdicts), "\n".join(remarks(report))]
