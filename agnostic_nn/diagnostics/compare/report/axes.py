@@ -24,7 +24,7 @@ __all__ = [
 # there are not as many as colours, so that rarely all three are the same
 MARKS = "osD^vPX"
 DASHES: tuple[tuple[float, ...], ...] = ((), (5, 1.5), (2, 1.2), (6, 1.5, 1.5, 1.5))
-SMALL = 8.8  # points, of text within a plot
+SMALL = 9.6  # points, of text within a plot
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ Runs = list[tuple[int, str, Result]]  # number, name and result of each
 # of a line; longer ones are averaged, because single steps are noisy
 MAX_POINTS = 150
 MAX_ROWS = 40  # of a plot with a row for each array
-WIDTH = 4.4  # inches: several plots fit next to each other on a desktop, one on a phone
+WIDTH = 4.2  # inches: several plots fit next to each other on a desktop, one on a phone
 HEIGHT = 2.7
 ROW_WIDTH = 54  # characters of such text that fit in a line
 
