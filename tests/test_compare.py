@@ -723,6 +723,22 @@ def test_the_answer_precedes_the_list_of_sections_and_is_not_by_colour_alone(dra
     assert "the gradient" not in drawn[:answer]
 
 
+def test_terms_are_explained_where_they_first_appear(drawn, eventful, tmp_path):
+    write(eventful, tmp_path)
+    text = " ".join(unescape(re.sub("<[^>]*>", " ", drawn)).split())
+    markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
+    for format_ in (text, markdown):
+        for term, explanation in (
+            ("deviation / tolerance: ", "in units of what rounding explains"),
+            ("reference, which is NumPy in float64", "deviation / tolerance: the"),
+            ("Control runs, ", "trainings in which nothing is changed but rounding"),
+            ("Layers (their outputs)", "computed from the same inputs on both sides"),
+            ("ULPs: ", "the distance from one number of the dtype to the next"),
+        ):
+            assert term in format_
+            assert explanation in format_[format_.index(term) :][:300]
+
+
 def test_the_page_offers_each_command_for_copying(drawn, eventful):
     (command,) = {r.command for r in eventful.results if r.command}
     block = f"<code>{command}</code><button"

@@ -1,6 +1,6 @@
 """Paragraphs that explain the numbers of a report."""
 
-__all__ = ["ABOUT_DETAILS", "HOW_TO_READ"]
+__all__ = ["ABOUT_DETAILS", "ABOUT_TABLES", "HOW_TO_READ"]
 
 ABOUT_DETAILS = (
     "Absolute: the largest difference of two elements. Relative: divided by the "
@@ -8,6 +8,26 @@ ABOUT_DETAILS = (
     "one number of the dtype to the next, at that magnitude. Tolerance: the relative "
     "deviation that rounding explains."
 )
+# on the table that has this column
+ABOUT_TABLES = {
+    "layers": (
+        "Layers (their outputs), gradients, updates, state and predictions are "
+        "computed from the same inputs on both sides, at the first, the middle and the "
+        "last step. Training loss, parameters and outputs are those of the whole "
+        "training."
+    ),
+    "first step, ms": (
+        "ms per step is the median of all steps but the first, which may compile. The "
+        "column 25-75 % has its quartiles. Memory is the peak that the device reports, "
+        "or else the predicted peak of a step."
+    ),
+    "products, eager": (
+        "Products are the format in which float32 is multiplied. It is measured, with "
+        "products whose result depends on it, in direct calls (eager) and within "
+        "compiled functions."
+    ),
+}
+
 HOW_TO_READ = (
     "A deviation is the largest difference between two arrays: absolute, relative to "
     "the largest magnitude in the reference's array, and in ULPs, the spacing of the "

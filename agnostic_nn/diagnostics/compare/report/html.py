@@ -28,6 +28,7 @@ from .sentences import commands, remarks, sentence, warnings
 from .tables import (
     Row,
     about_short_table,
+    about_table,
     batch_timings,
     details,
     environments,
@@ -108,7 +109,10 @@ def page(report: Report) -> str:
             for name, r in named
         ],
         remarks=list(remarks(report)),
-        tables=[_trimmed(len(named), *each) for each in overview(report)],
+        tables=[
+            (*_trimmed(len(named), *each), about_table(each[1]))
+            for each in overview(report)
+        ],
         about_details=ABOUT_DETAILS,
         details=[
             (name, *details(report, r.deviations))

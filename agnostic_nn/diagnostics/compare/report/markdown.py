@@ -12,6 +12,7 @@ from .names import named_results
 from .sentences import commands, remarks, sentence
 from .tables import (
     about_short_table,
+    about_table,
     batch_timings,
     details,
     environments,
@@ -52,7 +53,9 @@ def markdown(report: Report) -> str:
     ]
     parts += _half_precision(report)
     for title, columns, rows in overview(report):
-        parts += [f"## {title[0].upper()}{title[1:]}", markdown_table(columns, rows)]
+        parts += [f"## {title[0].upper()}{title[1:]}"]
+        parts += filter(None, [about_table(columns)])
+        parts += [markdown_table(columns, rows)]
     tolerance = vars(report.tolerance)
     parts += ["## How to read this"]
     parts += [each.format(**tolerance) for each in HOW_TO_READ]

@@ -109,7 +109,10 @@ def _control_runs(result: Result) -> str:
         if run.exceeds_tolerance_at is not None
     ]
     listed = " and ".join(exceed)
-    return f" Control runs exceed the tolerance too: {listed}." if exceed else ""
+    if not exceed:
+        return ""
+    about = "Control runs, trainings in which nothing is changed but rounding,"
+    return f" {about} exceed the tolerance too: {listed}."
 
 
 def _step_in_question(result: Result) -> int:

@@ -15,12 +15,14 @@ from ..schema import (
     Report,
     Result,
 )
+from .how_to_read import ABOUT_TABLES
 from .names import layer_order, named_results, names, with_class
 from .repeats import only_bits_differ, repeats_table
 
 __all__ = [
     "Row",
     "about_short_table",
+    "about_table",
     "batch_timings",
     "details",
     "environments",
@@ -62,9 +64,9 @@ def about_short_table(report: Report) -> str:
     dtype = report.reference.dtype
     return (
         f"Each run is {task.steps:,} steps of {task.name}, from the same weights and "
-        f"on the same batches as the {dtype} reference. deviation / tolerance: the "
-        "largest deviation from the reference, in units of what rounding explains; "
-        "above 1 it is more than rounding."
+        f"on the same batches as the reference, which is NumPy in {dtype}. deviation / "
+        "tolerance: the largest deviation from the reference, in units of what "
+        "rounding explains; above 1 it is more than rounding."
     )
 
 
@@ -132,6 +134,11 @@ def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
             yield title, columns, rows
 
 
+def about_table(columns: list[str]) -> str:
+    """Return what the columns of a table mean; "" if they need no explanation."""
+    return next((text for key, text in ABOUT_TABLES.items() if key in columns), "")
+
+
 def _results_table(report: Report) -> tuple[str, list[str], list[Row]]:
     task = report.workload
     reference = report.reference
@@ -148,7 +155,8 @@ def _results_table(report: Report) -> tuple[str, list[str], list[Row]]:
         rows.append(row)
     reference_row: Row = ["reference", None, None, reference.dtype]
     reference_row += [reference.test_metric, reference.final_loss, *[None] * 5]
-    title = f"after {task.steps:,} steps of {task.name} ({task.epochs} epochs)"
+    epochs = "1 epoch" if task.epochs == 1 else f"{task.epochs:,} epochs"
+    title = f"after {task.steps:,} steps of {task.name} ({epochs})"
     return title, columns, [*rows, reference_row]
 
 
