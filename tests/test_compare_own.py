@@ -17,6 +17,7 @@ from agnostic_nn.diagnostics.compare import (
     Workload,
     run_comparison,
     summary,
+    user_workload,
 )
 from agnostic_nn.diagnostics.loading import load
 from agnostic_nn.training.batches import Examples
@@ -521,9 +522,9 @@ def taught(y, target, weights=None, *, context):
     return nn.mean_squared_error(y, target + context["shift"], weights)
 
 
-def within(y, target):
+def within(y, target, *, limit=0.5):
     xp = namespace(y)
-    return xp.astype(xp.abs(y - target) < 0.5, y.dtype)
+    return xp.astype(xp.abs(y - target) < limit, y.dtype)
 
 
 class Walk:
@@ -643,7 +644,7 @@ TAUGHT = ("--data=pair.npz", "--loss=parts:taught")
     [
         (["line", "--data=numbers.npz"], "mean_squared_error", "absolute error"),
         (["pair", "--data=tested.npz"], "mean_squared_error", "absolute error"),
-        (["pair", *TAUGHT, "--metric=parts:within"], "taught", "within"),
+        (["pair", *TAUGHT, "--metric=parts:within(limit=0.2)"], "taught", "within"),
         (
             ["line", "--data=numbers.npz", "--loss=parts:quantile(level=0.75)"],
             "quantile(level=0.75)",
@@ -831,3 +832,16 @@ def test_each_backend_trains_a_model_with_a_mask_and_two_outputs(backend, parts)
     options = {"backends": [str(backend)], "epochs": 1}
     report = compared(*arguments, weights=np.linspace(0.5, 1.5, 40), **options)
     assert report.verdict.status == "agrees"
+
+
+def test_explain_weights_the_examples_of_a_file(parts, capsys):
+    options = ["--model=parts:right", "--data=heads.npz", "--loss=parts:both"]
+    assert main(["explain", "--backend=numpy", *options, "--rows=32"]) == 0
+    printed_loss = re.search(r"L = ([\d.]+)", capsys.readouterr().out)
+    train, _ = user_workload("parts:right", "heads.npz", "parts:both").read()
+    trainer = nn.Trainer(
+        load("parts:right"), load("parts:both"), nn.Adam(), backend="numpy"
+    )
+    trainer.examples(train.x, train.target)
+    results = trainer.evaluate(train.x, train.target, weights=train.weights)
+    assert float(printed_loss[1]) == pytest.approx(results["loss"], rel=1e-4)
