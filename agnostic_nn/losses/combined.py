@@ -160,6 +160,25 @@ class Losses(_Combined):
                 check(target[name], shape[name])
 
     @property
+    def probabilities(self) -> Callable[[dict[str, Any]], dict[str, Any]] | None:
+        """The function from outputs to the probabilities that their losses make.
+
+        It leaves out outputs whose loss makes none. None if no loss makes any.
+        """
+        functions = {name: probabilities_of(loss) for name, loss in self.losses}
+        if not any(functions.values()):
+            return None
+
+        def probabilities(y: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: function(y[name])
+                for name, function in functions.items()
+                if function is not None
+            }
+
+        return probabilities
+
+    @property
     def metrics(self) -> dict[str, Metric]:
         """The metrics of each loss, by names such as "label.accuracy"."""
         return {

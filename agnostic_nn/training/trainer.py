@@ -849,6 +849,9 @@ class Trainer:
         the target 1; `predict_proba` of scikit-learn adds that of 0. Arguments and
         the type of the result are those of `predict`.
 
+        For `Losses` the result is a dict, without the outputs whose loss makes no
+        probabilities.
+
         A custom loss may have an attribute `probabilities`, a function of y.
 
         Raises
