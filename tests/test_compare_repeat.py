@@ -311,38 +311,51 @@ def test_a_method_that_does_not_repeat_is_named(
 # --- what no part shows ---------------------------------------------------------------
 
 
-def raised(results):
+def raised(results, change=up):
     """Return the results of a training step with a larger loss."""
     carry, value, finite = results
-    return carry, np.asarray(up(np.asarray(value))), finite
+    return carry, change(np.asarray(value)), finite
 
 
-def test_the_step_whose_loss_differs_first_is_named(pretend):
+def test_the_step_whose_loss_differs_first_is_named_and_the_largest_difference(pretend):
+    changes = {  # by run and step
+        (2, 5): lambda value: value * np.float32(1.001),
+        (3, 4): up,
+        (3, 6): up,
+    }
     compilations = count(1)
 
     def jit(function, device, donate=()):
         compiled = HOST.jit(function, device, donate)
         if not donate:
             return compiled
-        is_second = next(compilations) == 2
-        calls = count(1)
+        number = next(compilations)
+        steps = count(1)
 
         def step(*args):
             results = compiled(*args)
-            return raised(results) if is_second and next(calls) == 5 else results
+            change = changes.get((number, next(steps)))
+            return results if change is None else raised(results, change)
 
         return step
 
-    result = only(repeated(pretend(jit=jit), runs=3))
+    result = only(report := repeated(pretend(jit=jit), runs=3))
     first = result.repeats.first
-    assert (first.run, first.step, first.quantity) == (2, 5, "losses")
+    assert (first.run, first.step, first.quantity) == (3, 4, "losses")
+    loss = np.float32(result.losses[3])
+    gap = float(up(loss)) - float(loss)
+    assert first.relative == pytest.approx(gap / report.reference.scales[3])
     assert first.ulps == pytest.approx(1.0)
-    assert first == result.repeats.largest
+    largest = result.repeats.largest
+    assert (largest.run, largest.step) == (2, 5)
+    assert largest.relative > 1e3 * first.relative
     assert result.repeats.parts == ()
-    remark = "all parts of steps 4 and 5 repeat their bits, each from the same inputs"
+    remark = "all parts of steps 3 and 4 repeat their bits, each from the same inputs"
     assert result.repeats.remark == remark
-    assert "the first difference is in the loss of step 5, by " in sentence(result)
-    assert f"{remark[1:]}." in sentence(result)
+    text = sentence(result)
+    assert "the first difference is in the loss of step 4, by " in text
+    assert "The largest difference is in the loss of step 5, by " in text
+    assert f"{remark[1:]}." in text
 
 
 def test_a_step_that_does_not_repeat_as_a_whole_is_named(pretend):
