@@ -160,4 +160,4 @@ def test_the_workflow_for_github_is_one():
     (compare, merge) = [list(runs(job)) for job in workflow["jobs"].values()]
     assert f"--output {uploaded['compare']['path']} " in compare[-1]
     assert f"--output {uploaded['merge']['path']} " in merge[-1]
-    assert "--merge reports/*/report.json" in merge[-1]
+    assert "--merge reports/* --output" in merge[-1]
