@@ -190,6 +190,21 @@ def junit_text(report):
     return junit(dataclasses.replace(report, results=(changed,)))
 
 
+def test_in_half_precision_a_difference_is_judged_by_its_rounding(scatter):
+    report = run_comparison(
+        WORDS, ["numpy"], dtypes=["float16"], epochs=1, sizes=(), repeat=3
+    )
+    plain, result = report.results  # training in float32 is compared with it
+    assert result.dtype == "float16"
+    first = result.repeats.first
+    assert not result.repeats.same_bits
+    # The tolerance of a training in float16 is 2^13 times that in float32.
+    assert first.tolerance > 2.0**11 * plain.repeats.first.tolerance
+    (part,) = result.repeats.parts
+    assert part.layer == "0"
+    assert part.operation == "ops.scatter_add"
+
+
 def test_a_deterministic_backend_that_does_not_repeat_differs(scatter):
     backend = nn.backend("numpy", deterministic=True)
     report = repeated(backend)

@@ -21,6 +21,7 @@ from ...training.progress import Progress
 from .choice import one_line
 from .deviation import deviation
 from .drift import Drift
+from .probes import stored
 from .repeated_parts import bits, changing_parts
 from .running import Run, Task, run
 from .schema import ChangingPart, Difference, RepeatDifference, Repeats, Result
@@ -48,8 +49,8 @@ def with_repeats(
         for difference in _differences(
             first,
             run(
-                *(task, backend, context.dtype),
-                f"{backend}, run {number} of {count}",
+                *(task, backend, stored(context.dtype)),
+                f"repeat {number} of {count}",
                 bars,
             ),
             context,
@@ -59,7 +60,7 @@ def with_repeats(
     if not differences:
         return replace(result, repeats=Repeats(runs=count, same_bits=True))
     earliest = min(differences, key=lambda each: (each.step, each.run))
-    parts, remark = _located(task, backend, context.dtype, earliest)
+    parts, remark = _located(task, backend, stored(context.dtype), earliest)
     repeats = Repeats(
         runs=count,
         same_bits=False,
@@ -124,7 +125,7 @@ def _differences(
             quantity="losses",
             name="",
             relative=drift.losses[t],
-            ulps=_ulps(other.losses[t], first.losses[t], context.dtype),
+            ulps=_ulps(other.losses[t], first.losses[t], stored(context.dtype)),
             tolerance=drift.limits[t],
         )
     yield from _differences_at_end(first, other, drift, number)

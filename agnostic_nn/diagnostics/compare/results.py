@@ -114,8 +114,7 @@ def result_of(
         if repeat == 1:
             return judged
         return with_repeats(
-            *(judged, task.in_dtype(dtype), backend, trained),
-            *(replace(context, dtype=stored(dtype)), bars, repeat),
+            *(judged, task.in_dtype(dtype), backend, trained, context, bars, repeat)
         )
     except Exception as error:  # one backend that fails must not stop the others
         return replace(result, error=one_line(f"{type(error).__name__}: {error}"))
