@@ -21,7 +21,7 @@ from .comparison import run_comparison
 from .github import annotations, step_summary
 from .junit import junit
 from .merge import merge
-from .report import page, summary, write
+from .report import Comparison, page, summary, write
 from .schema import Report
 from .user_model import user_workload
 from .workloads import WORKLOADS, CannotCompare, Workload
@@ -29,6 +29,7 @@ from .workloads import WORKLOADS, CannotCompare, Workload
 __all__ = [
     "WORKLOADS",
     "CannotCompare",
+    "Comparison",
     "Report",
     "Workload",
     "annotations",
