@@ -315,7 +315,7 @@ def test_a_difference_is_status_1_and_the_command_that_is_printed_runs(
     assert (chosen["seed"], chosen["batch_size"], chosen["steps"]) == (3, 16, 0)
     assert chosen["loss"] == "softmax_cross_entropy(label_smoothing=0.1)"
     assert chosen["optimizer"] == "SGD(rate=0.1)"
-    markdown = (folder / "report" / "report.md").read_text(encoding="utf-8")
+    markdown = (folder / "report/latest/report.md").read_text(encoding="utf-8")
     assert pasted(markdown) == [words]
     assert main(words[1:]) == 1
     assert "layer 0 (Dense(width=8" in capsys.readouterr().out
