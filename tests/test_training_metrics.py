@@ -197,23 +197,23 @@ def test_a_metric_that_fails_leaves_the_trainer_as_it_was(backend):
 # --- an epoch that is continued -------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["same trainer", "moved", "saved"])
-def test_an_interrupted_epoch_is_reported_as_a_whole(backend, tmp_path, how):
-    whole, part = (regression(backend, nn.Adam(0.1)) for _ in range(2))
-    expected = whole.fit(X, NUMBERS, weights=WEIGHTS, **OPTIONS).epochs[0]
-    for steps in (1, 4):
-        part.fit(X, NUMBERS, weights=WEIGHTS, steps=steps, **OPTIONS)
-        if how == "moved":
-            part = part.to(backend)
-        elif how == "saved":
-            part.save(tmp_path / "saved")
-            part = nn.Trainer.load(tmp_path / "saved", backend, metrics=REGRESSION)
-    row = part.fit(X, NUMBERS, weights=WEIGHTS, **OPTIONS).epochs[0]
-    assert row["steps"] == 6
+def test_an_interrupted_epoch_is_reported_as_a_whole(backend, tmp_path):
+    """Also if it is continued by a trainer that was moved, or saved and loaded."""
+    whole, part = (regression(backend, nn.SGD(1e-5)) for _ in range(2))
+    options = OPTIONS | {"weights": WEIGHTS}
+    expected = whole.fit(X, NUMBERS, **options).epochs[0]
+    for steps in (1, 2):
+        part.fit(X, NUMBERS, steps=steps, **options)
+    part = part.to(backend)
+    part.fit(X, NUMBERS, steps=3, **options)
+    part.save(tmp_path / "saved")
+    part = nn.Trainer.load(tmp_path / "saved", backend, metrics=REGRESSION)
+    row = part.fit(X, NUMBERS, **options).epochs[0]
+    assert row["steps"] == 5
     for name in ("loss", *REGRESSION):
         assert row[name] == pytest.approx(expected[name], rel=1e-6), name
-    following = part.fit(X, NUMBERS, weights=WEIGHTS, **OPTIONS).epochs[0]
-    assert following["loss"] < 0.99 * row["loss"]
+    following = part.fit(X, NUMBERS, **options).epochs[0]
+    assert following["loss"] < row["loss"]
 
 
 def test_an_error_in_the_middle_of_an_epoch_keeps_its_means(backend):
