@@ -559,23 +559,36 @@ def test_a_bar_has_the_time_left_of_all_runs():
         "run 2 of 2: torch:cpu float32",
     ]
     assert bars.remarks == [
-        "all runs: about 1:50 min",
-        "all runs: about 50 s",
+        "all about 1:50 min",
+        "all about 50 s",
         "",
     ]
 
 
-def test_on_a_terminal_the_bars_have_the_time_left(monkeypatch, capsys):
-    monkeypatch.setattr(run_progress, "is_drawn", lambda: True)
+@pytest.mark.parametrize("is_finished", [False, True])
+def test_a_bar_fits_a_terminal_of_80_columns(monkeypatch, capsys, is_finished):
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich then takes any stream for a terminal
+    monkeypatch.setenv("COLUMNS", "80")
+    label = "run 2 of 5: torch:cuda:0 float32"
     with run_progress.run_progress(True) as progress:
-        progress.begin_run(1, 2, "numpy:cpu float32")
-        progress.begin("", 4)
-        progress.advance(1, 0.5)
-        progress.finish({"loss": 0.5})
-        progress.end_run("agrees")
+        progress.begin_run(2, 5, "torch:cuda:0 float32")
+        progress.begin("", 900)
+        progress.advance(10, 0.5)
+        if is_finished:
+            progress.finish({"loss": 0.02381, "test accuracy": 0.9833})
+            progress.end_run("agrees")
     err = capsys.readouterr().err
-    assert "run 1 of 2: numpy:cpu float32" in err
-    assert "begins" not in err
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "\n", err)
+    assert label in text
+    assert "begins" not in text
+    assert "…" not in text
+    lines = [line for line in text.splitlines() if "left" in line or "accuracy" in line]
+    assert lines
+    if is_finished:
+        assert "loss 0.02381  test accuracy 0.9833" in text
+    else:
+        assert " left" in text
+        assert " all about " in text
 
 
 # --- merging --------------------------------------------------------------------------

@@ -26,7 +26,8 @@ _ROWS = 20
 class Progress:
     """Receives reports of a training loop; this base class ignores them.
 
-    remark: called when a bar is drawn; its text follows the loss.
+    remark: called when a bar is drawn; its text follows the time left, in place of the
+    speed and the loss.
     """
 
     remark: Callable[[], str] | None = None
@@ -173,15 +174,17 @@ class _Bars(_Timed):
         now = self._note(done)
         if now >= self._next_update:
             self._next_update = now + self.pause
-            numbers = {"loss": loss} if results is None else results()
-            texts = [*self._time_left(), *self._speed(), _listed(numbers)]
-            if self.remark is not None:
-                texts.append(self.remark())
+            if self.remark is None:
+                numbers = {"loss": loss} if results is None else results()
+                texts = [*self._time_left(), *self._speed(), _listed(numbers)]
+            else:
+                texts = [*self._time_left(), self.remark()]
             self._bars.update(self._task, completed=done, text="  ".join(texts))
             self.draw()
 
     def finish(self, row: dict[str, Any]) -> None:
-        text = "  ".join([*self._speed(), _listed(row)])
+        speed = self._speed() if self.remark is None else []
+        text = "  ".join([*speed, _listed(row)])
         total = self._bars.tasks[-1].total
         if total is None:
             total = self._done
@@ -232,8 +235,11 @@ def is_drawn() -> bool:
 
 
 @contextmanager
-def progress(is_shown: bool) -> Iterator[Progress]:
-    """Yield a `Progress` that shows bars or lines if `is_shown`, otherwise nothing."""
+def progress(is_shown: bool, *, is_short: bool = False) -> Iterator[Progress]:
+    """Yield a `Progress` that shows bars or lines if `is_shown`, otherwise nothing.
+
+    is_short: draw short bars, which leave more of a line to their titles.
+    """
     if not is_shown:
         yield Progress()
         return
@@ -250,13 +256,13 @@ def progress(is_shown: bool) -> Iterator[Progress]:
         yield _Lines()
         return
 
-    columns = (
+    columns = [
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=4 if is_short else 24),
         MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        *([] if is_short else [TimeElapsedColumn()]),
         TextColumn("{task.fields[text]}"),
-    )
+    ]
     if Console().is_jupyter:
         # The bars are not started: rich would look
         # for ipywidgets and warn if it is missing.

@@ -115,7 +115,7 @@ class RunProgress(Progress):
         later = self._later(whole)
         if not self._runs_left or later is None:
             return ""
-        return f"all runs: about {duration(whole - elapsed + later)}"
+        return f"all about {duration(whole - elapsed + later)}"
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def run_progress(is_shown: bool) -> Iterator[RunProgress]:
     in the log of a build, there is a line when a run begins and when it has finished.
     """
     bars_shown = is_shown and is_drawn()
-    with progress(bars_shown) as bars:
+    with progress(bars_shown, is_short=True) as bars:
         if is_shown and not bars_shown:
             yield RunProgress(bars, _write_line)
         else:
