@@ -78,7 +78,7 @@ def test_bars_show_time_left_speed_and_results(clock):
     ("seconds", "expected"), [(59, "59 s"), (185.4, "3:05 min"), (7800, "2:10 h")]
 )
 def test_times_are_readable(seconds, expected):
-    assert progress._duration(seconds) == expected
+    assert progress.duration(seconds) == expected
 
 
 def test_without_rich_or_a_terminal_each_epoch_is_a_line(backend, capsys, monkeypatch):
