@@ -90,7 +90,6 @@ def page(report: Report) -> str:
         If a package that pages need is not installed.
     """
     named = named_results(report)
-    plots = [*drawn(report), *half_plots(report)]
     return render(
         "compare.html",
         title=f"{report.workload.name}: the same training on every backend",
@@ -100,7 +99,7 @@ def page(report: Report) -> str:
         warnings=list(warnings(report)),
         differences=first_differences(report),
         commands=commands(report),
-        runs=_runs(report, with_swatches=bool(plots)),
+        runs=_runs(report),
         machines=_machines(report) if is_merged(report) else None,
         about_runs=about_short_table(report),
         repeats=repeats_text(report).splitlines(),
@@ -122,8 +121,12 @@ def page(report: Report) -> str:
         half_answers=half_answers(report),
         half_table=half_table(report),
         half_layers=layer_tables(report),
-        plots=plots,
-        swatches=[(_swatch(i), name) for i, (name, _) in enumerate(named)],
+        plots=[*drawn(report), *half_plots(report)],
+        swatches=[
+            (_swatch(i), name)
+            for i, (name, r) in enumerate(named)
+            if r.deviations is not None
+        ],
         how_to_read=[each.format(**vars(report.tolerance)) for each in HOW_TO_READ],
         roundings=roundings(report),
         layer_costs=layer_costs(report) if report.layer_costs else None,
@@ -142,7 +145,7 @@ def _worst_status(report: Report) -> tuple[str, str, str]:
 
 
 def _runs(
-    report: Report, *, with_swatches: bool
+    report: Report,
 ) -> tuple[list[str], list[tuple[str, str, str, Row]]]:
     """Return the columns of the table of runs, and the rows with their statuses.
 
@@ -156,7 +159,8 @@ def _runs(
         swatch = ""
         if i < len(report.results):  # the last row is the reference
             kind, symbol, _ = STATUSES[report.results[i].status]
-            swatch = _swatch(i) if with_swatches else ""
+            is_drawn = report.results[i].deviations is not None
+            swatch = _swatch(i) if is_drawn else ""
         marked.append((swatch, kind, symbol, row))
     return columns, marked
 

@@ -135,7 +135,7 @@ def commands(report: Report) -> list[tuple[str, str]]:
 
 
 def remarks(report: Report) -> Iterator[str]:
-    """Yield remarks on the start, the reference, failures, and what was left out."""
+    """Yield remarks on the start, the reference, and what was left out."""
     start = report.start_sha256
     results = named_results(report)
     started = [(name, r) for name, r in results if r.start_sha256]
@@ -159,9 +159,6 @@ def remarks(report: Report) -> Iterator[str]:
     ]
     if fast:
         yield f"fast has no effect on {', '.join(fast)}: products are float32 anyway"
-    for name, r in results:
-        if r.error is not None:
-            yield f"failed: {name}: {r.error}"
     for each in report.left_out:
         where = f" on {each.machine}" if len(report.machines) > 1 else ""
         yield f"left out{where}: {each.reason}"
