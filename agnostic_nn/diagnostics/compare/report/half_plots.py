@@ -5,7 +5,7 @@ from ..schema import Report, Result
 from .axes import MARKS, line_style, log_axis
 from .half import half_runs
 from .names import layer_order
-from .plots import HEIGHT, MAX_POINTS, WIDTH, Plot
+from .plots import HEIGHT, MAX_POINTS, WIDTH, Plot, row_labels
 
 __all__ = ["half_plots"]
 
@@ -79,8 +79,7 @@ def _plot_layers(report: Report) -> Plot | None:
             x = axis.high if error is None else axis.place(error)
             style = {"color": colour(i), "ms": 5.4, "mec": PAPER, "mew": 0.4}
             axes.plot(x, height, MARKS[i % len(MARKS)], **style, clip_on=False)
-    names = [place or "the model" for place in places]
-    axes.set_yticks(range(len(places), 0, -1), names)
+    axes.set_yticks(range(len(places), 0, -1), row_labels(report, places))
     axes.set_ylim(0.4, len(places) + 0.6)
     axes.set(xlabel="relative error of all gradients")
     return Plot(

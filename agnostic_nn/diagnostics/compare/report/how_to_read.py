@@ -1,6 +1,6 @@
 """Paragraphs that explain the numbers of a report."""
 
-__all__ = ["ABOUT_DETAILS", "ABOUT_TABLES", "HOW_TO_READ"]
+__all__ = ["ABOUT_DETAILS", "ABOUT_HALF", "ABOUT_TABLES", "HOW_TO_READ"]
 
 ABOUT_DETAILS = (
     "Absolute: the largest difference of two elements. Relative: divided by the "
@@ -8,6 +8,13 @@ ABOUT_DETAILS = (
     "one number of the dtype to the next, at that magnitude. Tolerance: the relative "
     "deviation that rounding explains."
 )
+ABOUT_HALF = (
+    "In float32: the run in float32 on the same device. Rounding alone: the reference "
+    "with random errors of its gradients, as large as rounding in this dtype makes "
+    "them. Error of gradients: of all gradients together, relative to their norm in "
+    "float64."
+)
+
 # on the table that has this column
 ABOUT_TABLES = {
     "layers": (

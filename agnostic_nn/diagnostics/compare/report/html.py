@@ -12,7 +12,7 @@ from .files import write
 from .half import half_answers, half_table, layer_tables
 from .half_plots import half_plots
 from .headline import headline
-from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
+from .how_to_read import ABOUT_DETAILS, ABOUT_HALF, HOW_TO_READ
 from .merged import (
     SYMBOLS,
     is_merged,
@@ -120,6 +120,7 @@ def page(report: Report) -> str:
         ],
         half_answers=half_answers(report),
         half_table=half_table(report),
+        half_about=ABOUT_HALF,
         half_layers=layer_tables(report),
         plots=[*drawn(report), *half_plots(report)],
         swatches=[

@@ -6,11 +6,12 @@ from ....display.tables import markdown_table
 from ..schema import Report
 from .half import half_answers, half_runs, half_table, layer_tables
 from .headline import headline
-from .how_to_read import ABOUT_DETAILS, HOW_TO_READ
+from .how_to_read import ABOUT_DETAILS, ABOUT_HALF, HOW_TO_READ
 from .merged import is_merged, losses_compared, machine_tables
 from .names import named_results
 from .sentences import commands, remarks, sentence
 from .tables import (
+    Row,
     about_short_table,
     about_table,
     batch_timings,
@@ -83,7 +84,8 @@ def _half_precision(report: Report) -> Iterator[str]:
         return
     yield "## Half precision"
     yield "\n".join(f"- {_escape(answer)}" for answer in half_answers(report))
-    yield markdown_table(*half_table(report))
+    yield ABOUT_HALF
+    yield _table(*half_table(report))
     for title, columns, rows in layer_tables(report):
         yield f"### {title[0].upper()}{title[1:]}"
         yield markdown_table(columns, rows)
@@ -111,9 +113,13 @@ def _runs(report: Report) -> Iterator[str]:
             yield markdown_table(columns, rows)
         yield "\n".join(f"- {_escape(line)}" for line in losses_compared(report))
     else:
-        columns, rows = short_table(report)
-        yield markdown_table([name.replace("\n", " ") for name in columns], rows)
+        yield _table(*short_table(report))
     yield about_short_table(report)
+
+
+def _table(columns: list[str], rows: list[Row]) -> str:
+    """Return a table whose headings may have several lines in a terminal."""
+    return markdown_table([name.replace("\n", " ") for name in columns], rows)
 
 
 def _escape(text: str) -> str:

@@ -26,7 +26,7 @@ from .axes import (
 )
 from .names import joined, layer_order, named_results, with_class
 
-__all__ = ["Plot", "drawn"]
+__all__ = ["HEIGHT", "MAX_POINTS", "WIDTH", "Plot", "drawn", "row_labels"]
 
 Runs = list[tuple[int, str, Result]]  # number, name and result of each
 
@@ -135,8 +135,11 @@ def _plot_loss_deviations(report: Report, runs: Runs) -> Plot | None:
     for dtype, allowed in limits.items():
         axes.fill_between(steps, axis.low, allowed, color=INK, alpha=0.07, lw=0.0)
         axes.plot(steps, allowed, color=INK, lw=1.0)
-        place = {"ha": "right", "va": "bottom", "fontsize": SMALL}
-        axes.text(steps[-1], allowed[-1], f"tolerance, {dtype}", color=INK, **place)
+        style = {"ha": "right", "va": "bottom", "fontsize": SMALL, "color": INK}
+        # lines may cross the text
+        behind = {"facecolor": PAPER, "edgecolor": "none", "alpha": 0.8, "pad": 1.0}
+        text = f"tolerance, {dtype}"
+        axes.text(steps[-1], allowed[-1], text, **style, bbox=behind, zorder=3)
     for k, ((i, _, r), line) in enumerate(zip(runs, lines, strict=True), 1):
         values = [axis.place(value) for value in line]
         style = line_style(i, len(values), len(runs) - k)
@@ -150,12 +153,12 @@ def _plot_loss_deviations(report: Report, runs: Runs) -> Plot | None:
             place = {"ha": side, "va": "top", "fontsize": SMALL}
             axes.text(step, axis.high, text, color=INK, **place)
     axes.set(xlabel="step", ylabel="relative deviation")
-    return Plot(
-        plot,
-        "Largest deviation of the loss so far",
-        "The distance from the reference's loss, relative to it. Within the shaded "
-        "band it is rounding.",
-    )
+    about = "The distance from the reference's loss, relative to it. Within the shaded "
+    about += "band it is rounding."
+    others = dict.fromkeys(r.dtype for _, _, r in runs if r.dtype not in limits)
+    if others:
+        about += f" In {joined(list(others))} only single steps have a tolerance."
+    return Plot(plot, "Largest deviation of the loss so far", about)
 
 
 def _so_far(deviations: Sequence[float | None]) -> list[float]:
@@ -219,8 +222,7 @@ def _deviation_rows(
         axes.text(limit, len(places) + 0.45, "tolerance", **style)
     top = len(places) + 0.6 + 0.24 / row_height
     axes.set(ylim=(0.4, top), xlabel="relative deviation")
-    labels = [_wrapped(with_class(report, place) or "the model") for place in places]
-    axes.set_yticks(range(len(places), 0, -1), labels)
+    axes.set_yticks(range(len(places), 0, -1), row_labels(report, places))
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return plot
@@ -260,6 +262,11 @@ def _worst_rows(places: list[str], by_run: list[dict[str, Any]]) -> list[str]:
 
     worst = set(sorted(places, key=ratio, reverse=True)[:MAX_ROWS])
     return [place for place in places if place in worst]
+
+
+def row_labels(report: Report, names: list[str]) -> list[str]:
+    """Return the labels of rows: layers or arrays with the class of the layer."""
+    return [_wrapped(with_class(report, name) or "the model") for name in names]
 
 
 def _wrapped(label: str, width: int = 22) -> str:
