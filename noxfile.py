@@ -43,7 +43,7 @@ TRAININGS = (
         "test_examples",
     ),
     *("test_compare_merge", "test_compare_own", "test_report_schema", "test_roundings"),
-    *("test_compare_ci", "test_compare_repeat"),
+    *("test_compare_ci", "test_compare_repeat", "test_compare_runs"),
     *("test_callbacks", "test_data", "test_readme", "test_cuda_lowering"),
     *(
         "test_benchmarks",
