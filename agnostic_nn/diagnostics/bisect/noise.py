@@ -48,7 +48,7 @@ from ..observe import (
     value_of,
 )
 
-__all__ = ["exactly", "noting_words", "rounded"]
+__all__ = ["Noise", "exactly", "noting_words", "rounded", "run_on_host"]
 
 _ROUNDED = {"add", "divide", "multiply", "reciprocal", "sqrt", "square", "subtract"}
 _FUNCTIONS = {
@@ -63,7 +63,7 @@ _PRODUCTS = {"matmul", "tensordot", "vecdot"}
 
 def exactly(function: Callable[..., Any], *trees: Any, dtype: str = "float64") -> Any:
     """Return function(*trees), computed by NumPy in `dtype` without native versions."""
-    return _run(_EXACT, function, trees, dtype)
+    return run_on_host(_EXACT, function, trees, dtype)
 
 
 def rounded(
@@ -86,9 +86,9 @@ def rounded(
     reference = exactly(function, *trees)
     named = dict(named_leaves(reference))
     furthest = dict.fromkeys(named, 0.0)
-    noise = _Noise(np.random.default_rng(seed), epsilon, sums)
+    noise = Noise(np.random.default_rng(seed), epsilon, sums)
     for _ in range(samples):
-        for name, leaf in named_leaves(_run(noise, function, trees)):
+        for name, leaf in named_leaves(run_on_host(noise, function, trees)):
             furthest[name] = max(furthest[name], _distance(leaf, named[name], limit))
     return reference, furthest
 
@@ -117,12 +117,14 @@ def _distance(values: Any, reference: Any, limit: float) -> float:
     return float(np.max(gaps, where=compared, initial=0.0))
 
 
-def _run(
+def run_on_host(
     handler: Handler,
     function: Callable[..., Any],
     trees: tuple[Any, ...],
     dtype: str = "float64",
 ) -> Any:
+    """Return function(*trees), computed by NumPy in `dtype`, observed by a handler."""
+
     def converted(leaf: Any) -> Any:
         leaf = np.asarray(leaf)
         return leaf.astype(dtype) if leaf.dtype.kind == "f" else leaf
@@ -176,7 +178,7 @@ def _draw(key: Any, count: int, stream: int = 0) -> tuple[Any, int, int]:
 _EXACT = _Exact(namespace(np.zeros(())))
 
 
-class _Noise(_Exact):
+class Noise(_Exact):
     """Adds a random error to the result of each operation."""
 
     def __init__(

@@ -22,7 +22,7 @@ from ...blocks import Block, MixedPrecision
 from ...core.precisions import epsilon
 from ...core.trees import named_leaves, tree_map
 from ...layers import Layer
-from ..bisect.noise import _Noise, _run, exactly
+from ..bisect.noise import Noise, exactly, run_on_host
 from ..observe import Hook, observed_model
 from ..representable import nearest
 from .workloads import Workload
@@ -58,7 +58,7 @@ def deviations(
     model = observed_model(workload.model, emulation.hooks)
     function = make(replace(workload, model=model))
     for _ in range(samples):
-        result = _run(emulation.noise, function, trees)
+        result = run_on_host(emulation.noise, function, trees)
         yield {
             name: (np.asarray(leaf) - exact[name]) / factor
             for name, leaf in named_leaves(result)
@@ -93,12 +93,12 @@ class _Emulation:
     factor: float
     alone: str | None
     generator: np.random.Generator
-    noise: _Noise = field(init=False)
+    noise: Noise = field(init=False)
     scale: float = field(init=False)
 
     def __post_init__(self) -> None:
         size = self.factor * epsilon(ACCUMULATED_IN)
-        self.noise = _Noise(self.generator, size, None)
+        self.noise = Noise(self.generator, size, None)
         any_layer = Layer()
         self.scale = MixedPrecision(any_layer, self.dtype).scale or 1.0
 

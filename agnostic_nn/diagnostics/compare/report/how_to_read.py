@@ -62,12 +62,12 @@ HOW_TO_READ = (
     "If the training as a whole exceeds its tolerance, it is compared with control "
     "runs, in which nothing is changed but rounding. A deviation that rounding alone "
     "can cause is reported as not checked.",
-    "In float16 and bfloat16, layers compute in 16 bits, with parameters and updates in "
+    "In float16 and bfloat16, layers compute in 16 bits; parameters and updates are in "
     "float32. Only results from the same inputs are judged; their rounding is emulated "
     "in float64. In addition, each layer alone computes in 16 bits, and the norms of "
     "its output and of all gradients are judged in the same way. Whole trainings are "
     "described by their loss and metric next to those in float32, and to a control "
-    "run: the reference with errors of gradients as large as the rounding of the dtype.",
+    "run: the reference, with errors of gradients as large as rounding in the dtype.",
     "The time of a step begins when its batch is on the device, and ends when the new "
     "parameters have their values. The first step, which may compile, is listed "
     "separately. The column 25-75 % is the range between the quartiles of the other "
