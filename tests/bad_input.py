@@ -190,6 +190,7 @@ OPTIONAL = {
     "key_heads": (None,),
     "head_width": (None,),
     "start": (None,),
+    "scale": (None,),  # of MixedPrecision
 }
 OPTIONAL |= {"final": (None,)}
 ATTENTION = {"heads": 2}

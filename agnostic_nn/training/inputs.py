@@ -189,7 +189,7 @@ def _check_chunks(
 
 def _counted_from(start: int, error: Exception) -> Exception:
     """Return an error that also names the first example of its chunk."""
-    result = type(error)(f"{error}, counted from example {start}")
+    result = type(error)(f"{error}. Positions are counted from example {start}")
     for note in getattr(error, "__notes__", ()):
         result.add_note(note)
     return result
