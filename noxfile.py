@@ -207,6 +207,16 @@ def ulp(session):
 
 
 @session
+def half(session):
+    """Check all layers in float16 and bfloat16; `-- --write` updates the page."""
+    session.install("-e", ".[jax]", "torch==2.13.0")
+    session.run(
+        *("python", "tests/half_precision.py", *session.posargs),
+        env={"OMP_NUM_THREADS": "1"},
+    )
+
+
+@session
 def campaign(session):
     """Plant faults for compare and bisect to find; `-- --write` updates the page."""
     session.install("-e", ".[jax,strict,compare]", "torch==2.13.0")

@@ -325,7 +325,7 @@ NOTES = """
 - `CELU` and `ELU` with another α add the rounding of x/α and of the product with α.
 - float64 is not listed. There, derivatives lose digits next to their zeros.
 - `array_api_strict` has no float16. XLA flushes subnormal float32 numbers to 0, so they
-  are not judged on `jax`.
+  are not checked on `jax`.
 
 ## What to conclude
 

@@ -250,7 +250,7 @@ FAULTS = {  # the change, and the place, stage and part that are named
     ),
     "a slope off by a factor": (
         (HALVED, "slope", lambda old: 2.0),
-        ("", "Halved", "slope"),
+        ("", "Halved", "gradient of y"),
     ),
 }
 
@@ -488,7 +488,7 @@ def test_a_bit_of_a_random_word_is_named():
     faulty = eager([(stages, "words", other_words)])
     result = bisected(SMALL, small(), "numpy", faulty)
     assert (result.first.path, result.first.part) == ("2.2", "random words: 0")
-    assert result.first.errors == (0.0, 1.0)
+    assert result.first.deviations == (0.0, 1.0)
 
 
 def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
@@ -570,17 +570,17 @@ class Back(Power):
         return namespace(x).sqrt(x * x), state, x
 
 
-def test_an_overflow_on_both_sides_is_not_judged_and_on_one_side_is_a_difference():
+def test_an_overflow_on_both_sides_is_not_checked_and_on_one_side_is_a_difference():
     x = np.full((4, 3), 1e30, np.float32)
     x[:, 2] = 1.0
     data = x, np.zeros((4, 3), np.float32)
     for layer in (Power(), Back()):
         for sides in (("numpy", eager([])), ("numpy",)):
             result = bisected(layer, data, *sides, steps=0)
-            assert result.status == "not judged"
+            assert result.status == "not checked"
             name, part = type(layer).__name__, "forward"
             assert result.verdict.startswith(
-                f"Not judged: {name}(): {part} (finite in float64, overf"
+                f"Not checked: {name}(): {part} (finite in float64, overf"
             )
             assert "in 8 of 12 elements" in result.verdict
             assert "Agrees" not in str(result)
@@ -605,13 +605,13 @@ def test_an_overflow_on_both_sides_is_not_judged_and_on_one_side_is_a_difference
     assert first.index == (0, 2), "huge elements do not hide small ones"
 
 
-def test_nan_in_the_reference_and_on_a_side_is_not_judged():
+def test_nan_in_the_reference_and_on_a_side_is_not_checked():
     class Missing(Power):
         def forward(self, params, state, x, *, train=False):
             return x * float("nan"), state, x
 
     result = bisected(Missing(), images()[1:] * 2, "numpy", steps=0)
-    assert result.status == "not judged"
+    assert result.status == "not checked"
     assert "NaN in the reference and on numpy" in result.verdict
     there = (
         Missing,
@@ -699,7 +699,7 @@ def test_the_stages_of_a_step_are_complete_and_in_order():
         ("2", "Dropout", "forward"),
         ("2", "Dropout", "state: key"),
         ("", "mean_squared_error", "value"),
-        ("", "mean_squared_error", "slope"),
+        ("", "mean_squared_error", "gradient of y"),
         ("2", "Dropout", "backward: dx"),
         ("1.0", "BatchNorm", "backward: dx"),
         ("1.0", "BatchNorm", "backward: gradient of bias"),
@@ -778,8 +778,8 @@ def test_a_step_that_is_not_finite_is_judged_as_far_as_it_can_be(backend):
         in result.remark
     )
     assert result.remark in str(result)
-    assert result.status == "not judged"
-    assert result.verdict.startswith("Not judged: ")
+    assert result.status == "not checked"
+    assert result.verdict.startswith("Not checked: ")
     assert "overflows float32 on" in result.verdict
 
 
@@ -1192,10 +1192,11 @@ def test_text_and_html_begin_with_the_verdict(backend):
     table = verbose[verbose.index("verdict") :]
     assert len(table.splitlines()) > 2 * MAX_ROWS
     # the narrow table begins shortly before the first difference
-    narrow = re.findall(r"(?m)^.* (?:ok|WRONG|not judged)$", text)
+    narrow = re.findall(r"(?m)^.* (?:ok|WRONG|not checked)$", text)
     assert 3 <= len(narrow) <= MAX_ROWS
     assert [line.endswith("WRONG") for line in narrow[:3]] == [False, False, True]
-    assert re.search(r"\d+ more\srows, and errors and tolerances: --verbose", text)
+    words = " ".join(text.split())
+    assert re.search(r"\d+ more rows, and deviations and tolerances: --verbose", words)
     assert page.startswith(
         "<p><strong>Differs first in layer 2 (GELU()): forward is nan on "
     )
@@ -1250,13 +1251,14 @@ def test_the_command_takes_a_custom_model(tmp_path, monkeypatch, capsys):
     options += ["--loss", "huber(delta=0.5)", "--optimizer", "SGD(rate=0.1)"]
     assert main(options) == 0
     out = capsys.readouterr().out
-    assert "20 more\nrows, and errors and tolerances: --verbose" in out
-    assert "error, numpy:cpu@float32" not in out
+    words = " ".join(out.split())
+    assert "20 more rows, and deviations and tolerances: --verbose" in words
+    assert "deviation, numpy:cpu@float32" not in out
     assert main([*options, "--verbose"]) == 0
     out = capsys.readouterr().out
     assert "huber" in out
     assert "SGD" in out
-    assert "error, numpy:cpu@float32" in out
+    assert "deviation, numpy:cpu@float32" in out
 
 
 PARITY = ["--workload", "parity-gru"]

@@ -32,7 +32,7 @@ def test_no_difference_is_found_without_a_fault():
         fault = Fault("none", "none", model, ("",), ("",))
         assert effect(fault).largest == 0.0
         assert bisected(fault).verdict == "agree"
-        assert compared(fault).verdict in ("agree", "not judged")
+        assert compared(fault).verdict in ("agree", "not checked")
 
 
 def test_a_change_below_rounding_is_not_counted():

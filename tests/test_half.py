@@ -383,7 +383,7 @@ def test_numbers_that_float16_cannot_hold_are_not_called_wrong():
     result = bisected([Loud(), nn.LayerNorm()], "numpy@float16", steps=0)
     forward = next(f for f in result.findings if f.kind == "Loud")
     assert forward.holds
-    assert "overflows float16" in forward.unjudged
+    assert "overflows float16" in forward.unchecked
 
 
 def test_a_side_without_the_dtype_is_refused(capsys):

@@ -60,7 +60,7 @@ def bisection():
 def test_the_tables_of_bisect_fit_into_a_terminal(differs, bisection):
     result = bisection
     if differs:
-        wrong = [replace(f, errors=(1.0, 0.0)) for f in result.findings]
+        wrong = [replace(f, deviations=(1.0, 0.0)) for f in result.findings]
         result = replace(result, findings=tuple(wrong))
     verdict, *lines = str(result).splitlines()
     assert verdict.startswith("Differs" if differs else "Agrees")

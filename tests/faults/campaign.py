@@ -42,7 +42,7 @@ DIFFER = "differ"
 
 @dataclass(frozen=True)
 class Answer:
-    """The verdict of a tool: "agree", "differ", "not judged" or "failed".
+    """The verdict of a tool: "agree", "differ", "not checked" or "failed".
 
     located: whether it names the layer and the kind of the fault. detail: what it
     names. step: the step that `compare` names, from 1, or 0.
@@ -180,7 +180,7 @@ def _compare(model: str, seed: int, backend: Any) -> Result:
 
 
 def _verdict(result: Result) -> str:
-    words = {"agrees": AGREE, "differs": DIFFER, "not checked": "not judged"}
+    words = {"agrees": AGREE, "differs": DIFFER}
     return words.get(result.status, result.status)
 
 
@@ -192,7 +192,7 @@ QUANTITIES = {
     "backward": {"gradients"},
     "random words": {"layers", "states"},
     "value": {"loss"},
-    "slope": {"gradients"},
+    "gradient of y": {"gradients"},
     "update": {"updates"},
     "first update": {"updates"},
     "moments": {"updates"},
@@ -221,15 +221,15 @@ def _is_right(fault: Fault, first: Difference) -> bool:
 class Alarms:
     """The verdicts of both tools on a backend without a fault.
 
-    wrong: by the tool, the number of runs called different. unjudged: by the tool, the
-    number of runs in which something could not be judged.
+    wrong: by the tool, the number of runs called different. unchecked: by the tool, the
+    number of runs in which something could not be checked.
     messages: a line for each wrong verdict.
     """
 
     backend: str
     runs: int
     wrong: Counter
-    unjudged: Counter
+    unchecked: Counter
     messages: tuple[str, ...]
 
 
@@ -246,7 +246,7 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
         print(f"{name} is left out: {error}")
         return None
     wrong: Counter = Counter()
-    unjudged: Counter = Counter()
+    unchecked: Counter = Counter()
     messages = []
     with remembered():
         for seed in range(SEED + 1, SEED + 1 + count):
@@ -256,12 +256,12 @@ def alarms(place: tuple[str, str, int]) -> Alarms | None:
                 ("bisect", bisection.status, bisection.verdict),
                 ("compare", _verdict(result), result.verdict),
             ):
-                if verdict == "not judged":
-                    unjudged[tool] += 1
+                if verdict == "not checked":
+                    unchecked[tool] += 1
                 elif verdict != AGREE:
                     wrong[tool] += 1
                     messages.append(f"{tool}, {name}, {model}, seed {seed}: {what}")
-    return Alarms(name, count, wrong, unjudged, tuple(messages))
+    return Alarms(name, count, wrong, unchecked, tuple(messages))
 
 
 # --- the page -------------------------------------------------------------------------
@@ -337,8 +337,8 @@ without a fault, at any of four steps.
 
 ## Runs without a fault
 
-These runs use the same models with other seeds and other data. A run is "not judged" if
-nothing differs but something could not be judged, which the verdict then names. For
+These runs use the same models with other seeds and other data. A run is "not checked"
+if nothing differs but something could not be checked, which the verdict then names. For
 `compare` that is every run of the transformer: the gradient of the bias of the
 attention keys is only rounding error, so the trained bias cannot be compared. It can
 also be a single run of another model, if rounding alone changed a result of the
@@ -429,7 +429,7 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         row: list[Any] = [name, sum(alarm.runs for alarm in part)]
         for tool in ("compare", "bisect"):
             row.append(sum(alarm.wrong[tool] for alarm in part))
-            row.append(sum(alarm.unjudged[tool] for alarm in part))
+            row.append(sum(alarm.unchecked[tool] for alarm in part))
         clean_rows.append(row)
     failures = [
         f"- {outcome.fault}. `compare`: {_describe(outcome.compare)}; "
@@ -456,8 +456,8 @@ def _page(outcomes: list[Outcome], clean_runs: list[Alarms]) -> tuple[str, list[
         batch=BATCH,
         clean=markdown_table(
             [
-                *("backend", "runs", "`compare`: false alarms", "not judged"),
-                *("`bisect`: false alarms", "not judged"),
+                *("backend", "runs", "`compare`: false alarms", "not checked"),
+                *("`bisect`: false alarms", "not checked"),
             ],
             clean_rows,
         ),

@@ -972,7 +972,7 @@ def optimizers() -> Iterator[Fault]:
 
 
 def losses() -> Iterator[Fault]:
-    """Yield faults of the value and the slope of a loss."""
+    """Yield faults of the value and the gradient of a loss."""
     for model, (_, loss, *_) in MODELS.items():
         for what, part, change in (
             (
@@ -981,18 +981,18 @@ def losses() -> Iterator[Fault]:
                 lambda v, d: (v * np.asarray(1.001, v.dtype), d),
             ),
             (
-                "the slope times 1.001",
-                "slope",
+                "the gradient times 1.001",
+                "gradient of y",
                 lambda v, d: (v, tree_map(scaled(1e-3), d)),
             ),
             (
-                "the slope of the last row is 0",
-                "slope",
+                "the gradient of the last row is 0",
+                "gradient of y",
                 lambda v, d: (v, tree_map(without_last(0), d)),
             ),
             (
-                "the slope is not divided by the batch size",
-                "slope",
+                "the gradient is not divided by the batch size",
+                "gradient of y",
                 lambda v, d: (v, tree_map(scaled(BATCH - 1.0), d)),
             ),
         ):

@@ -2,7 +2,7 @@
 
 A step, and a prediction after it, are split into stages (see `stages`). For each stage,
 both backends get the same numbers: those of the reference, rounded to the narrower
-dtype of the two. No error and no NaN travels from one stage to the next, so a
+dtype of the two. No deviation and no NaN travels from one stage to the next, so a
 difference in the results of a stage is caused by that stage. Both backends are compared
 with the same stage in float64 from the same numbers, which shows which of them is
 wrong. Random words and keys have to be equal.
@@ -16,9 +16,10 @@ The tolerance of a result follows from its dtype and from what is computed:
 
     tolerance = 4 · (spread + tiny) + ε · max |reference|
 
-spread: the error of the worst element of that result when the reference is run again
-with an error added to each operation, as large as the dtype allows (see `noise`: within
-ε/2 for what is rounded once, and growing with √n for a sum of n terms). It is a sample.
+spread: the deviation of the worst element of that result when the reference is run
+again with an error added to each operation, as large as the dtype allows (see `noise`:
+within ε/2 for what is rounded once, and growing with √n for a sum of n terms). It is a
+sample.
 Libraries add in blocks and have smaller errors than that; the factor 4 leaves room for
 those that do not. Where numbers are only moved or chosen, the spread is 0, and ε leaves
 room for the rounding of a constant. Compilers may replace numbers below tiny, the
@@ -35,8 +36,8 @@ it is sampled again with larger errors before it is called different.
 If a number is finite in float64 but not on a backend, it is a difference only if it is
 finite on another backend of the same dtype, or when the formula is computed in that
 dtype without native functions. Results that overflow on both backends, or are NaN on
-the backends and in the reference, cannot be compared. They are "not judged", which does
-not count as agreement.
+the backends and in the reference, cannot be checked. They are "not checked", which
+does not count as agreement.
 """
 
 import math
@@ -96,41 +97,41 @@ MAX_ROWS = 20  # of the narrow table of results
 class Finding:
     """One result of one stage on each backend, compared with the reference.
 
-    largest: the largest absolute value of the reference. errors and tolerances: of the
-    worst element, in the order of the backends. index: the element whose error is
-    largest relative to its tolerance, on the worse backend. columns: the positions
+    largest: the largest absolute value of the reference. deviations and tolerances: of
+    the worst element, in the order of the backends. index: the element whose deviation
+    is largest relative to its tolerance, on the worse backend. columns: the positions
     along the last axis around it. numbers: the values there, of the reference and then
-    of each backend. unjudged: why some elements could not be compared, or "".
+    of each backend. unchecked: why some elements could not be compared, or "".
     """
 
     path: str
     stage: str
     part: str
     largest: float
-    errors: tuple[float, ...]
+    deviations: tuple[float, ...]
     tolerances: tuple[float, ...]
     index: tuple[int, ...]
     columns: tuple[int, ...]
     numbers: tuple[tuple[float, ...], ...]
     finite: bool = True  # the whole reference
-    unjudged: str = ""
+    unchecked: str = ""
 
     @property
     def ratios(self) -> tuple[float, ...]:
-        """Error over tolerance by backend; infinite if only the tolerance is 0."""
-        return tuple(map(_ratio, self.errors, self.tolerances))
+        """Deviation over tolerance by backend; infinite if only the tolerance is 0."""
+        return tuple(map(_ratio, self.deviations, self.tolerances))
 
     @property
     def holds(self) -> bool:
-        """Return whether every error is within its tolerance."""
+        """Return whether every deviation is within its tolerance."""
         return all(ratio <= 1.0 for ratio in self.ratios)
 
     @property
     def status(self) -> str:
-        """Return "agree", "differ" or "not judged" for this result."""
+        """Return "agree", "differ" or "not checked" for this result."""
         if not self.holds:
             return "differ"
-        return "not judged" if self.unjudged else "agree"
+        return "not checked" if self.unchecked else "agree"
 
     @property
     def kind(self) -> str:
@@ -160,24 +161,24 @@ class Bisection:
 
     @property
     def first(self) -> Finding | None:
-        """The first result whose error exceeds its tolerance, or None."""
+        """The first result whose deviation exceeds its tolerance, or None."""
         return next((finding for finding in self.findings if not finding.holds), None)
 
     @property
-    def unjudged(self) -> tuple[Finding, ...]:
+    def unchecked(self) -> tuple[Finding, ...]:
         """The results of which some elements could not be compared."""
-        return tuple(finding for finding in self.findings if finding.unjudged)
+        return tuple(finding for finding in self.findings if finding.unchecked)
 
     @property
     def status(self) -> str:
-        """Return "agree", "differ", or "not judged" if that holds for some results."""
+        """Return "agree", "differ", or "not checked" if that holds for some results."""
         if self.first:
             return "differ"
-        return "not judged" if self.unjudged else "agree"
+        return "not checked" if self.unchecked else "agree"
 
     @property
     def worst(self) -> float:
-        """The largest error over tolerance of all."""
+        """The largest deviation over tolerance of all."""
         return max(ratio for finding in self.findings for ratio in finding.ratios)
 
     @property
@@ -191,15 +192,15 @@ class Bisection:
                 return f"{difference}."
             are = "results are" if later > 1 else "result is"
             return f"{difference}; {later} later {are} wrong too."
-        if self.unjudged:
-            example = self.unjudged[0]
-            names = {f"{finding.name}: {finding.part}" for finding in self.unjudged}
+        if self.unchecked:
+            example = self.unchecked[0]
+            names = {f"{finding.name}: {finding.part}" for finding in self.unchecked}
             others = len(names) - 1
             more = f", and {others} more" if others else ""
-            rest = len(self.findings) - len(self.unjudged)
+            rest = len(self.findings) - len(self.unchecked)
             return (
-                f"Not judged: {example.name}: {example.part} "
-                f"({example.unjudged}){more}. The other {rest} results agree within "
+                f"Not checked: {example.name}: {example.part} "
+                f"({example.unchecked}){more}. The other {rest} results agree within "
                 "rounding."
             )
         return (
@@ -214,9 +215,9 @@ class Bisection:
     def to_text(self, *, verbose: bool = False) -> str:
         """Return the verdict and the tables, which have at most 80 columns of text.
 
-        They have the error of each result divided by its tolerance, and if there are
-        many results, only those that differ or come closest to it. verbose: whether the
-        tables may be wider and have all results, with their errors and tolerances.
+        They have the deviation of each result divided by its tolerance, and if there
+        are many results, only those that differ or come closest to it. verbose: whether
+        the tables may be wider and have all results, with deviations and tolerances.
         """
         width = None if verbose else TERMINAL_WIDTH
         parts = [self.verdict, self.title]
@@ -272,22 +273,22 @@ class Bisection:
         return write(path, self._stages[number], self._names)
 
     def _describe(self, first: Finding) -> str:
-        """Describe the error of a result on each backend where it is wrong."""
-        errors: list[str] = []
+        """Describe the deviation of a result on each backend where it is wrong."""
+        parts: list[str] = []
         for i, (name, ratio) in enumerate(
             zip(self.backends, first.ratios, strict=True)
         ):
             if ratio <= 1.0:
                 continue
-            error = first.errors[i]
-            if math.isfinite(error):
+            deviation = first.deviations[i]
+            if math.isfinite(deviation):
                 tolerance = first.tolerances[i]
-                errors.append(
-                    f"wrong on {name} by {error:.3g} (tolerance {tolerance:.3g})"
+                parts.append(
+                    f"wrong on {name} by {deviation:.3g} (tolerance {tolerance:.3g})"
                 )
             else:
-                errors.append(self._describe_not_finite(first, i, name))
-        return f"{first.part} is {' and '.join(errors)}"
+                parts.append(self._describe_not_finite(first, i, name))
+        return f"{first.part} is {' and '.join(parts)}"
 
     def _describe_not_finite(self, first: Finding, i: int, name: str) -> str:
         """Describe an element that is finite only in the reference or on a backend."""
@@ -330,12 +331,12 @@ class Bisection:
                 finding.status, finding.status
             )
             lines.append([finding.path, finding.kind, part, *finding.ratios, verdict])
-        remark = "A number is an error divided by its tolerance: rounding is at most 1."
+        remark = "A number is a deviation over its tolerance: rounding is at most 1."
         hidden = len(rows) - len(indices)
         if hidden:
-            remark += f" {hidden} more row{'s' * (hidden > 1)}, and errors"
+            remark += f" {hidden} more row{'s' * (hidden > 1)}, and deviations"
         else:
-            remark += " Errors"
+            remark += " Deviations"
         remark += " and tolerances: --verbose, or to_text(verbose=True) in Python."
         return ["", "stage", "result", *self.backends, "verdict"], lines, remark
 
@@ -343,22 +344,22 @@ class Bisection:
         """Return the columns and rows of the table of results."""
         columns = ["", "stage", "result", "largest"]
         for name in self.backends:
-            columns += [f"error, {name}", "tolerance"]
+            columns += [f"deviation, {name}", "tolerance"]
         rows = []
         for finding, count in self._rows():
             part = finding.part + (f", worst of {count}" if count > 1 else "")
             numbers: list[float] = [finding.largest]
-            for error, tolerance in zip(
-                finding.errors, finding.tolerances, strict=True
+            for deviation, tolerance in zip(
+                finding.deviations, finding.tolerances, strict=True
             ):
-                numbers += [error, tolerance]
+                numbers += [deviation, tolerance]
             ratios = zip(self.backends, finding.ratios, strict=True)
             wrong = [name for name, ratio in ratios if not ratio <= 1.0]
             if wrong:
                 verdict = f"WRONG on {', '.join(wrong)}"
             else:
                 verdict = (
-                    f"not judged: {finding.unjudged}" if finding.unjudged else "ok"
+                    f"not checked: {finding.unchecked}" if finding.unchecked else "ok"
                 )
             rows.append([finding.path, finding.kind, part, *numbers, verdict])
         return [*columns, "verdict"], rows
@@ -702,7 +703,7 @@ _PARTS = {
         "grads": _BACK,
         "shortcut_grads": "backward_params around its layers",
     },
-    "loss": {"value": "value", "dy": "slope"},
+    "loss": {"value": "value", "dy": "gradient of y"},
     "start": {"params": "first update", "moments": "moments of the first update"},
     "update": {"params": "update", "moments": "moments"},
     "whole": {
@@ -992,28 +993,28 @@ def _finding(
             )
             tolerances[i] = 0.0 if exact else tolerance
     one_run = [_worst_of(reference, runs) for runs in got]
-    errors = []
+    deviations = []
     reasons = []
     masks: list[dict[str, np.ndarray]] = [{}] * len(got)
     if is_real:
         masks = _incomparable(name, reference, one_run, dtypes, controls)
     for i, side in enumerate(sides):
-        error = _errors(reference, one_run[i])
+        deviation = _deviations(reference, one_run[i])
         for reason, mask in masks[i].items():
-            error = np.where(mask, 0.0, error)
+            deviation = np.where(mask, 0.0, deviation)
             reasons.append(
                 f"{reason} on {side} in {np.sum(mask)} of {mask.size} elements"
             )
         if tolerances[i] > precisions.largest(dtypes[i]) / FACTOR:
             reasons.append(f"rounding alone takes it past the range of {dtypes[i]}")
-        errors.append(error)
-    worst = [float(np.max(error, initial=0.0)) for error in errors]
+        deviations.append(deviation)
+    worst = [float(np.max(deviation, initial=0.0)) for deviation in deviations]
     index: tuple[int, ...] = ()
     columns = range(0)
     numbers: list[tuple[float, ...]] = [()] * (1 + len(got))
     if reference.size:
         worse_side = int(np.argmax(list(map(_ratio, worst, tolerances))))
-        flat = int(np.argmax(errors[worse_side]))
+        flat = int(np.argmax(deviations[worse_side]))
         index = tuple(int(i) for i in np.unravel_index(flat, reference.shape))
         lead = index[:-1]
         last = (index or (0,))[-1]
@@ -1032,7 +1033,7 @@ def _finding(
         tuple(columns),
         tuple(numbers),
         finite=not is_real or bool(np.all(np.isfinite(reference))),
-        unjudged="; ".join(reasons),
+        unchecked="; ".join(reasons),
     )
 
 
@@ -1041,7 +1042,7 @@ def _worst_of(reference: np.ndarray, runs: list[np.ndarray]) -> np.ndarray:
     worst = runs[0]
     for run in runs[1:]:
         worst = np.where(
-            _errors(reference, run) > _errors(reference, worst), run, worst
+            _deviations(reference, run) > _deviations(reference, worst), run, worst
         )
     return worst
 
@@ -1084,8 +1085,8 @@ def _incomparable(
     return masks_by_side
 
 
-def _errors(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
-    """Return the absolute errors; infinite where only one of both numbers is finite."""
+def _deviations(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
+    """Return the absolute deviations; infinite where only one of both is finite."""
     expect(
         reference.shape == got.shape, "expected {}, got {}", reference.shape, got.shape
     )
@@ -1098,10 +1099,10 @@ def _errors(reference: np.ndarray, got: np.ndarray) -> np.ndarray:
     return np.where(same, 0.0, np.where(np.isnan(gaps), math.inf, gaps))
 
 
-def _ratio(error: float, tolerance: float) -> float:
+def _ratio(deviation: float, tolerance: float) -> float:
     if tolerance:
-        return error / tolerance
-    return math.inf if error else 0.0
+        return deviation / tolerance
+    return math.inf if deviation else 0.0
 
 
 def _changed(leaf: np.ndarray) -> np.ndarray:

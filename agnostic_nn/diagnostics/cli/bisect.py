@@ -21,7 +21,7 @@ def add(commands: "argparse._SubParsersAction[Any]") -> None:
         "Each stage of one training step, and of a prediction after it, gets the same "
         "numbers on both backends and is compared with the same stage in float64.",
         epilog="Exit status: 0 if nothing differs beyond rounding, 1 if something "
-        "does, 2 if a result could not be judged, such as one that overflows on both, "
+        "does, 2 if a result could not be checked, such as one that overflows on both, "
         "or nothing could be run.",
     )
     add_argument(
@@ -120,7 +120,7 @@ def _bisect(options: argparse.Namespace) -> int:
         hint = f"\n\nwritten: {output}; to run that stage alone, anywhere:\n"
         hint += shlex.join(words)
     print(f"{text}{hint}")
-    return {"agree": 0, "differ": 1, "not judged": 2}[result.status]
+    return {"agree": 0, "differ": 1, "not checked": 2}[result.status]
 
 
 def _replay(options: argparse.Namespace) -> Any:

@@ -536,7 +536,7 @@ def _judge_training(
             description = f"{finding.description}, from its own parameters"
             judgement.differences.append(replace(finding, description=description))
             continue
-        # If the loss could not be judged either, the results have the same cause.
+        # If the loss could not be checked either, the results have the same cause.
         same_cause = far_steps and lost <= last
         reason = cause if same_cause else _reason_at_end(group, name, reached, context)
         judgement.not_checked.append(_not_checked(finding, reason))

@@ -34,6 +34,7 @@ from ..bisect.noise import rounded
 from ..examples import LossOf
 from ..representable import nearest
 from .cases import Case, label_of
+from .oracles import SMALLEST_SCALE
 from .report import CheckFailed, Row
 
 __all__ = [
@@ -230,7 +231,8 @@ def compared(
 ) -> Iterator[tuple[Row, str]]:
     """Yield for each result a row, and a remark on numbers that overflow, or "".
 
-    Errors and tolerances are relative to the largest number of the reference.
+    Errors and tolerances are relative to the largest number of the reference, or to
+    `SMALLEST_SCALE` if that is larger.
     """
     limit = precisions.largest(dtype)
     overflows = {
@@ -248,7 +250,7 @@ def compared(
             )
         beyond = overflows[name] | (is_any & ~np.isfinite(got))
         scale = float(np.max(np.abs(expected), where=~beyond, initial=0.0))
-        scale = max(scale, precisions.tiny(dtype))
+        scale = max(scale, SMALLEST_SCALE)
         with np.errstate(invalid="ignore"):
             gaps = np.abs(got - expected)
         skipped = beyond | (got == expected)

@@ -53,7 +53,7 @@ def failure_inside(
     cases: the block in float32, in float64, and with other examples.
     judge: raises CheckFailed if a layer is wrong.
     at_kinks: whether the block failed because of kinks. Otherwise a layer whose input
-        lies at kinks in the block, such as the second of two ReLUs, is not judged.
+        lies at kinks in the block, such as the second of two ReLUs, is not checked.
     """
     path = ""
     message = ""

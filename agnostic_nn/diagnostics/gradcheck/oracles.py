@@ -52,6 +52,7 @@ __all__ = [
     "AT_KINKS",
     "BY_DIFFERENTIATION",
     "SAME",
+    "SMALLEST_SCALE",
     "STEP",
     "adjoint",
     "central_differences",
