@@ -8,7 +8,7 @@ import sys
 from dataclasses import replace
 from functools import partial
 from html import unescape
-from itertools import count
+from itertools import count, pairwise
 from pathlib import Path
 from types import ModuleType
 
@@ -701,6 +701,11 @@ def test_one_sentence_comes_first_in_every_format(spirals, tmp_path, kinds, expe
     write(report, tmp_path)
     markdown = (tmp_path / "report.md").read_text(encoding="utf-8")
     assert markdown.split("\n\n")[1].startswith(f"**{expected.strip().rstrip('.')}")
+
+
+def test_a_sentence_has_one_capital_also_if_runs_are_missing(spirals):
+    report = replace(ending(spirals, "agrees", "agrees"), unfinished=("jax:cpu:0",))
+    assert "; both backends agree with" in headline(report)
 
 
 def test_the_page_begins_with_the_same_sentence(spirals):
@@ -1644,6 +1649,31 @@ def test_layers_and_parameters_in_plots_have_the_class_of_the_layer(plots):
     assert rows("Gradients, from the same inputs") == [
         f"{layer}.{name} (Dense)" for layer in (0, 3) for name in ("bias", "weight")
     ]
+
+
+def test_labels_of_rows_do_not_overlap(eventful):
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
+    long = "encoder_of_a_sequence.blocks_of_attention.{}"
+    tolerance = eventful.tolerance
+    layers = tuple(
+        replace(each, layer=long.format(i)) for i, each in enumerate(tolerance.layers)
+    )
+    result = eventful.results[-1]
+    entries = dict(enumerate(result.deviations.layers.values()))
+    renamed = {long.format(i): entry for i, entry in entries.items()}
+    deviations = replace(result.deviations, layers=renamed)
+    report = replace(
+        eventful,
+        results=(replace(result, deviations=deviations),),
+        tolerance=replace(tolerance, layers=layers),
+    )
+    by_title = {plot.title: plot.figure for plot in drawn_plots(report)}
+    figure = by_title["Outputs of layers, from the same inputs"]
+    figure.draw_without_rendering()
+    boxes = [tick.get_window_extent() for tick in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == len(renamed)
+    for above, below in pairwise(boxes):
+        assert below.y1 <= above.y0
 
 
 def test_rows_of_arrays_are_in_the_order_of_computation(eventful):

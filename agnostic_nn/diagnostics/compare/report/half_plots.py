@@ -5,7 +5,7 @@ from ..schema import Report, Result
 from .axes import MARKS, line_style, log_axis
 from .half import half_runs
 from .names import layer_order
-from .plots import HEIGHT, MAX_POINTS, WIDTH, Plot, row_labels
+from .plots import HEIGHT, MAX_POINTS, WIDTH, Plot, height_of_labels, row_labels
 
 __all__ = ["half_plots"]
 
@@ -71,7 +71,9 @@ def _plot_layers(report: Report) -> Plot | None:
     known = [error for _, errors in runs for error in errors.values() if error]
     if not known:
         return None
-    plot, axes = figure(WIDTH, max(HEIGHT, 0.85 + 0.24 * len(places)))
+    labels = row_labels(report, places)
+    row_height = height_of_labels(labels)
+    plot, axes = figure(WIDTH, max(HEIGHT, 0.85 + row_height * len(places)))
     axis = log_axis(axes, "x", known)
     for i, errors in runs:
         for height, place in zip(range(len(places), 0, -1), places, strict=True):
@@ -79,7 +81,7 @@ def _plot_layers(report: Report) -> Plot | None:
             x = axis.high if error is None else axis.place(error)
             style = {"color": colour(i), "ms": 5.4, "mec": PAPER, "mew": 0.4}
             axes.plot(x, height, MARKS[i % len(MARKS)], **style, clip_on=False)
-    axes.set_yticks(range(len(places), 0, -1), row_labels(report, places))
+    axes.set_yticks(range(len(places), 0, -1), labels)
     axes.set_ylim(0.4, len(places) + 0.6)
     axes.set(xlabel="relative error of all gradients")
     return Plot(

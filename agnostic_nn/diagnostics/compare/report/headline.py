@@ -42,7 +42,13 @@ def headline(report: Report) -> str:
     agree = by_status.get("agrees", [])
     if agree:
         clauses.append(_agreeing(report, [name for name, _ in agree], kind))
-    return "; ".join(clauses)
+    return "; ".join([*clauses[:1], *map(_inside_a_sentence, clauses[1:])])
+
+
+def _inside_a_sentence(clause: str) -> str:
+    """Return a clause without the capital with which a sentence begins."""
+    begins = clause.startswith(("Both ", "All "))
+    return clause[0].lower() + clause[1:] if begins else clause
 
 
 def _missing(report: Report) -> str:

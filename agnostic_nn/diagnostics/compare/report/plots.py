@@ -26,7 +26,15 @@ from .axes import (
 )
 from .names import joined, layer_order, named_results, with_class
 
-__all__ = ["HEIGHT", "MAX_POINTS", "WIDTH", "Plot", "drawn", "row_labels"]
+__all__ = [
+    "HEIGHT",
+    "MAX_POINTS",
+    "WIDTH",
+    "Plot",
+    "drawn",
+    "height_of_labels",
+    "row_labels",
+]
 
 Runs = list[tuple[int, str, Result]]  # number, name and result of each
 
@@ -201,7 +209,8 @@ def _deviation_rows(
     report: Report, runs: Runs, by_run: list[dict[str, Any]], places: list[str]
 ) -> Any:
     """Draw a row for each array, and in it a lane for each run."""
-    row_height = max(0.24, 0.1 + 0.075 * len(runs))
+    labels = row_labels(report, places)
+    row_height = max(height_of_labels(labels), 0.1 + 0.075 * len(runs))
     plot, axes = figure(WIDTH, 0.85 + row_height * len(places))
     entries = [each[place] for each in by_run for place in places]
     axis = log_axis(
@@ -222,7 +231,7 @@ def _deviation_rows(
         axes.text(limit, len(places) + 0.45, "tolerance", **style)
     top = len(places) + 0.6 + 0.24 / row_height
     axes.set(ylim=(0.4, top), xlabel="relative deviation")
-    axes.set_yticks(range(len(places), 0, -1), row_labels(report, places))
+    axes.set_yticks(range(len(places), 0, -1), labels)
     axes.tick_params(axis="y", length=0)
     axes.grid(visible=False, axis="y")
     return plot
@@ -267,6 +276,11 @@ def _worst_rows(places: list[str], by_run: list[dict[str, Any]]) -> list[str]:
 def row_labels(report: Report, names: list[str]) -> list[str]:
     """Return the labels of rows: layers or arrays with the class of the layer."""
     return [_wrapped(with_class(report, name) or "the model") for name in names]
+
+
+def height_of_labels(labels: list[str]) -> float:
+    """Return the inches that a row needs for its label of one or two lines."""
+    return 0.4 if any("\n" in label for label in labels) else 0.24
 
 
 def _wrapped(label: str, width: int = 22) -> str:
