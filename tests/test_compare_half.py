@@ -129,10 +129,10 @@ def test_the_report_can_be_read_back(right):
     assert Report.from_json(right.to_json()).results == right.results
 
 
-@pytest.mark.parametrize("path", ["0", "2", "4", "6"])
+@pytest.mark.parametrize("path", ["0", "6"])
 def test_a_layer_whose_output_is_5_percent_off_is_named(path, monkeypatch):
     """The other layers compute in float32 when a layer is measured."""
-    widths = {"0": (20, 32), "2": (32, 32), "4": (32, 16), "6": (16, 2)}
+    widths = {"0": (20, 32), "6": (16, 2)}
     forward = nn.Dense.forward
 
     def wrong(self, params, state, x, *, train=False):
@@ -154,14 +154,11 @@ def test_a_layer_whose_output_is_5_percent_off_is_named(path, monkeypatch):
     assert result.half_precision.sentence == "No: the device computes wrong numbers."
 
 
-@pytest.mark.parametrize("path", ["0", "4"])
-def test_a_gradient_that_is_5_percent_off_is_named(path, monkeypatch):
-    widths = {"0": (20, 32), "4": (32, 16)}
-
+def test_a_gradient_that_is_5_percent_off_is_named(monkeypatch):
     def wrong(method):
         def call(self, params, cache, dy):
             result = method(self, params, cache, dy)
-            if not is_half(dy) or params["weight"].shape != widths[path]:
+            if not is_half(dy) or params["weight"].shape != (32, 16):
                 return result
             dx, grads = result if isinstance(result, tuple) else (None, result)
             grads = {**grads, "weight": grads["weight"] * 0.95}
@@ -173,10 +170,9 @@ def test_a_gradient_that_is_5_percent_off_is_named(path, monkeypatch):
         monkeypatch.setattr(nn.Dense, name, wrong(getattr(nn.Dense, name)))
     result = in_half(compared())
     assert result.status == "differs"
-    assert result.first_difference.layer == path
+    assert result.first_difference.layer == "4"
     assert result.first_difference.description == (
-        f"the gradient of {path}.weight if layer {path} (Dense) alone computes in "
-        "float16"
+        "the gradient of 4.weight if layer 4 (Dense) alone computes in float16"
     )
 
 
@@ -325,3 +321,16 @@ def test_the_terminal_and_the_files_answer_the_question(right, tmp_path):
     assert "## Half precision" in markdown
     assert "May I train in float16 on numpy:cpu? Yes: test accuracy" in markdown
     assert "| 6 | Dense |" in markdown
+
+
+def test_a_training_that_diverges_in_float32_too_is_answered_with_no():
+    huge = replace(BLOBS, optimizer=nn.SGD(1e30), loss=nn.mean_squared_error, epochs=1)
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((40, 3)).astype("float32")
+    examples = Examples(x[:32], x[:32, :1] * 1e38), Examples(x[32:], x[32:, :1])
+    huge = replace(huge, read=lambda: examples, metric=None, model=nn.Dense(1))
+    result = in_half(compared(huge))
+    assert result.error is None
+    assert result.half_precision.answer == "no"
+    assert result.half_precision.keep == ()
+    assert "the training in float16" not in {r.description for r in result.not_checked}

@@ -91,7 +91,7 @@ def study(
     kept: Run | None = None
     workload = task.workload
     everything = tuple(names)
-    if answer != "yes" and not differs:
+    if answer != "yes" and not differs and not ending.float32_diverges:
         keep = _layers_to_keep(layers)
     if keep:
         policy = _policy(workload, context, keep)
@@ -111,7 +111,7 @@ def study(
         control_test_metric=ending.control_metric,
         loss_allowed=ending.loss_allowed,
         metric_allowed=ending.metric_allowed,
-        gradient_error=_total_error(trained.probes, context),
+        gradient_error=_finite(_total_error(trained.probes, context)),
         float32_gradient_error=_error_of(
             backend, _policy(workload, context, everything), context
         ),
@@ -200,9 +200,7 @@ def _measured_layers(
 
     Layers with parameters are measured first, if there are too many.
     """
-    with_parameters = {
-        path for path in names if context.chains and _has_parameters(path, context)
-    }
+    with_parameters = {path for path in names if _has_parameters(path, context)}
     order = sorted(names, key=lambda path: path not in with_parameters)
     layers: list[HalfLayer] = []
     differences: dict[str, Difference] = {}
@@ -276,7 +274,7 @@ def _total_error(results: Sequence[Named], context: Context) -> float:
             error = sum(_square(ours[name] - exact[name]) for name in names)
             size = sum(_square(exact[name]) for name in names)
         squares.append(error / size if size else error)
-    return math.sqrt(np.mean(squares)) if squares else 0.0
+    return math.sqrt(np.mean(squares))
 
 
 def _square(leaf: Any) -> float:
@@ -400,6 +398,7 @@ class _Ending:
     control_metric: float | None
     loss_allowed: float
     metric_allowed: float | None
+    float32_diverges: bool
     last: int
 
     @classmethod
@@ -427,6 +426,7 @@ class _Ending:
             control_metric=_finite(control.metric),
             loss_allowed=SHARE * fall,
             metric_allowed=_metric_allowed(task, trained),
+            float32_diverges=bool(plain_losses) and _tail(plain_losses, task) is None,
             last=len(trained.losses),
         )
 
@@ -440,8 +440,8 @@ class _Ending:
     @property
     def is_explained(self) -> bool:
         """True if rounding of this size alone may make the training end like this."""
-        if self.control_loss is None:
-            return True  # the control run does not stay finite either
+        if self.control_loss is None or self.float32_diverges:
+            return True  # these do not stay finite either
         return self.loss is not None and self._is_close(SLACK)
 
     def _is_close(self, slack: float) -> bool:
@@ -568,7 +568,7 @@ def _advice(half: HalfPrecision, measured: str | None) -> str:
     what, number = "loss", half.kept_loss
     if measured and half.kept_test_metric is not None:
         what, number = measured, half.kept_test_metric
-    listed = ", ".join(half.keep)
+    listed = ", ".join(path or "(the model)" for path in half.keep)
     layers = "layers" if len(half.keep) > 1 else "layer"
     return f" With {layers} {listed} in float32: {what} {_shown(number, what)}."
 
