@@ -156,7 +156,9 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     ),
     **dict.fromkeys(("momentum", "beta1", "beta2", "rho", "decay", "dropout"), "share"),
     **dict.fromkeys(("rise", "min_scale"), "share"),
-    **dict.fromkeys(("activation", "reset", "mode", "fan", "distribution"), "choice"),
+    **dict.fromkeys(
+        ("activation", "reset", "mode", "padding_mode", "fan", "distribution"), "choice"
+    ),
     **dict.fromkeys(("initializer", "recurrent_initializer"), "initializer"),
     **dict.fromkeys(("window", "stride", "dilation", "size", "factors"), "per axis"),
     **dict.fromkeys(("layer", "norm", "attention"), "layer"),
@@ -219,6 +221,7 @@ def _constructors():
     add(nn.Upsample)
     add(nn.ZeroPad)
     add(nn.Crop)
+    add(nn.Pad)
     for kind in (nn.RNN, nn.GRU, nn.LSTM):
         add(kind, width=3)
     add(nn.MultiHeadAttention, counted, heads=2)
@@ -327,6 +330,7 @@ _ANY_RANK = (
     nn.Upsample,
     nn.ZeroPad,
     nn.Crop,
+    nn.Pad,
 )
 _FINAL = (
     schedules.Linear,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
+from agnostic_nn.core.trees import leaves
 from agnostic_nn.ops import convolve, convolve_input, convolve_weight
 
 versions = pytest.mark.parametrize("version", ["native", "standard"])
@@ -158,6 +159,30 @@ def test_the_forward_of_a_transposed_convolution_is_the_backward_of_a_convolutio
     np.testing.assert_allclose(result, expected, rtol=0, atol=32 * epsilon)
 
 
+@pytest.mark.parametrize("mode", ["replicate", "reflect", "circular"])
+def test_a_padding_mode_equals_pad_before_a_convolution_without_padding(
+    backend, draw, mode
+):
+    pads = ((2, 1), (0, 3))
+    options = {"stride": (2, 1), "dilation": (1, 2), "groups": 2}
+    conv = nn.Conv2D(4, (3, 2), padding=pads, padding_mode=mode, **options)
+    pad, plain = nn.Pad(pads, mode), nn.Conv2D(4, (3, 2), **options)
+    params, shape = initialized(backend, conv, (4, 5, 2))
+    assert shape == (3, 6, 4)
+    x, dy = backend.asarray(
+        (draw(2, 4, 5, 2).astype("float32"), draw(2, *shape).astype("float32"))
+    )
+    y, _, cache = conv.forward(params, {}, x)
+    wide, _, pad_cache = pad.forward({}, {}, x)
+    expected, _, plain_cache = plain.forward(params, {}, wide)
+    dwide, grads = plain.backward(params, plain_cache, dy)
+    dx, _ = pad.backward({}, pad_cache, dwide)
+    result = backend.to_numpy((y, *conv.backward(params, cache, dy)))
+    expected = backend.to_numpy((expected, dx, grads))
+    for ours, theirs in zip(leaves(result), leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
 def out_length(layer, length):
     """Return the length of y for one channel of `length` numbers."""
     return initialized(nn.backend("numpy"), layer, (length, 1))[1][0]
@@ -216,6 +241,7 @@ REFUSED = [  # options of Conv2D, or of ConvTranspose2D with output_padding
     ({"padding": ((1, 2, 3), 0)}, ValueError, r"padding for 2 sides, got \(1, 2, 3\)"),
     ({"padding": -1}, ValueError, "padding of at least 0, got -1"),
     ({"padding": ("same", 1)}, TypeError, "got 'same'"),
+    ({"padding_mode": "edge"}, ValueError, "padding_mode 'zeros', .*, got 'edge'"),
     ({"groups": 0}, ValueError, "groups of at least 1, got 0"),
     ({"groups": 3}, ValueError, "a width that 3 groups divide, got 4"),
     ({"output_padding": 1}, ValueError, r"below the stride \(1, 1\), got \(1, 1\)"),
@@ -243,6 +269,16 @@ SHAPES = [  # layer, shape of one example, complaint
         r"over \(3, 3\) do not fit \(5, 2\) padded by \(\(0, 0\)",
     ),
     (nn.Conv1D(4, 3, dilation=3, padding=1), (4, 1), r"over \(7,\) do not fit \(4,\)"),
+    (
+        nn.Conv2D(4, 3, padding=((0, 3), 0), padding_mode="reflect"),
+        (3, 4, 1),
+        r"padding of at most 2 on an axis of length 3 with mode 'reflect', got 3",
+    ),
+    (
+        nn.Conv1D(4, 3, padding=3, padding_mode="circular"),
+        (2, 1),
+        r"padding of at most 2 on an axis of length 2 with mode 'circular', got 3",
+    ),
     (nn.ConvTranspose1D(4, 3, padding=2), (2, 1), r"leaves nothing of \(2,\): \(0,\)"),
 ]
 

@@ -22,6 +22,7 @@ __all__ = [
     "Pads",
     "PerAxis",
     "effective_window",
+    "expect_sources",
     "out_lengths",
     "padding_per_axis",
     "per_axis",
@@ -127,3 +128,27 @@ def out_lengths(
     message = "windows over {} do not fit {} padded by {}"
     expect(min(out) >= 1, message, sizes, lengths, pads)
     return out
+
+
+def expect_sources(mode: str, lengths: Shape, pads: Pads) -> None:
+    """Raise ValueError if `mode` cannot pad axes of `lengths` by `pads`.
+
+    "replicate" copies the first or last element, so an axis needs one. "reflect" copies
+    up to n - 1 elements, all but the one at the end that it pads, and "circular" up to
+    n.
+    """
+    if mode not in ("replicate", "reflect", "circular"):
+        return
+    for n, (low, high) in zip(lengths, pads, strict=True):
+        most = max(low, high)
+        if mode == "replicate":
+            fits = n >= 1 or most == 0
+            message = "cannot replicate the ends of {}: a spatial axis is empty"
+            expect(fits, message, lengths)
+            continue
+        limit = max(n - 1, 0) if mode == "reflect" else n
+        message = (
+            "expected padding of at most {} on an axis of length {} with mode '{}', "
+            "got {}: pad less, or use 'replicate'"
+        )
+        expect(most <= limit, message, limit, n, mode, most)

@@ -143,6 +143,12 @@ LAYERS = (
     ),
     Example(layers.Conv2D(4, (3, 2), stride=(2, 1), padding="same"), (5, 7, 3)),
     Example(
+        layers.Conv2D(
+            4, 3, padding=((2, 1), (0, 2)), padding_mode="reflect", bias=False
+        ),
+        (4, 3, 2),
+    ),
+    Example(
         layers.Conv3D(
             4,
             (2, 1, 3),
@@ -224,6 +230,8 @@ LAYERS = (
     ),
     Example(layers.Multiply(), ((5,),) * 4),
     Example(layers.PReLU(), (5,)),
+    Example(layers.Pad(((1, 2), (0, 3)), value=0.5), (3, 2, 2)),
+    Example(layers.Pad(((2, 0), 3), "reflect"), (3, 4, 2)),
     Example(blocks.Parallel(layers.Dense(3), layers.Tanh()), (2, 3)),
     Example(layers.PositionEmbedding(7), _SEQUENCE),
     Example(layers.RMSNorm(), (2, 5)),

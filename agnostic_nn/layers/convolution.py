@@ -29,6 +29,10 @@ The adjoint of an adjoint is the original map, so with x and dy exchanged,
 
     dx = convolve(dy, W)        dW = convolve_weight(dy, x)        db = Σ dy
 
+With a `padding_mode` other than "zeros", x is first padded with copies of its elements,
+u = P x, and then convolved without zeros. P is linear, so dx = Pᵀ du, where du is the
+gradient above with `low` = 0: `extend` and `extend_input` in `agnostic_nn.ops.padding`.
+
 (Dumoulin & Visin, "A guide to convolution arithmetic for deep learning",
 arXiv:1603.07285, ch. 4.)
 """
@@ -47,7 +51,7 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_count, expect_flag
+from ..core.errors import expect, expect_choice, expect_count, expect_flag
 from ..core.fields import set_fields
 from ..core.random import split
 from ..core.windows import (
@@ -55,13 +59,21 @@ from ..core.windows import (
     Pads,
     PerAxis,
     effective_window,
+    expect_sources,
     out_lengths,
     padding_per_axis,
     per_axis,
     resolve_padding,
 )
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..ops import convolve, convolve_input, convolve_weight, sum_rows
+from ..ops import (
+    convolve,
+    convolve_input,
+    convolve_weight,
+    extend,
+    extend_input,
+    sum_rows,
+)
 from .base import Layer
 
 __all__ = [
@@ -182,6 +194,41 @@ class _Convolution(Layer):
         stride, padding, dilation, _ = self._geometry(lengths)
         return out_lengths(lengths, self.window, stride, dilation, padding)
 
+    # A convolution and its adjoint differ in these.
+
+    def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
+        raise NotImplementedError
+
+    def _in_channels(self, weight: Array) -> int:
+        raise NotImplementedError
+
+    def _map(self, x: Array, weight: Array, bias: Array | None) -> Array:
+        raise NotImplementedError
+
+    def _input_gradient(self, dy: Array, weight: Array, lengths: Shape) -> Array:
+        raise NotImplementedError
+
+    def _weight_gradient(self, x: Array, dy: Array) -> Array:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class _Conv(_Convolution):
+    """The convolution itself, whose padding may copy elements of x."""
+
+    _: KW_ONLY
+    padding_mode: str = "zeros"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        modes = ("zeros", "replicate", "reflect", "circular")
+        expect_choice("padding_mode", self.padding_mode, modes)
+
+    def _geometry(self, lengths: Shape) -> tuple[Shape, Pads, Shape, int]:
+        stride, padding, dilation, groups = super()._geometry(lengths)
+        expect_sources(self.padding_mode, lengths, padding)
+        return stride, padding, dilation, groups
+
     def _draw_weight(self, key: Key, channels: int, dtype: Any) -> Array:
         return namespace(key).concat(self._draw_groups(key, channels, dtype), axis=-1)
 
@@ -189,18 +236,34 @@ class _Convolution(Layer):
         channels: int = weight.shape[-2] * self.groups
         return channels
 
-    # `_ConvTranspose` overrides these three with the adjoint maps.
-
     def _map(self, x: Array, weight: Array, bias: Array | None) -> Array:
-        lengths = x.shape[1:-1]
-        self._out_lengths(lengths)  # raises if x is smaller than a window
-        return convolve(x, weight, *self._geometry(lengths), bias)
+        self._out_lengths(x.shape[1:-1])  # raises if x is smaller than a window
+        x, geometry = self._extended(x)
+        return convolve(x, weight, *geometry, bias)
 
     def _input_gradient(self, dy: Array, weight: Array, lengths: Shape) -> Array:
-        return convolve_input(dy, weight, lengths, *self._geometry(lengths))
+        stride, padding, dilation, groups = self._geometry(lengths)
+        if self.padding_mode == "zeros":
+            geometry = stride, padding, dilation, groups
+            return convolve_input(dy, weight, lengths, *geometry)
+        extended_lengths = tuple(
+            low + n + high for n, (low, high) in zip(lengths, padding, strict=True)
+        )
+        geometry = stride, ((0, 0),) * self.rank, dilation, groups
+        extended = convolve_input(dy, weight, extended_lengths, *geometry)
+        return extend_input(extended, padding, self.padding_mode)
 
     def _weight_gradient(self, x: Array, dy: Array) -> Array:
-        return convolve_weight(x, dy, self.window, *self._geometry(x.shape[1:-1]))
+        x, geometry = self._extended(x)
+        return convolve_weight(x, dy, self.window, *geometry)
+
+    def _extended(self, x: Array) -> tuple[Array, tuple[Shape, Pads, Shape, int]]:
+        """Return x padded with copies of its elements, and the remaining geometry."""
+        stride, padding, dilation, groups = self._geometry(x.shape[1:-1])
+        if self.padding_mode != "zeros":
+            x = extend(x, padding, self.padding_mode)
+            padding = ((0, 0),) * self.rank
+        return x, (stride, padding, dilation, groups)
 
 
 @dataclass(frozen=True)
@@ -262,7 +325,7 @@ class _ConvTranspose(_Convolution):
         return convolve_weight(dy, x, self.window, *self._geometry(dy.shape[1:-1]))
 
 
-class Conv1D(_Convolution):
+class Conv1D(_Conv):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b along time, for offsets k in the window.
 
     x: (batch, time, channels) -> y: (batch, windows, width). For a window of length k
@@ -278,6 +341,9 @@ class Conv1D(_Convolution):
                    ⌈time / s⌉ windows, half of them on each side and an odd one after.
                    An integer applies to both sides; ((before, after),) sets
                    them separately
+        padding_mode
+                   "zeros", or how x is padded with copies of its elements instead:
+                   "replicate", "reflect" or "circular", as in `Pad`
         groups     number of parts that the channels are split into, each part of y
                    depending on one part of x. It divides the channels of x and `width`.
                    Equal to the channels, it makes the convolution depthwise
@@ -293,12 +359,15 @@ class Conv1D(_Convolution):
         dx[i] = Σ dy[o] W[k]ᵀ over all o, k with o s + k d - low = i
         dW[k] = Σ x[o s + k d - low]ᵀ dy[o] over the batch and all o
         db    = Σ dy[o] over the batch and all o
+
+    With another `padding_mode`, x is first padded as by `Pad`, and the last step of dx
+    is the gradient of `Pad`.
     """
 
     rank = 1
 
 
-class Conv2D(_Convolution):
+class Conv2D(_Conv):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over two axes.
 
     x: (batch, rows, columns, channels) -> y: (batch, *out, width).
@@ -313,7 +382,7 @@ class Conv2D(_Convolution):
     rank = 2
 
 
-class Conv3D(_Convolution):
+class Conv3D(_Conv):
     """y[o] = Σₖ x[o s + k d - low] W[k] + b, for offsets k in a window over three axes.
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *out, width). The options
@@ -331,9 +400,9 @@ class ConvTranspose1D(_ConvTranspose):
     a `Conv1D`. With stride s, y is about s times as long as x.
 
     The options and the weight, (window, width / groups, channels), are those of the
-    Conv1D that maps y to the shape of x. `padding` would pad y there, so here it
-    removes elements of y. With s above 1, several lengths of y are mapped to the same
-    length of x:
+    Conv1D that maps y to the shape of x, without `padding_mode`. `padding` would pad y
+    there, so here it removes elements of y. With s above 1, several lengths of y are
+    mapped to the same length of x:
 
         "same"       time · s
         otherwise    (time - 1) s + d (k - 1) + 1 - before - after + output_padding

@@ -1,6 +1,7 @@
 """Resampling: change the lengths of the spatial axes of x (batch, *space, channels).
 
-Each layer is a linear map A along every spatial axis, y = A x, so dx = Aᵀ dy.
+Each layer is a linear map A along every spatial axis, y = A x, so dx = Aᵀ dy. (`Pad`
+with a value other than 0 adds a constant, which has no gradient.)
 """
 
 import math
@@ -18,13 +19,16 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_choice
+from ..core.errors import expect, expect_choice, expect_number
 from ..core.fields import set_fields
-from ..core.windows import Pads, padding_per_axis, per_axis
-from ..ops import crop, pad
+from ..core.windows import Pads, expect_sources, padding_per_axis, per_axis
+from ..ops import crop, extend, extend_input, pad
 from .base import Layer
 
-__all__ = ["Crop", "Upsample", "ZeroPad"]
+__all__ = ["Crop", "Pad", "Upsample", "ZeroPad"]
+
+
+_COPIES = ("replicate", "reflect", "circular")  # modes of `extend`
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,73 @@ class ZeroPad(_Edges):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return crop(dy, self._pairs(dy.shape)), {}
+
+
+@dataclass(frozen=True)
+class Pad(_Edges):
+    """y[i] = x[s(i - low)], which is x with more elements at the ends of its axes.
+
+    Along a spatial axis of length n, with `low` elements added before x and `high`
+    after it, and j = i - low in [-low, n + high),
+
+        constant     y[i] = x[j] if 0 ≤ j < n, else `value`
+        replicate    s(j) = min(max(j, 0), n - 1)            a a [a b c] c c
+        reflect      s(j) = -j below 0, 2 (n - 1) - j        c b [a b c] b a
+                     from n on, else j
+        circular     s(j) = j mod n                          b c [a b c] a b
+
+    x: (batch, *space, channels) -> y: (batch, *out, channels), with any number of
+    spatial axes, padded one after another. The modes are those of PyTorch's `pad`;
+    NumPy calls "replicate" edge and "circular" wrap.
+
+    `padding`: number of elements, an integer for all sides, or for each axis an integer
+    for both sides or a pair (before, after), such as (2, 0) for one side. "reflect"
+    copies at most n - 1 elements, and "circular" at most n. `value`: of the elements
+    that "constant" adds.
+
+    Gradient
+    --------
+    Each y[i] depends on one element of x, so
+
+        dx[k] = Σ dy[i] over all i with s(i - low) = k
+
+    The parts of dy at both ends are added to the elements that they were copied from.
+    "constant" leaves them out.
+    """
+
+    padding: int | tuple[int, ...] | Pads = 1
+    mode: str = "constant"
+    _: KW_ONLY
+    value: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_choice("mode", self.mode, ("constant", *_COPIES))
+        expect_number("value", self.value)
+        fits = self.mode == "constant" or self.value == 0.0
+        message = "expected no value, as mode '{}' copies elements of x, got {}"
+        expect(fits, message, self.mode, self.value)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        pairs = self._pairs((0, *shape))
+        expect_sources(self.mode, shape[:-1], pairs)
+        lengths = [n + sum(pair) for n, pair in zip(shape[:-1], pairs, strict=True)]
+        return {}, {}, (*lengths, shape[-1])
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        pairs = self._pairs(x.shape)
+        if self.mode == "constant":
+            return pad(x, pairs, self.value), state, ()
+        expect_sources(self.mode, x.shape[1:-1], pairs)
+        return extend(x, pairs, self.mode), state, ()
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        pairs = self._pairs(dy.shape)
+        if self.mode == "constant":
+            return crop(dy, pairs), {}
+        return extend_input(dy, pairs, self.mode), {}
 
 
 @dataclass(frozen=True)

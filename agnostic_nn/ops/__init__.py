@@ -32,8 +32,8 @@ from .normalization import (
     normalize_rows,
     normalize_rows_backward,
 )
-from .padding import crop, pad, pad_impl
-from .pooling import along, largest, largest_input, slide, unslide
+from .padding import along, crop, extend, extend_input, pad, pad_impl
+from .pooling import largest, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
 
@@ -53,6 +53,8 @@ __all__ = [
     "erf",
     "erfc",
     "expm1_below",
+    "extend",
+    "extend_input",
     "gelu",
     "gelu_curve",
     "gelu_curve_slope",

@@ -15,9 +15,9 @@ from typing import Any
 
 from ..core.arrays import Array, Shape, device, namespace
 from ..core.windows import Pads
-from .padding import crop, pad
+from .padding import along, crop, pad
 
-__all__ = ["along", "largest", "largest_input", "slide", "unslide"]
+__all__ = ["largest", "largest_input", "slide", "unslide"]
 
 
 @singledispatch
@@ -107,11 +107,6 @@ def unslide(
     totals = [sum(parts[1:], start=parts[0]) if parts else empty for parts in columns]
     x = xp.reshape(xp.stack(totals, axis=axis + 1), (*lead, rows * stride, *rest))
     return x[_at(axis, slice(0, length))]
-
-
-def along(x: Array, axis: int, sides: tuple[int, int]) -> Pads:
-    """Return the padding `sides` for one inner axis of x, and 0 for the others."""
-    return tuple(sides if i == axis else (0, 0) for i in range(1, x.ndim - 1))
 
 
 def _axes(*per_axis: Iterable[Any]) -> list[tuple[int, tuple[Any, ...]]]:

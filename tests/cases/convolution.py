@@ -26,7 +26,9 @@ def options(layer):
 
 def conv(t, g):
     x = g.x.movedim(-1, 1)
-    x = t.nn.functional.pad(x, sides_of(g.layer, x.shape[2:]))
+    mode = g.layer.padding_mode
+    mode = "constant" if mode == "zeros" else mode
+    x = t.nn.functional.pad(x, sides_of(g.layer, x.shape[2:]), mode=mode)
     function = getattr(t.nn.functional, f"conv{g.layer.rank}d")
     weight, bias = outward(g.params["weight"]), g.params.get("bias")
     return function(x, weight, bias, **options(g.layer)).movedim(1, -1)
@@ -73,6 +75,28 @@ def sweep(length=7, window=3):
 
 
 CASES = [
+    Case(
+        Conv1D(4, 3, stride=2, padding=((3, 1),), padding_mode="reflect", groups=2),
+        (4, 2),
+    ),
+    Case(
+        Conv1D(3, 3, padding=((0, 4),), padding_mode="circular", dilation=2),
+        (4, 2),
+        thorough=True,
+    ),
+    Case(Conv1D(2, 5, padding="same", padding_mode="circular"), (3, 2), thorough=True),
+    Case(Conv1D(2, 3, padding="valid", padding_mode="reflect"), (3, 2), thorough=True),
+    Case(Conv2D(2, 3, padding=4, padding_mode="replicate"), (2, 1, 2)),
+    Case(
+        Conv2D(4, (3, 2), stride=2, padding="same", padding_mode="reflect"),
+        (5, 4, 1),
+        thorough=True,
+    ),
+    Case(
+        Conv3D(2, 2, padding=((0, 2), 1, 0), padding_mode="circular"),
+        (2, 3, 2, 1),
+        thorough=True,
+    ),
     Case(Conv1D(3, 2), (5, 2)),
     Case(Conv1D(2, 4, stride=3, padding="same", bias=False), (7, 3)),
     Case(Conv2D(6, 3, padding=1, groups=3), (5, 3, 3)),

@@ -34,9 +34,44 @@ def padded(sign):
     return theirs
 
 
-TWINS = {nn.Crop: padded(-1), nn.Upsample: upsample, nn.ZeroPad: padded(1)}
+def pad_in_mode(t, g):
+    """Return PyTorch's `pad`, which takes channels first and the last axis first."""
+    layer, axes = g.layer, g.x.ndim - 2
+    padding = layer.padding if isinstance(layer.padding, tuple) else (layer.padding,)
+    pairs = [p if isinstance(p, tuple) else (p, p) for p in padding]
+    sides = list(chain(*reversed(pairs * (axes // len(pairs)))))
+    options = {"value": layer.value} if layer.mode == "constant" else {}
+    x = t.movedim(g.x, -1, 1)
+    y = t.nn.functional.pad(x, sides, mode=layer.mode, **options)
+    return t.movedim(y, 1, -1)
+
+
+TWINS = {
+    nn.Crop: padded(-1),
+    nn.Pad: pad_in_mode,
+    nn.Upsample: upsample,
+    nn.ZeroPad: padded(1),
+}
+
+
+def pads():
+    """Each mode at its limits: n - 1 elements, n, and more than n."""
+    for mode, most in (("reflect", 2), ("circular", 3), ("replicate", 7)):
+        yield Case(nn.Pad(((most, most),), mode), (3, 2))
+        for pair in ((0, most), (most, 0), (1, most - 1)):
+            yield Case(nn.Pad((pair,), mode), (3, 2), thorough=True)
+        sides = ((1, most), (most, 0))
+        yield Case(nn.Pad(sides, mode), (3, 4, 2))
+        yield Case(nn.Pad((0, *sides), mode), (2, 3, 5, 1), thorough=True)
+
 
 CASES = [
+    *pads(),
+    Case(nn.Pad(), (3, 2), thorough=True),
+    Case(nn.Pad(2, value=-3), (2, 1, 2, 1), thorough=True),
+    Case(nn.Pad(4, "replicate"), (1, 1, 2), thorough=True),
+    Case(nn.Pad(0, "reflect"), (1, 2), thorough=True),
+    Case(nn.Pad(1, "circular"), (1, 2), thorough=True),
     Case(nn.Upsample(), (3, 2), thorough=True),
     Case(nn.Upsample((2, 3)), (3, 2, 2)),
     Case(nn.Upsample((1, 2, 3)), (2, 3, 2, 1), thorough=True),
