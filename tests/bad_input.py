@@ -1157,7 +1157,8 @@ def of_losses():
             "ignore_index": ("a", 1.5),
         },
         losses.binary_cross_entropy: {
-            "positive_weight": ("a", -1.0, None, (1.0,), (1.0, "a", 2.0))
+            "positive_weight": ("a", -1.0, None, (1.0,), (1.0, "a", 2.0)),
+            "from_logits": (None, 1, "no"),
         },
         losses.huber: {"delta": (0.0, -1.0, "a", None, math.nan)},
         losses.gaussian_nll: {},
@@ -1169,13 +1170,24 @@ def of_losses():
         losses.multi_class_margin: {
             "margin": ("a", None, math.nan),
             "power": (3, 0, "a", 1.5, None),
+            "class_weights": (3.0, (1.0, 2.0), (1.0, -1.0, 1.0)),
         },
+        losses.multi_label_margin: {"margin": ("a", None, math.nan)},
+        losses.multi_label_soft_margin: {
+            "class_weights": (3.0, (1.0, 2.0), (1.0, -1.0, 1.0))
+        },
+        losses.hinge_embedding: {"margin": ("a", None, math.inf)},
+        losses.margin_ranking: {},
+        losses.soft_margin: {},
         losses.mean_squared_error: {},
         losses.mean_absolute_error: {},
         losses.log_cosh: {},
         losses.hinge: {},
         losses.squared_hinge: {},
-        losses.kl_divergence: {},
+        losses.kl_divergence: {
+            "log_target": (None, 1, "no"),
+            "per_element": (None, 1, "no"),
+        },
         losses.cosine_distance: {},
     }
     arrays = {
@@ -1185,7 +1197,7 @@ def of_losses():
     }
     arrays["target"] += (From(lambda w: w.array(4, 3, dtype="int8") > 0, "booleans"),)
     for loss, own in options.items():
-        paired = loss is losses.gaussian_nll
+        paired = loss in (losses.gaussian_nll, losses.margin_ranking)
         for name, values in own.items():
             for value in values:
                 yield Case(

@@ -17,7 +17,7 @@ from agnostic_nn import softmax_cross_entropy as softmax
 from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.diagnostics.examples import LOSSES as SPECIMENS
 from agnostic_nn.diagnostics.gradcheck.inputs import batched
-from agnostic_nn.losses.base import check_of, metrics_of
+from agnostic_nn.losses.base import check_of, metrics_of, probabilities_of
 from agnostic_nn.training.config import describe, rebuild
 
 
@@ -109,9 +109,14 @@ LOSSES = {  # loss, a good y and target
     "signs": (nn.hinge, DRAWN, np.sign(DRAWN + 0.1)),
     "squared signs": (nn.squared_hinge, DRAWN, np.sign(DRAWN + 0.1)),
     "margins": (nn.multi_class_margin, DRAWN, LABELS),
+    "soft signs": (nn.soft_margin, DRAWN, np.sign(DRAWN + 0.1)),
+    "distances": (nn.hinge_embedding, np.abs(DRAWN), np.sign(DRAWN + 0.1)),
+    "many labels": (nn.multi_label_margin, DRAWN, (DRAWN > 0.3) * 1.0),
+    "soft labels": (nn.multi_label_soft_margin, DRAWN, np.full((4, 3), 0.3)),
     "angles": (nn.cosine_distance, DRAWN, DRAWN[::-1]),
 }
-LINEAR = (nn.negative_log_likelihood, nn.kl_divergence)  # their slope says nothing of y
+# their slope says nothing of y, that of hinge_embedding where the target is 1
+LINEAR = (nn.negative_log_likelihood, nn.kl_divergence, nn.hinge_embedding)
 WEIGHTS = np.asarray([0.5, 2.0, 0.0, 1.0])
 each_loss = pytest.mark.parametrize(
     ("loss", "y", "target"), LOSSES.values(), ids=LOSSES
@@ -221,6 +226,10 @@ def test_weights_of_nothing_but_0_make_a_loss_of_0(backend, widest, loss, y, tar
     np.testing.assert_array_equal(dy, 0)
 
 
+LOG2, L3, E = math.log(2), math.log(3), math.e
+BCE = functools.partial(binary, from_logits=False)
+PER_ELEMENT = functools.partial(nn.kl_divergence, per_element=True)
+LOG_TARGET = functools.partial(nn.kl_divergence, log_target=True)
 HUGE = float(np.finfo(np.float32).max)
 ENDS = [  # loss, y, target, value, dy; all exact in float32
     (softmax, [[1e4, -1e4]], [1], 2e4, [[1, -1]]),
@@ -259,6 +268,26 @@ ENDS = [  # loss, y, target, value, dy; all exact in float32
     (nn.hinge, [HUGE], [1], 0, [0]),
     (nn.hinge, [HUGE], [-1], HUGE, [1]),
     (nn.multi_class_margin, [[0, -math.inf]], [0], 0, [[0, 0]]),
+    (BCE, [0, 1], [0, 1], 0, [0.5, -0.5]),
+    (BCE, [0], [1], 100, [-1e12]),
+    (BCE, [1], [0], 100, [1e12]),
+    (BCE, [1e-30], [1], 30 * math.log(10), [-1e12]),
+    (BCE, [1e-9], [0], 1e-9, [1]),
+    (PER_ELEMENT, [[0, -math.inf]], [[1, 0]], 0, [[-0.5, 0]]),
+    (LOG_TARGET, [[0, -math.inf]], [[0, -math.inf]], 0, [[-1, 0]]),
+    (LOG_TARGET, [[0, -1e4]], [[-math.inf, 0]], 1e4, [[0, -1]]),
+    (nn.soft_margin, [HUGE], [-1], HUGE, [1]),
+    (nn.soft_margin, [HUGE], [1], 0, [0]),
+    (nn.soft_margin, [-50], [-1], math.exp(-50), [math.exp(-50)]),
+    (nn.soft_margin, [math.inf, -math.inf], [1, -1], 0, [0, 0]),
+    (nn.hinge_embedding, [HUGE], [1], HUGE, [1]),
+    (nn.hinge_embedding, [HUGE], [-1], 0, [0]),
+    (nn.hinge_embedding, [-HUGE], [-1], HUGE, [-1]),
+    (nn.multi_label_margin, [[0, -math.inf]], [[1, 0]], 0, [[0, 0]]),
+    (nn.multi_label_margin, [[-math.inf] * 2], [[1, 1]], 0, [[0, 0]]),
+    (nn.multi_label_margin, [[1e4, -1e4]], [[0, 1]], 10000.5, [[0.5, -0.5]]),
+    (nn.multi_label_soft_margin, [[1e4, -1e4]], [[0, 1]], 1e4, [[0.5, -0.5]]),
+    (nn.multi_label_soft_margin, [[math.inf, 0]], [[1, 0]], LOG2 / 2, [[0, 0.25]]),
     (nn.cosine_distance, [[1e30, 1e30]], [[0, 1e-30]], 1 - 0.5**0.5, None),
     (
         nn.cosine_distance,
@@ -278,6 +307,8 @@ KINKS = [  # loss, y, target, dy there
     (nn.hinge, [-1.0], [-1.0], [0]),
     (nn.squared_hinge, [1.0], [1.0], [0]),
     (nn.multi_class_margin, [[1.0, 0.0]], [0], [[0, 0]]),
+    (nn.multi_label_margin, [[1.0, 0.0]], [[1, 0]], [[0, 0]]),
+    (nn.hinge_embedding, [1.0], [-1.0], [0]),
 ]
 
 
@@ -477,6 +508,54 @@ REFUSED = [  # loss, y, target, weights, error, message
         r"y is \(2, 1\) but target is \(2,\)",
     ),
     (
+        nn.soft_margin,
+        zeros(2, 1),
+        zeros(2),
+        None,
+        ValueError,
+        r"y is \(2, 1\) but target is \(2,\)",
+    ),
+    (
+        nn.hinge_embedding,
+        zeros(2),
+        ints(2),
+        None,
+        ValueError,
+        "float32 but target is .*int32",
+    ),
+    (
+        nn.multi_label_margin,
+        zeros(2, 3),
+        ints(2, 3),
+        None,
+        ValueError,
+        "float32 but target is .*int32",
+    ),
+    (
+        nn.multi_label_soft_margin,
+        zeros(2, 3),
+        zeros(2, 4),
+        None,
+        ValueError,
+        r"y is \(2, 3\) but target is \(2, 4\)",
+    ),
+    (
+        nn.margin_ranking,
+        zeros(2),
+        zeros(2),
+        None,
+        ValueError,
+        "outputs .'first', 'second'., as a",
+    ),
+    (
+        nn.margin_ranking,
+        (zeros(2), zeros(2)),
+        zeros(2, 1),
+        None,
+        ValueError,
+        r"y is \(2,\) but target is \(2, 1\)",
+    ),
+    (
         nn.multi_class_margin,
         zeros(2, 3),
         zeros(2),
@@ -640,6 +719,70 @@ BAD_OPTIONS = [  # loss, y, target, options, error, message
         "1 positive_weight for",
     ),
     (
+        binary,
+        zeros(2),
+        zeros(2),
+        {"from_logits": 0},
+        TypeError,
+        "from_logits to be True or False, got 0",
+    ),
+    (
+        nn.kl_divergence,
+        zeros(2, 2),
+        zeros(2, 2),
+        {"log_target": "yes"},
+        TypeError,
+        "log_target to be True or False, got 'yes'",
+    ),
+    (
+        nn.kl_divergence,
+        zeros(2, 2),
+        zeros(2, 2),
+        {"per_element": 1},
+        TypeError,
+        "per_element to be True or False, got 1",
+    ),
+    (
+        nn.hinge_embedding,
+        zeros(2),
+        zeros(2),
+        {"margin": math.inf},
+        ValueError,
+        "finite margin",
+    ),
+    (
+        nn.margin_ranking,
+        (zeros(2),) * 2,
+        zeros(2),
+        {"margin": math.nan},
+        ValueError,
+        "finite margin",
+    ),
+    (
+        nn.multi_label_margin,
+        zeros(2, 3),
+        zeros(2, 3),
+        {"margin": "1"},
+        TypeError,
+        "margin to be a number, got '1'",
+    ),
+    (
+        nn.multi_label_soft_margin,
+        zeros(2, 3),
+        zeros(2, 3),
+        {"class_weights": (1.0, 2.0)},
+        ValueError,
+        r"2 class_weights for logits \(2, 3\)",
+    ),
+    (
+        nn.multi_class_margin,
+        zeros(2, 3),
+        ints(2),
+        {"class_weights": (1.0, -1.0, 1.0)},
+        ValueError,
+        "each of class_weights of at least 0, got -1.0",
+    ),
+    (
         nn.multi_class_margin,
         zeros(2, 3),
         ints(2),
@@ -715,6 +858,8 @@ WITHOUT_AXES = [  # loss or metric along a last axis, y and target without axes
     (nn.negative_log_likelihood, zeros(), ints()),
     (nn.kl_divergence, zeros(), zeros()),
     (nn.multi_class_margin, zeros(), ints()),
+    (nn.multi_label_margin, zeros(), zeros()),
+    (nn.multi_label_soft_margin, zeros(), zeros()),
     (nn.cosine_distance, zeros(), zeros()),
     (nn.cosine_embedding, (zeros(), zeros()), zeros()),
     (nn.triplet_margin, (zeros(), zeros(), zeros()), None),
@@ -817,6 +962,29 @@ CHECKED = [  # loss, shape of one output, target, error, message
     (nn.negative_log_likelihood, (3,), [3], ValueError, "labels from 0 to 2"),
     (nn.kl_divergence, (3,), [[0, 1]], TypeError, "real floating targets, got int64"),
     (nn.kl_divergence, (2,), [[0.5, 0.6]], ValueError, "sums to 1.1"),
+    (LOG_TARGET, (2,), [[-1.0, -1.0]], ValueError, r"target\[0\] sums to 0.73"),
+    (LOG_TARGET, (2,), [[INF, 0.0]], ValueError, "finite targets"),
+    (LOG_TARGET, (2,), [[NAN, 0.0]], ValueError, "finite targets"),
+    (LOG_TARGET, (2,), [[0, 0]], TypeError, "real floating targets, got int64"),
+    (BCE, (1,), [[2.0]], ValueError, r"in \[0, 1\], but target\[0, 0\] is 2.0"),
+    (nn.soft_margin, (), [0.0], ValueError, r"-1 or 1, but target\[0\] is 0.0"),
+    (nn.hinge_embedding, (), [0.0], ValueError, r"-1 or 1, but target\[0\] is 0.0"),
+    (nn.margin_ranking, ((), ()), [0.0], ValueError, r"-1 or 1, but target\[0\]"),
+    (
+        nn.margin_ranking,
+        {"first": (2,), "second": (2,)},
+        zeros(3),
+        ValueError,
+        r"targets \(batch, 2\), got \(3,\)",
+    ),
+    (
+        nn.multi_label_margin,
+        (2,),
+        [[1.0, 0.5]],
+        ValueError,
+        r"0 or 1, but target\[0, 1\] is 0.5",
+    ),
+    (nn.multi_label_soft_margin, (1,), [[1.5]], ValueError, r"in \[0, 1\], but"),
     (nn.hinge, (), [1.0, 0.0], ValueError, r"-1 or 1, but target\[1\] is 0.0"),
     (nn.squared_hinge, (), [2.0], ValueError, r"-1 or 1, but target\[0\] is 2.0"),
     (
@@ -867,7 +1035,7 @@ def test_a_check_lets_every_good_target_pass(case):
 
 def test_each_loss_brings_the_metrics_that_fit_it():
     assert softmax.metrics == {"accuracy": nn.accuracy}
-    assert binary.metrics == {"accuracy": nn.binary_accuracy}
+    assert binary.metrics.keys() == {"accuracy"}
     assert mse.metrics == {}
 
 
@@ -910,10 +1078,13 @@ def test_the_losses_are_those_of_pytorch(backend, widest, epsilon, case):
 # --- reductions -----------------------------------------------------------------------
 
 
-def counted(options, x):
+COUNTS = (softmax, nn.negative_log_likelihood)  # whose class weights count in a mean
+
+
+def counted(loss, options, x):
     """Return how much each example counts in a mean."""
     y, target = x["y"], x["target"]
-    if not {"class_weights", "ignore_index"} & options.keys():
+    if not {"class_weights", "ignore_index"} & options.keys() or loss not in COUNTS:
         return 1.0
     weights = np.asarray(options.get("class_weights", [1.0] * y.shape[-1]))
     if target.dtype.kind == "f":
@@ -957,7 +1128,7 @@ def test_every_reduction_is_one_of_the_same_values(
     x = tree_map(lambda leaf: cast(leaf, np.float64), x)
     values, slopes = loss(x["y"], x["target"], reduction="none", **options)
     w = np.broadcast_to(spread(weights, values), values.shape)
-    total = np.sum(w * counted(options, x))
+    total = np.sum(w * counted(loss, options, x))
     expected = [
         (np.sum(w * values) / total, w / total),
         (np.sum(values), np.ones_like(values)),
@@ -1021,7 +1192,6 @@ def test_an_infinite_slope_of_weight_0_is_left_out(backend):
 
 # --- options --------------------------------------------------------------------------
 
-LOG2, E = math.log(2), math.e
 OPTIONS = [  # loss, y, target, options, values
     (nn.huber, [0.25, 2.0, -2.0], [0, 0, 0], {"delta": 0.5}, [1 / 32, 7 / 8, 7 / 8]),
     (nn.huber, [0.75, -0.75], [0, 0], {"delta": 0.5}, [0.25, 0.25]),
@@ -1057,6 +1227,42 @@ OPTIONS = [  # loss, y, target, options, values
         [0],
         {"power": 2, "margin": 2.0},
         [(9 + 1 + 4) / 4],
+    ),
+    (
+        nn.multi_class_margin,
+        [[1, 2, 0, 1]],
+        [1],
+        {"class_weights": (1.0, 0.5, 1.0, 1.0), "margin": 2.0},
+        [0.5 * (1 + 0 + 1) / 4],
+    ),
+    (BCE, [0.25, 0.25], [1, 0], {"positive_weight": 2.0}, [4 * LOG2, 2 * LOG2 - L3]),
+    (
+        nn.kl_divergence,
+        [[-LOG2, -LOG2]],
+        [[0.75, 0.25]],
+        {"per_element": True},
+        [[0.75 * (L3 - LOG2), -0.25 * LOG2]],
+    ),
+    (
+        nn.kl_divergence,
+        [[-LOG2, -LOG2]],
+        [[L3 - 2 * LOG2, -2 * LOG2]],
+        {"log_target": True},
+        [0.75 * L3 - LOG2],
+    ),
+    (nn.soft_margin, [0, L3, L3], [1, 1, -1], {}, [LOG2, 2 * LOG2 - L3, 2 * LOG2]),
+    (nn.hinge_embedding, [2, 2, 0.5], [1, -1, -1], {"margin": 1.5}, [2, 0, 1]),
+    (nn.margin_ranking, ([3, 1], [1, 3]), [1, 1], {"margin": 1.0}, [0, 3]),
+    (nn.margin_ranking, ([3, 1], [1, 3]), [-1, -1], {}, [2, 0]),
+    (nn.multi_label_margin, [[2, 0, 1]], [[1, 1, 0]], {}, [(0 + 2) / 3]),
+    (nn.multi_label_margin, [[2, 0, 1]], [[1, 1, 0]], {"margin": 3.0}, [(2 + 4) / 3]),
+    (nn.multi_label_margin, [[2, 0, 1]], [[0, 0, 0]], {}, [0]),
+    (
+        nn.multi_label_soft_margin,
+        [[0, L3]],
+        [[1, 0]],
+        {"class_weights": (3.0, 1.0)},
+        [(3 * LOG2 + 2 * LOG2) / 2],
     ),
     (nn.cosine_distance, [[3, 4], [-6, -8]], [[3, 4], [3, 4]], {}, [0, 2]),
     (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [1], {"margin": 0.5}, [0.04]),
@@ -1194,6 +1400,29 @@ def test_vectors_that_are_0_or_alike_have_no_slope(backend, loss, count):
     assert value == (0.5 if count == 2 else 1.0)
     for leaf in dy:
         np.testing.assert_array_equal(leaf, 0)
+
+
+def test_probabilities_and_accuracy_follow_from_logits():
+    """A probability of 0.25 is below 1/2, but as a logit it is above 0."""
+    y, target = np.asarray([0.25, 0.75]), np.asarray([0.0, 1.0])
+    np.testing.assert_array_equal(probabilities_of(BCE)(y), y)
+    np.testing.assert_allclose(probabilities_of(binary)(y), 1 / (1 + np.exp(-y)))
+    np.testing.assert_array_equal(metrics_of(BCE)["accuracy"](y, target), [1, 1])
+    np.testing.assert_array_equal(metrics_of(binary)["accuracy"](y, target), [0, 1])
+
+
+def test_the_accuracy_of_a_ranking_counts_pairs_in_order():
+    y, target = (np.asarray([2.0, 2.0, 1.0]), np.ones(3)), np.asarray([1.0, -1.0, 1.0])
+    accuracy = nn.margin_ranking.metrics["accuracy"]
+    np.testing.assert_array_equal(accuracy(y, target), [1, 0, 0])
+
+
+@pytest.mark.parametrize("y", [-0.1, 1.1])
+def test_a_probability_outside_0_and_1_makes_the_loss_nan(y):
+    with np.errstate(invalid="ignore"):
+        for target in (0.25, 0.75):
+            value, _ = BCE(np.asarray([y]), np.asarray([target]))
+            assert np.isnan(value)
 
 
 def test_a_triplet_needs_no_target(backend, draw):

@@ -9,6 +9,7 @@ from ..core.trees import shape_map
 
 __all__ = [
     "Draw",
+    "chances",
     "counts",
     "distributions",
     "drawn",
@@ -21,6 +22,7 @@ __all__ = [
     "positive",
     "probabilities",
     "signs",
+    "zeros_and_ones",
 ]
 
 Draw = Callable[[np.random.Generator, Any], Any]
@@ -58,6 +60,11 @@ def signs(generator: np.random.Generator, shape: Any) -> np.ndarray:
     return np.asarray(generator.choice([-1.0, 1.0], shape["target"]))
 
 
+def zeros_and_ones(generator: np.random.Generator, shape: Any) -> np.ndarray:
+    """Return targets of 0 and 1."""
+    return np.asarray(generator.choice([0.0, 1.0], shape["target"]))
+
+
 def probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return targets between 0 and 1."""
     return np.asarray(generator.random(shape["target"]))
@@ -92,6 +99,11 @@ def labels_without_last(generator: np.random.Generator, shape: Any) -> np.ndarra
 def positive(generator: np.random.Generator, shape: Any) -> np.ndarray:
     """Return numbers between 0.3 and 2."""
     return np.asarray(generator.uniform(0.3, 2.0, shape))
+
+
+def chances(generator: np.random.Generator, shape: Any) -> np.ndarray:
+    """Return probabilities between 0.05 and 0.95."""
+    return np.asarray(generator.uniform(0.05, 0.95, shape))
 
 
 def log_probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:

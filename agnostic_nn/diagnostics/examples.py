@@ -15,6 +15,7 @@ from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
 from .draws import (
     Draw,
+    chances,
     counts,
     distributions,
     drawn,
@@ -27,6 +28,7 @@ from .draws import (
     positive,
     probabilities,
     signs,
+    zeros_and_ones,
 )
 
 __all__ = [
@@ -277,10 +279,16 @@ _LABELS = {"y": (3, 4), "target": (3,)}
 _ROWS = {"y": (2, 4), "target": (2, 4)}
 _GAUSSIAN = {"y": {"mean": (3,), "variance": (3,)}, "target": (3,)}
 _PAIR = {"y": {"first": (5, 4), "second": (5, 4)}, "target": (5,)}
+_SCORES = {"y": {"first": (5,), "second": (5,)}, "target": (5,)}
 _TRIPLET = {"y": ((3, 4), (3, 4), (3, 4)), "target": (0,)}
 
 LOSSES = (
     Example(loss_of(losses.binary_cross_entropy), _VECTOR, drawn(probabilities)),
+    Example(
+        loss_of(losses.binary_cross_entropy, from_logits=False),
+        _VECTOR,
+        drawn(probabilities, chances),
+    ),
     Example(loss_of(losses.cosine_distance), _ROWS, drawn(numbers)),
     Example(loss_of(losses.cosine_embedding, margin=0.1), _PAIR, drawn(signs)),
     Example(
@@ -290,14 +298,22 @@ LOSSES = (
     ),
     Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(numbers, positive)),
     Example(loss_of(losses.hinge), _VECTOR, drawn(signs)),
+    Example(loss_of(losses.hinge_embedding), _VECTOR, drawn(signs)),
     Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(numbers)),
     Example(
         loss_of(losses.kl_divergence), _ROWS, drawn(distributions, log_probabilities)
     ),
     Example(loss_of(losses.log_cosh), _VECTOR, drawn(numbers)),
+    Example(loss_of(losses.margin_ranking, margin=0.5), _SCORES, drawn(signs)),
     Example(loss_of(losses.mean_absolute_error), _VECTOR, drawn(numbers)),
     Example(loss_of(losses.mean_squared_error), _VECTOR, drawn(numbers)),
     Example(loss_of(losses.multi_class_margin, labels=True), _LABEL, drawn(labels)),
+    Example(loss_of(losses.multi_label_margin), _ROWS, drawn(zeros_and_ones)),
+    Example(
+        loss_of(losses.multi_label_soft_margin, class_weights=(0.5, 2.0, 0.0, 1.25)),
+        _ROWS,
+        drawn(probabilities),
+    ),
     Example(
         loss_of(
             losses.negative_log_likelihood,
@@ -309,6 +325,7 @@ LOSSES = (
         drawn(labels_or_ignored, log_probabilities),
     ),
     Example(loss_of(losses.poisson_nll), _VECTOR, drawn(counts)),
+    Example(loss_of(losses.soft_margin), _VECTOR, drawn(signs)),
     Example(loss_of(losses.softmax_cross_entropy, labels=True), _LABELS, drawn(labels)),
     Example(loss_of(losses.squared_hinge), _VECTOR, drawn(signs)),
     Example(loss_of(losses.triplet_margin, margin=0.5), _TRIPLET, drawn(numbers)),

@@ -13,7 +13,13 @@ from inspect import signature
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..core.arrays import Array, Metric, Shape, device, first_true, namespace, size
-from ..core.errors import described, expect, expect_choice, expect_integer
+from ..core.errors import (
+    described,
+    expect,
+    expect_choice,
+    expect_integer,
+    expect_number,
+)
 from ..core.trees import leaves, tree_map
 from ..ops import is_narrow, narrowed, widened
 
@@ -22,6 +28,7 @@ __all__ = [
     "Divisor",
     "Loss",
     "Term",
+    "along_classes",
     "at_label",
     "batch_loss",
     "check_labels",
@@ -253,7 +260,7 @@ def loss_function(
         keyword arguments.
     probabilities
         The function from outputs to the probabilities that the loss makes of them, or
-        None.
+        None. Options of the loss that it needs are its keyword arguments.
     metrics
         The metrics to report by default, by name: functions (y, target). Options of the
         loss that a metric needs are its keyword arguments.
@@ -414,10 +421,14 @@ def metrics_of(loss: Loss) -> dict[str, Metric]:
 
 
 def probabilities_of(loss: Loss) -> Callable[[Array], Array] | None:
-    """Return the function from outputs to probabilities of a loss, or None."""
-    if isinstance(loss, partial):
-        return probabilities_of(loss.func)
-    return getattr(loss, "probabilities", None)
+    """Return the function from outputs to probabilities of a loss, or None.
+
+    Options that `partial` has set are keyword arguments of it.
+    """
+    if not isinstance(loss, partial):
+        return getattr(loss, "probabilities", None)
+    function = probabilities_of(loss.func)
+    return None if function is None else _bind_options(function, loss.keywords)
 
 
 def describe_loss(loss: Loss) -> str:
@@ -496,6 +507,20 @@ def at_label(labels: Array, like: Array) -> Array:
 def one_hot(labels: Array, like: Array) -> Array:
     """Return 1 where `at_label` is true and 0 elsewhere, in the dtype of `like`."""
     return namespace(like).astype(at_label(labels, like), like.dtype)
+
+
+def along_classes(name: str, numbers: Any, y: Array) -> Array:
+    """Return numbers, one for each entry of the last axis of y, as an array like y."""
+    if not isinstance(numbers, tuple | list):
+        kind = type(numbers).__name__
+        raise TypeError(
+            f"expected {name} as a tuple of numbers, got {kind}: pass tuple(w.tolist())"
+        )
+    for number in numbers:
+        expect_number(f"each of {name}", number, low=0.0)
+    count = len(numbers)
+    expect(y.shape[-1:] == (count,), "{} {} for logits {}", count, name, y.shape)
+    return namespace(y).asarray(numbers, dtype=y.dtype, device=device(y))
 
 
 # --- checks of targets on the host ----------------------------------------------------

@@ -13,13 +13,15 @@ weights. F is the logarithm, or another function for the focal loss. For q = sof
 For F = log, s = a. If also w = 1 and p sums to 1, this is the familiar q - p.
 """
 
+import math
 from typing import Any
 
 from ..core.arrays import Array, Shape, device, expect_axis, first_true, namespace
-from ..core.errors import expect, expect_integer, expect_number
+from ..core.errors import expect, expect_flag, expect_integer, expect_number
 from ..metrics import accuracy, binary_accuracy
 from ..ops import log_softmax, sigmoid
 from .base import (
+    along_classes,
     at_label,
     check_labels,
     check_numbers,
@@ -33,6 +35,7 @@ from .base import (
 __all__ = [
     "binary_cross_entropy",
     "kl_divergence",
+    "multi_label_soft_margin",
     "negative_log_likelihood",
     "softmax_cross_entropy",
 ]
@@ -101,25 +104,11 @@ def _class_coefficients(
     if label_smoothing:
         a = (1.0 - label_smoothing) * p + label_smoothing / y.shape[-1]
     if class_weights is not None:
-        w = _along_classes("class_weights", class_weights, y)
+        w = along_classes("class_weights", class_weights, y)
         counts = xp.sum(w * p, axis=-1)
         counts = counts if is_counted is None else xp.where(is_counted, counts, 0.0)
         a = w * a
     return a, counts, is_counted
-
-
-def _along_classes(name: str, numbers: Any, y: Array) -> Array:
-    """Return numbers, one for each entry of the last axis of y, as an array like y."""
-    if not isinstance(numbers, tuple | list):
-        kind = type(numbers).__name__
-        raise TypeError(
-            f"expected {name} as a tuple of numbers, got {kind}: pass tuple(w.tolist())"
-        )
-    for number in numbers:
-        expect_number(f"each of {name}", number, low=0.0)
-    count = len(numbers)
-    expect(y.shape[-1:] == (count,), "{} {} for logits {}", count, name, y.shape)
-    return namespace(y).asarray(numbers, dtype=y.dtype, device=device(y))
 
 
 def _reduced_counted(
@@ -272,9 +261,28 @@ def negative_log_likelihood(
     return _reduced_counted(values, -a, is_counted, weights, reduction, counts)
 
 
-@loss_function(check=_check_distributions, probabilities=_exp, accuracy=accuracy)
+def _check_kl_target(target: Array, shape: Shape, *, log_target: bool = False) -> None:
+    """Raise unless targets are probabilities, or their logarithms, that sum to 1."""
+    if not log_target:
+        _check_distributions(target, shape)
+        return
+    xp = namespace(target)
+    is_float = hasattr(target, "dtype") and xp.isdtype(target.dtype, "real floating")
+    # log 0 = -inf is a probability of 0
+    finite = xp.where(target == -math.inf, -1e4, target) if is_float else target
+    check_numbers(finite, shape)
+    _check_distributions(xp.exp(finite), shape)
+
+
+@loss_function(check=_check_kl_target, probabilities=_exp, accuracy=accuracy)
 def kl_divergence(
-    y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
+    y: Array,
+    target: Array,
+    weights: Array | None = None,
+    *,
+    log_target: bool = False,
+    per_element: bool = False,
+    reduction: str = "mean",
 ) -> tuple[Array, Any]:
     """Mean over examples of Σₖ pₖ (log pₖ - yₖ), for log-probabilities y and targets p.
 
@@ -282,6 +290,13 @@ def kl_divergence(
     adds 0. The mean is over examples, as with PyTorch's
     `kl_div(..., reduction="batchmean")`. Kullback & Leibler, "On Information and
     Sufficiency" (1951).
+
+    log_target
+        Targets are log pₖ, as in PyTorch. -inf stands for pₖ = 0.
+    per_element
+        The values are pₖ (log pₖ - yₖ), one per element, without the sum over classes,
+        and the mean is over all elements. It is smaller by the number of classes: that
+        of PyTorch's `kl_div` by default.
 
     Gradient
     --------
@@ -292,12 +307,21 @@ def kl_divergence(
     ValueError
         If y and target differ in shape or dtype, or are empty.
     """
+    expect_flag("log_target", log_target)
+    expect_flag("per_element", per_element)
     expect_alike(y, target)
     expect_axis(y, "classes")
     xp = namespace(y)
-    log_p = xp.log(xp.where(target > 0, target, 1.0))
-    values = xp.sum(target * (log_p - xp.where(target > 0, y, 0.0)), axis=-1)
-    return reduced(values, -target, weights, reduction)
+    if log_target:
+        p = xp.exp(target)
+        log_p = xp.where(p > 0, target, 0.0)
+    else:
+        p = target
+        log_p = xp.log(xp.where(p > 0, p, 1.0))
+    values = p * (log_p - xp.where(p > 0, y, 0.0))
+    if not per_element:
+        values = xp.sum(values, axis=-1)
+    return reduced(values, -p, weights, reduction)
 
 
 def _check_probabilities(target: Array, shape: Shape) -> None:
@@ -310,30 +334,53 @@ def _check_probabilities(target: Array, shape: Shape) -> None:
         )
 
 
+def _binary_probabilities(y: Array, *, from_logits: bool = True) -> Array:
+    return sigmoid(y) if from_logits else y
+
+
+def _accuracy_of_two(y: Array, target: Array, *, from_logits: bool = True) -> Array:
+    """1 where y and the target are on the same side of 1/2, or of the logit 0."""
+    return binary_accuracy(y if from_logits else y - 0.5, target)
+
+
 @loss_function(
-    check=_check_probabilities, probabilities=sigmoid, accuracy=binary_accuracy
+    check=_check_probabilities,
+    probabilities=_binary_probabilities,
+    accuracy=_accuracy_of_two,
 )
 def binary_cross_entropy(
-    logits: Array,
+    y: Array,
     target: Array,
     weights: Array | None = None,
     *,
+    from_logits: bool = True,
     positive_weight: float | tuple[float, ...] = 1.0,
     reduction: str = "mean",
 ) -> tuple[Array, Any]:
-    """Mean of -w t log σ(z) - (1 - t) log σ(-z), with logits z and targets t.
+    """Mean of -w t log σ(z) - (1 - t) log σ(-z), with logits z = y and targets t.
 
     The mean is over all elements. PyTorch: `binary_cross_entropy_with_logits`.
     Keras: `BinaryCrossentropy(from_logits=True)`.
 
-    logits, target: the same shape, which may be any, and the same real dtype. Targets
-    are in [0, 1], which is not checked here. positive_weight: w, one number, or a tuple
-    with one for each entry of the last axis; `pos_weight` in PyTorch.
+    y, target: the same shape, which may be any, and the same real dtype. Targets are in
+    [0, 1], which is not checked here.
+
+    positive_weight
+        w, one number, or a tuple with one for each entry of the last axis; `pos_weight`
+        in PyTorch.
+    from_logits
+        If it is false, y are probabilities, such as the outputs of `Sigmoid`, and take
+        the place of σ(z); PyTorch's `binary_cross_entropy` (`BCELoss`). This is less
+        accurate, because a probability near 1 has lost the digits of 1 - y. A y outside
+        [0, 1] makes the loss NaN.
 
     -log σ(z) = log(1 + exp(-z)) = max(-z, 0) + log(1 + exp(-|z|)), which neither
     overflows nor cancels. Applied to both terms,
 
         L = (1 - t) max(z, 0) + w t max(-z, 0) + (1 - t + w t) log(1 + exp(-|z|))
+
+    Of probabilities, L = -w t log y - (1 - t) log(1 - y). As in PyTorch, logarithms are
+    at least -100, so the loss of a certain and wrong y is finite.
 
     Gradient
     --------
@@ -344,28 +391,99 @@ def binary_cross_entropy(
     which for w = 1 is σ(z) - t (Bishop, PRML, eq. 4.91). For full precision in both
     tails, σ(|z|) = 1 / (1 + exp(-|z|)) and σ(-|z|) = exp(-|z|) / (1 + exp(-|z|)).
 
+    Of probabilities,
+
+        ∂L/∂y = (1 - t) / (1 - y) - w t / y
+
+    with divisors of at least 1e-12, so that it is finite where y is 0 or 1.
+
     Raises
     ------
     ValueError
-        If logits and target differ in shape or dtype or are empty, or if a weight is
+        If y and target differ in shape or dtype or are empty, or if a weight is
         negative, or if their number is not the length of the last axis.
     """
-    expect_alike(logits, target)
-    xp = namespace(logits)
+    expect_flag("from_logits", from_logits)
+    expect_alike(y, target)
     negative = 1.0 - target  # 1 - t
     positive = target  # w t
     if isinstance(positive_weight, tuple):
-        positive = _along_classes("positive_weight", positive_weight, logits) * target
+        positive = along_classes("positive_weight", positive_weight, y) * target
     else:
         expect_number("positive_weight", positive_weight, low=0.0)
         if positive_weight != 1.0:
             positive = positive_weight * target
-    # With d = exp(-|z|), the slope is ((1 - t) - w t d) / (1 + d) for z > 0 and
-    # (-w t + (1 - t) d) / (1 + d) for z ≤ 0, or (outer - inner · d) / (1 + d) for both.
+    compute = _of_logits if from_logits else _of_probabilities
+    values, slopes = compute(y, positive, negative)
+    return reduced(values, slopes, weights, reduction)
+
+
+def _of_logits(logits: Array, positive: Array, negative: Array) -> tuple[Array, Array]:
+    """Return -a log σ(z) - b log σ(-z) and its slope, with a = positive, b = negative.
+
+    With d = exp(-|z|), the slope is (b - a d) / (1 + d) for z > 0 and
+    (-a + b d) / (1 + d) for z ≤ 0, or (outer - inner · d) / (1 + d) for both.
+    """
+    xp = namespace(logits)
     is_positive = logits > 0
     decay = xp.exp(-xp.abs(logits))
     outer = xp.where(is_positive, negative, -positive)
     inner = xp.where(is_positive, positive, -negative)
     linear = outer * xp.where(outer == 0, 0.0, logits)  # 0 · inf would be NaN
     values = linear + (negative + positive) * xp.log1p(decay)
-    return reduced(values, (outer - inner * decay) / (1.0 + decay), weights, reduction)
+    return values, (outer - inner * decay) / (1.0 + decay)
+
+
+def _of_probabilities(
+    y: Array, positive: Array, negative: Array
+) -> tuple[Array, Array]:
+    """Return -a log y - b log(1 - y) and its slope, with a = positive, b = negative."""
+    xp = namespace(y)
+    is_zero = y == 0
+    is_one = y == 1
+    log_y = xp.log(xp.where(is_zero, 1.0, y))
+    log_complement = xp.log1p(xp.where(is_one, 0.0, -y))  # log(1 - y)
+    log_y = xp.where(is_zero, -100.0, xp.maximum(log_y, -100.0))
+    log_complement = xp.where(is_one, -100.0, log_complement)
+    values = -positive * log_y - negative * log_complement
+    falling = negative / xp.maximum(1.0 - y, 1e-12)
+    return values, falling - positive / xp.maximum(y, 1e-12)
+
+
+@loss_function(
+    check=_check_probabilities, probabilities=sigmoid, accuracy=binary_accuracy
+)
+def multi_label_soft_margin(
+    y: Array,
+    target: Array,
+    weights: Array | None = None,
+    *,
+    class_weights: tuple[float, ...] | None = None,
+    reduction: str = "mean",
+) -> tuple[Array, Any]:
+    """Mean over examples of Σₖ wₖ (-tₖ log σ(yₖ) - (1 - tₖ) log σ(-yₖ)) / classes.
+
+    This is `binary_cross_entropy`, with the mean over the classes of an example as its
+    value. y, target: (..., classes), with the same shape and real dtype. Targets are in
+    [0, 1], which is not checked here. class_weights: w, one for each class, by default
+    1; `weight` in PyTorch's `multilabel_soft_margin_loss`. They do not count in the
+    mean, as in PyTorch.
+
+    Gradient
+    --------
+    That of `binary_cross_entropy`: ∂L/∂yₖ = wₖ (σ(yₖ) - tₖ) / classes.
+
+    Raises
+    ------
+    ValueError
+        If y and target differ in shape or dtype or are empty, or if a weight is
+        negative, or if their number is not that of the classes.
+    """
+    expect_alike(y, target)
+    expect_axis(y, "classes")
+    values, slopes = _of_logits(y, target, 1.0 - target)
+    share: Any = 1.0 / y.shape[-1]
+    if class_weights is not None:
+        share = share * along_classes("class_weights", class_weights, y)
+    values = namespace(y).sum(share * values, axis=-1)
+    return reduced(values, share * slopes, weights, reduction)

@@ -2,14 +2,18 @@
 
 import agnostic_nn as nn
 from agnostic_nn.diagnostics.draws import (
+    chances,
     counts,
     distributions,
     drawn,
     labels,
     labels_or_ignored,
+    log_probabilities,
     numbers,
     positive,
     probabilities,
+    signs,
+    zeros_and_ones,
 )
 from agnostic_nn.diagnostics.examples import loss_of
 
@@ -32,7 +36,12 @@ def each(name):
 
 
 def binary(t, g):
-    weight = options_of(g).get("positive_weight")
+    options = options_of(g)
+    weight = options.get("positive_weight")
+    if not options.get("from_logits", True):
+        y, target = g.x["y"], g.x["target"]
+        each = t.nn.functional.binary_cross_entropy(y, target, reduction="none")
+        return each if weight is None else each - (weight - 1.0) * target * y.log()
     return t.nn.functional.binary_cross_entropy_with_logits(
         g.x["y"],
         g.x["target"],
@@ -85,13 +94,48 @@ def softmax(t, g):
 
 def margins(t, g):
     options = options_of(g)
+    weights = options.get("class_weights")
     return t.nn.functional.multi_margin_loss(
         g.x["y"],
         g.x["target"].long(),
         options.get("power", 1),
         options.get("margin", 1.0),
+        None if weights is None else t.tensor(weights, dtype=g.x["y"].dtype),
         reduction="none",
     )
+
+
+def margins_of_labels(t, g):
+    """PyTorch takes rows with lists of classes, each ending with -1."""
+    y, target = g.x["y"], g.x["target"]
+    classes = y.shape[-1]
+    order = target.reshape(-1, classes).argsort(dim=-1, descending=True, stable=True)
+    counts = target.reshape(-1, classes).sum(-1, keepdim=True)
+    lists = t.where(t.arange(classes) < counts, order, -1)
+    function = t.nn.functional.multilabel_margin_loss
+    values = function(y.reshape(-1, classes), lists, reduction="none")
+    return values.reshape(y.shape[:-1])
+
+
+def soft_margins_of_labels(t, g):
+    y, weights = g.x["y"], options_of(g).get("class_weights")
+    weights = None if weights is None else t.tensor(weights, dtype=y.dtype)
+    function = t.nn.functional.multilabel_soft_margin_loss
+    return function(y, g.x["target"], weights, reduction="none")
+
+
+def order(t, g):
+    first, second = g.x["y"]["first"], g.x["y"]["second"]
+    function = t.nn.functional.margin_ranking_loss
+    return function(first, second, g.x["target"], reduction="none", **options_of(g))
+
+
+def divergence(t, g):
+    options = options_of(g)
+    is_summed = not options.pop("per_element", False)
+    function = t.nn.functional.kl_div
+    terms = function(g.x["y"], g.x["target"], reduction="none", **options)
+    return terms.sum(-1) if is_summed else terms
 
 
 def ranking(t, g):
@@ -145,6 +189,11 @@ def pair(t, g):
     return t.where(g.x["target"] > 0, 1.0 - cosine, apart)
 
 
+def logarithms(generator, shape):
+    """Return log-probabilities as targets."""
+    return log_probabilities(generator, shape["target"])
+
+
 def labellings(generator, shape):
     """Return labels that are not blank (0), some repeated, and enough time steps."""
     _, time, classes = shape["y"]
@@ -170,14 +219,22 @@ TWINS = {
     nn.ctc: ctc,
     nn.gaussian_nll: gaussian,
     nn.hinge: ranking,
+    nn.hinge_embedding: each("hinge_embedding_loss"),
     nn.huber: each("huber_loss"),
-    nn.kl_divergence: lambda t, g: each("kl_div")(t, g).sum(-1),
+    nn.kl_divergence: divergence,
     nn.log_cosh: lambda t, g: (g.x["y"] - g.x["target"]).cosh().log(),
+    nn.margin_ranking: order,
     nn.mean_absolute_error: each("l1_loss"),
     nn.mean_squared_error: each("mse_loss"),
     nn.multi_class_margin: margins,
+    nn.multi_label_margin: margins_of_labels,
+    nn.multi_label_soft_margin: soft_margins_of_labels,
     nn.negative_log_likelihood: by_class("nll_loss"),
     nn.poisson_nll: poisson,
+    # PyTorch's soft_margin_loss has no gradient of targets, for which the test asks
+    nn.soft_margin: lambda t, g: t.nn.functional.soft_margin_loss(
+        g.x["y"], g.x["target"].detach(), reduction="none"
+    ),
     nn.softmax_cross_entropy: softmax,
     nn.squared_hinge: lambda t, g: ranking(t, g) ** 2,
     nn.triplet_margin: triplet,
@@ -238,6 +295,43 @@ CASES = [
         LABEL,
         draw=drawn(labels),
     ),
+    Case(
+        loss_of(
+            nn.multi_class_margin,
+            labels=True,
+            power=2,
+            class_weights=(0.5, 2.0, 3.0, 1.25, 1.0),
+        ),
+        LABEL,
+        draw=drawn(labels),
+    ),
+    Case(
+        loss_of(nn.binary_cross_entropy, from_logits=False, positive_weight=3.0),
+        ROWS,
+        draw=drawn(probabilities, chances),
+    ),
+    Case(
+        loss_of(nn.kl_divergence, log_target=True),
+        ROWS,
+        draw=drawn(logarithms, log_probabilities),
+    ),
+    Case(
+        loss_of(nn.kl_divergence, per_element=True),
+        ROW,
+        draw=drawn(distributions, log_probabilities),
+    ),
+    Case(loss_of(nn.hinge_embedding, margin=0.25), ROWS, draw=drawn(signs)),
+    Case(
+        loss_of(nn.margin_ranking),
+        {"y": {"first": (2, 3), "second": (2, 3)}, "target": (2, 3)},
+        draw=drawn(signs),
+    ),
+    Case(
+        loss_of(nn.multi_label_margin),
+        {"y": (7,), "target": (7,)},
+        draw=drawn(zeros_and_ones),
+    ),
+    Case(loss_of(nn.multi_label_soft_margin), ONE, draw=drawn(probabilities)),
     Case(
         loss_of(nn.ctc, labels=True),
         {"y": (7, 4), "target": LENGTHS},
