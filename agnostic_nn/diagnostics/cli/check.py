@@ -7,7 +7,7 @@ import math
 import traceback
 from dataclasses import asdict
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...core import precisions, random
 from ...core.backend import Backend, BackendUnavailable, backend
@@ -23,6 +23,9 @@ from .arguments import (
     seed,
     show_status,
 )
+
+if TYPE_CHECKING:
+    from ..gradcheck.report import Row
 
 __all__ = ["add"]
 
@@ -104,6 +107,7 @@ def _check(options: argparse.Namespace) -> int:
     from ...display.tables import markdown_table, table
     from ..gradcheck import CheckFailed, check
     from ..gradcheck.dtypes import backends_with, expected_dtypes
+    from ..gradcheck.report import comparisons
     from ..loading import CannotLoad
 
     try:
@@ -130,18 +134,18 @@ def _check(options: argparse.Namespace) -> int:
     }
     for number, (name, layer, shape, draw) in enumerate(chosen, 1):
         show_status(f"{number}/{len(chosen)} {name}")
-        rows: list[dict[str, Any]] = []
+        rows: tuple[Row, ...] = ()
         remarks: tuple[str, ...] = ()
         message = None
         try:
             report = check(layer, shape, draw=draw, **settings)
-            rows = [asdict(row) for row in report.rows]
+            rows = report.rows
             remarks = report.remarks
         except CheckFailed as error:
             message = "".join(traceback.format_exception_only(error)).partition(": ")[2]
             if error.report is not None:
                 message = message.rstrip().removesuffix(f"\n\n{error.report}")
-                rows = [asdict(row) for row in error.report.rows]
+                rows = error.report.rows
                 remarks = error.report.remarks
         except Exception:  # a layer that does not even run may raise any exception
             message = traceback.format_exc()
@@ -162,7 +166,7 @@ def _check(options: argparse.Namespace) -> int:
         else:
             continue
         if result["rows"]:
-            parts.append(table(*_comparisons(result["rows"], options.verbose)))
+            parts.append(table(*comparisons(result["rows"], verbose=options.verbose)))
     by_remark: dict[str, list[str]] = {}
     for result in results:
         for remark in result["remarks"]:
@@ -244,72 +248,42 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
     return chosen
 
 
-def _column(row: dict[str, Any]) -> str:
-    """Return the column of the table in which an oracle's result belongs."""
-    if row["oracle"] in precisions.PRECISION_NAMES:
-        return f"{row['oracle']} on {row['backend']}"
-    if row["oracle"] == "automatic differentiation":
-        return f"vjp of {row['backend']}"
-    return str(row["backend" if row["oracle"] == "same as NumPy" else "oracle"])
-
-
 def _table(results: list[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
     """Return columns and rows: each layer, its worst error by oracle, the verdict."""
+    from ..gradcheck.report import column_of
+
     every_row = (row for result in results for row in result["rows"])
-    columns = list(dict.fromkeys(map(_column, every_row)))
+    columns = list(dict.fromkeys(map(column_of, every_row)))
     rows = []
     for result in results:
-        by_column: dict[str, list[Any]] = {}
+        by_column: dict[str, list[Row]] = {}
         for row in result["rows"]:
-            by_column.setdefault(_column(row), []).append(row)
+            by_column.setdefault(column_of(row), []).append(row)
         cells = [_worst(by_column.get(column, [])) for column in columns]
         rows.append([result["name"], *cells, result["verdict"]])
     return ["", *columns, "verdict"], rows
 
 
-def _worst(rows: list[dict[str, Any]]) -> str:
-    if any(row["leaf"] == "(refused)" for row in rows):
+def _worst(rows: "list[Row]") -> str:
+    if any(row.leaf == "(refused)" for row in rows):
         return "refused"
-    errors = [row["error"] for row in rows]
+    errors = [row.error for row in rows]
     worst = max(errors, key=lambda error: (math.isnan(error), error), default=None)
     if worst is None:
         return ""
-    dtype = rows[0]["oracle"]
+    dtype = rows[0].oracle
     if dtype in precisions.PRECISION_NAMES:
         return f"{worst / precisions.epsilon(dtype):.2g} ε"
     return f"{worst:.1e}"
 
 
-def _comparisons(
-    rows: list[dict[str, Any]], verbose: bool
-) -> tuple[list[str], list[list[str]]]:
-    """Return columns and rows of the comparisons of one layer.
-
-    verbose: whether to show all leaves, not only the worst of each comparison.
-    """
-    by_comparison: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        by_comparison.setdefault((_column(row), row["mode"]), []).append(row)
-    lines = []
-    for comparison, compared in by_comparison.items():
-        for row in compared if verbose else [max(compared, key=_severity)]:
-            refused = row["leaf"] == "(refused)"
-            error = "" if refused else f"{row['error']:.1e}"
-            lines.append([*comparison, row["leaf"], error, f"{row['tolerance']:.0e}"])
-    leaf = "leaf" if verbose else "worst leaf"
-    return ["comparison", "mode", leaf, "error", "tolerance"], lines
-
-
-def _severity(row: dict[str, Any]) -> tuple[bool, float]:
-    """Return a key that sorts rows by their errors relative to their tolerances."""
-    return math.isnan(row["error"]), row["error"] / row["tolerance"]
-
-
-def _for_json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _for_json(rows: "tuple[Row, ...]") -> list[dict[str, Any]]:
     """Return rows in which NaN and infinity, which JSON lacks, are strings."""
 
     def converted(entry: Any) -> Any:
         is_finite = not isinstance(entry, float) or math.isfinite(entry)
         return entry if is_finite else str(entry)
 
-    return [{name: converted(entry) for name, entry in row.items()} for row in rows]
+    return [
+        {name: converted(entry) for name, entry in asdict(row).items()} for row in rows
+    ]
