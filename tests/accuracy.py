@@ -126,6 +126,16 @@ def _hard_swish_slope(x):
     return np.where(x <= -3, 0, np.where(x >= 3, 1, (2 * np.clip(x, -3, 3) + 3) / 6))
 
 
+def _shrunk(x):
+    """Return x - tanh x, near 0 by the series of tanh."""
+    z = x * x
+    series = -1382 / _wide(155925)
+    for term in (62 / _wide(2835), -17 / _wide(315), 2 / _wide(15), -1 / _wide(3)):
+        series = term + z * series
+    near = np.abs(x) < 0.02
+    return np.where(near, -x * z * series, x - np.tanh(x))
+
+
 # activation: (f, f', points where it changes)
 TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
     nn.ReLU(): (lambda x: np.maximum(x, 0), lambda x: np.where(x > 0, 1, 0), ()),
@@ -151,10 +161,26 @@ TRUTH: dict[nn.Elementwise, tuple[Callable, Callable, tuple[float, ...]]] = {
         _hard_swish_slope,
         (1.5, 3.0),
     ),
+    nn.HardShrink(): (
+        lambda x: np.where(np.abs(x) > 0.5, x, 0),
+        lambda x: np.where(np.abs(x) > 0.5, 1, 0),
+        (0.5,),
+    ),
+    nn.SoftShrink(): (
+        lambda x: x - np.clip(x, -0.5, 0.5),
+        lambda x: np.where(np.abs(x) > 0.5, 1, 0),
+        (0.5,),
+    ),
+    nn.TanhShrink(): (_shrunk, lambda x: np.tanh(x) ** 2, (1.0,)),
     nn.ELU(): (*_elu(1), ()),
     nn.SELU(): (*_elu(_wide(ALPHA), _wide(SCALE)), ()),
     nn.CELU(): (*_elu(1), ()),
     nn.Sigmoid(): (_sigma, _even, ()),
+    nn.LogSigmoid(): (
+        lambda x: np.minimum(x, 0) - np.log1p(np.exp(-np.abs(x))),
+        lambda x: _sigma(-x),
+        (),
+    ),
     nn.Tanh(): (np.tanh, lambda x: 4 * _even(2 * x), ()),
     nn.Softplus(): (
         lambda x: np.maximum(x, 0) + np.log1p(np.exp(-np.abs(x))),

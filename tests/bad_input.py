@@ -145,7 +145,7 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     ),
     **dict.fromkeys(("hidden", "every", "patience", "iterations", "steps"), "count"),
     **dict.fromkeys(
-        ("alpha", "initial", "epsilon", "momentum_decay", "min_delta"), "number"
+        ("alpha", "beta", "initial", "epsilon", "momentum_decay", "min_delta"), "number"
     ),
     **dict.fromkeys(
         ("penalty", "negative_slope", "threshold", "replacement"), "number"
@@ -235,8 +235,11 @@ def _constructors():
     add(nn.GaussianNoise, {"deviation": "number"})
     for kind in (nn.LeakyReLU, nn.ELU, nn.CELU, nn.GELU, nn.HardTanh, nn.PReLU):
         add(kind)
+    for kind in (nn.HardSigmoid, nn.SiLU, nn.HardShrink, nn.SoftShrink, nn.Softplus):
+        add(kind)
+    add(nn.SELU, {"scale": "positive"})
     add(nn.Threshold, threshold=0.0)
-    for kind in (nn.Softmax, nn.LogSoftmax, nn.Concatenate):
+    for kind in (nn.Softmax, nn.Softmin, nn.LogSoftmax, nn.Concatenate):
         add(kind)
     add(nn.Reshape, shape=(2, 2))
     add(nn.Transpose, axes=(2, 1))
@@ -315,9 +318,9 @@ def of_constructors():
 def _is_right(kind, parameter, value):
     """Return whether a value that is wrong elsewhere is valid here."""
     if value is None:
-        named = parameter in OPTIONAL or (kind, parameter) == (
-            nn.TransformerBlock,
-            "cross",
+        named = parameter in OPTIONAL or (kind, parameter) in (
+            (nn.TransformerBlock, "cross"),
+            (nn.Softplus, "threshold"),
         )
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
     # layers for any number of axes of space

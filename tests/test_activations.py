@@ -53,6 +53,47 @@ FORMULAS = [  # layer, f and f'
         lambda x: 1.0 / 6.0 if abs(x) < 3 else 0.0,
     ),
     (
+        nn.HardSigmoid(0.2, 0.25),
+        lambda x: min(max(0.2 * x + 0.25, 0.0), 1.0),
+        lambda x: 0.2 if -1.25 < x < 3.75 else 0.0,
+    ),
+    (
+        nn.HardShrink(0.75),
+        lambda x: x if abs(x) > 0.75 else 0.0,
+        lambda x: float(abs(x) > 0.75),
+    ),
+    (
+        nn.SoftShrink(0.75),
+        lambda x: math.copysign(max(abs(x) - 0.75, 0.0), x),
+        lambda x: float(abs(x) > 0.75),
+    ),
+    (
+        nn.TanhShrink(),
+        lambda x: x - math.tanh(x) if abs(x) > 0.01 else x**3 / 3 - 2 * x**5 / 15,
+        lambda x: math.tanh(x) ** 2,
+    ),
+    (nn.LogSigmoid(), lambda x: -softplus(-x), lambda x: sigma(-x)),
+    (
+        nn.SELU(0.5, 2.0),
+        lambda x: 2.0 * x if x > 0 else math.expm1(x),
+        lambda x: 2.0 if x > 0 else math.exp(x),
+    ),
+    (
+        nn.SiLU(2.5),
+        lambda x: x * sigma(2.5 * x),
+        lambda x: sigma(2.5 * x) + 2.5 * x * sigma(2.5 * x) * sigma(-2.5 * x),
+    ),
+    (
+        nn.Softplus(2.5),
+        lambda x: softplus(2.5 * x) / 2.5,
+        lambda x: sigma(2.5 * x),
+    ),
+    (
+        nn.Softplus(2.0, threshold=0.3),
+        lambda x: x if x > 0.15 else softplus(2.0 * x) / 2.0,
+        lambda x: 1.0 if x > 0.15 else sigma(2.0 * x),
+    ),
+    (
         nn.HardSwish(),
         lambda x: x * min(max(x / 6.0 + 0.5, 0.0), 1.0),
         lambda x: x / 3.0 + 0.5 if abs(x) < 3 else float(x > 0),
@@ -99,6 +140,15 @@ FAR = [
     (nn.Mish(), 0.0, 0.0, lambda x: x, 1.0),
     (nn.Softsign(), -1.0, 0.0, 1.0, 0.0),
     (nn.HardSigmoid(), 0.0, 0.0, 1.0, 0.0),
+    (nn.HardSigmoid(0.2, 0.25), 0.0, 0.0, 1.0, 0.0),
+    (nn.HardShrink(), lambda x: x, 1.0, lambda x: x, 1.0),
+    (nn.SoftShrink(), lambda x: x + 0.5, 1.0, lambda x: x - 0.5, 1.0),
+    (nn.TanhShrink(), lambda x: x + 1.0, 1.0, lambda x: x - 1.0, 1.0),
+    (nn.LogSigmoid(), lambda x: x, 1.0, 0.0, 0.0),
+    (nn.SiLU(0.25), 0.0, 0.0, lambda x: x, 1.0),
+    (nn.SiLU(4.0), 0.0, 0.0, lambda x: x, 1.0),
+    (nn.Softplus(0.25), 0.0, 0.0, lambda x: x, 1.0),
+    (nn.Softplus(4.0), 0.0, 0.0, lambda x: x, 1.0),
     (nn.HardSwish(), 0.0, 0.0, lambda x: x, 1.0),
     (nn.HardTanh(), -1.0, 0.0, 1.0, 0.0),
     (nn.ReLU6(), 0.0, 0.0, 6.0, 0.0),
@@ -121,6 +171,10 @@ KINKS = [  # layer, x, y and slope there
     (nn.SELU(), [0.0], [0.0], [LAMBDA * ALPHA]),
     (nn.CELU(0.5), [0.0], [0.0], [1.0]),
     (nn.HardSigmoid(), [-3.0, 3.0], [0.0, 1.0], [0.0, 0.0]),
+    (nn.HardSigmoid(0.25, 0.0), [0.0, 4.0], [0.0, 1.0], [0.0, 0.0]),
+    (nn.HardShrink(), [-0.5, 0.5], [0.0, 0.0], [0.0, 0.0]),
+    (nn.HardShrink(0.0), [0.0], [0.0], [0.0]),
+    (nn.SoftShrink(), [-0.5, 0.5], [0.0, 0.0], [0.0, 0.0]),
     (nn.HardSwish(), [-3.0, 3.0], [0.0, 3.0], [0.0, 1.0]),
     (nn.HardTanh(-2.0, 0.75), [-2.0, 0.75], [-2.0, 0.75], [0.0, 0.0]),
     (nn.ReLU6(), [0.0, 6.0], [0.0, 6.0], [0.0, 0.0]),
@@ -141,8 +195,10 @@ def test_the_slope_at_a_kink_is_the_documented_one(backend, layer, x, y, slope):
     [
         (nn.Mish(), lambda x: (1.0 + x) * math.exp(x), -np.linspace(20.0, 80.0, 201)),
         (nn.Softsign(), lambda x: (1.0 + x) ** -2, np.logspace(3.0, 18.0, 201)),
+        (nn.LogSigmoid(), lambda x: math.exp(-x), np.linspace(20.0, 80.0, 201)),
+        (nn.SiLU(2.0), lambda x: (1 + 2 * x) * math.exp(2 * x), -np.linspace(10, 40)),
     ],
-    ids=["Mish", "Softsign"],
+    ids=["Mish", "Softsign", "LogSigmoid", "SiLU"],
 )
 def test_slopes_are_accurate_where_the_function_saturates(
     backend, layer, truth, points
@@ -167,6 +223,34 @@ def test_prelu_learns_one_slope_for_each_channel(backend, widest):
         dx, [[[0.5, 10.0], [1.0, -5.0]], [[3.0, -7.5], [2.0, -10.0]]]
     )
     np.testing.assert_array_equal(grads["slope"], [-26.0, -170.0])
+
+
+def test_prelu_with_a_shared_slope_sums_over_all_elements(backend, widest):
+    x = np.asarray([[[-2.0, 3.0], [0.0, -1.0]], [[4.0, -5.0], [-6.0, 0.0]]], widest)
+    dy = np.asarray([[[1.0, 10.0], [2.0, 20.0]], [[3.0, 30.0], [4.0, 40.0]]], widest)
+    params = {"slope": np.asarray([0.5], widest)}
+    y, dx, grads = run(backend, nn.PReLU(shared=True), x, dy, params)
+    np.testing.assert_array_equal(
+        y, [[[-1.0, 3.0], [0.0, -0.5]], [[4.0, -2.5], [-3.0, 0.0]]]
+    )
+    np.testing.assert_array_equal(
+        dx, [[[0.5, 10.0], [1.0, 10.0]], [[3.0, 15.0], [2.0, 20.0]]]
+    )
+    np.testing.assert_array_equal(grads["slope"], [-196.0])
+
+
+def test_tanh_shrink_keeps_its_digits_near_0(backend):
+    """The difference x - tanh x has no correct digit left at 1e-4 in float32."""
+    x = np.concatenate([np.logspace(-10, 1, 300), -np.linspace(0.9, 1.1, 41)])
+    x = x.astype("float32")
+    y, dx, _ = run(backend, nn.TanhShrink(), x)
+    wide = x.astype("float64")
+    series = wide**3 / 3 - 2 * wide**5 / 15
+    exact = np.where(np.abs(wide) < 0.01, series, wide - np.tanh(wide))
+    slopes = np.tanh(wide) ** 2
+    eps = np.finfo("float32").eps
+    np.testing.assert_allclose(y, exact, rtol=6 * eps, atol=0)
+    np.testing.assert_allclose(dx, slopes, rtol=6 * eps, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -236,6 +320,14 @@ INVALID = [  # call, error and message
         TypeError,
         "replacement to be a number",
     ),
+    (lambda: nn.HardShrink(-0.5), ValueError, "threshold of at least 0, got -0.5"),
+    (lambda: nn.SoftShrink(math.inf), ValueError, "threshold of at least 0, got inf"),
+    (lambda: nn.HardSigmoid(0.0), ValueError, "finite alpha above 0, got 0.0"),
+    (lambda: nn.SELU(scale=-1.0), ValueError, "finite scale above 0, got -1.0"),
+    (lambda: nn.SiLU(0.0), ValueError, "finite beta above 0, got 0.0"),
+    (lambda: nn.Softplus(-2.0), ValueError, "finite beta above 0, got -2.0"),
+    (lambda: nn.Softplus(threshold="20"), TypeError, "threshold to be a number"),
+    (lambda: nn.PReLU(shared=1), TypeError, "shared to be True or False, got 1"),
     (lambda: nn.PReLU(initial="0.25"), TypeError, "initial to be a number, got '0.25'"),
 ]
 

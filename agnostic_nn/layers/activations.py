@@ -1,8 +1,8 @@
 """Activations: functions of each element, gated units, and softmax.
 
 Only `PReLU` has parameters. PyTorch's spelling of class names is used. The gated units
-`GLU`, `GEGLU` and `SwiGLU` halve the last axis; `Softmax` and `LogSoftmax` normalize
-along an axis.
+`GLU`, `GEGLU` and `SwiGLU` halve the last axis; `Softmax`, `Softmin` and `LogSoftmax`
+normalize along an axis.
 """
 
 from dataclasses import KW_ONLY, dataclass, field
@@ -43,6 +43,8 @@ from ..ops import (
     softplus,
     sum_rows,
     tanh,
+    tanh_shrink,
+    tanh_shrink_slope,
     widened,
 )
 from .base import Layer
@@ -55,10 +57,12 @@ __all__ = [
     "GLU",
     "SELU",
     "Elementwise",
+    "HardShrink",
     "HardSigmoid",
     "HardSwish",
     "HardTanh",
     "LeakyReLU",
+    "LogSigmoid",
     "LogSoftmax",
     "Mish",
     "PReLU",
@@ -66,11 +70,14 @@ __all__ = [
     "ReLU6",
     "SiLU",
     "Sigmoid",
+    "SoftShrink",
     "Softmax",
+    "Softmin",
     "Softplus",
     "Softsign",
     "SwiGLU",
     "Tanh",
+    "TanhShrink",
     "Threshold",
 ]
 
@@ -171,29 +178,34 @@ class ELU(Elementwise):
         return xp.where(x > 0, xp.ones_like(x), self.alpha * xp.exp(xp.minimum(x, 0.0)))
 
 
+@dataclass(frozen=True)
 class SELU(Elementwise):
     """y = λ x for x > 0, else λ α (exp(x) - 1); f'(x) = λ or λ α exp(x), f'(0) = λ α.
 
-        λ = 1.0507…        α = 1.6732…
+        λ = `scale` = 1.0507…        α = `alpha` = 1.6732…
 
-    With these constants, inputs of mean 0 and variance 1 keep both through layers whose
+    With these defaults, inputs of mean 0 and variance 1 keep both through layers whose
     weights are drawn by `lecun_normal` (Klambauer et al., arXiv:1706.02515, eq. 2).
+    PyTorch and Keras have no other values; ONNX calls them gamma and alpha.
     """
+
+    alpha: float = 1.6732632423543772
+    scale: float = 1.0507009873554805
+
+    def __post_init__(self) -> None:
+        expect_number("alpha", self.alpha)
+        expect_positive("scale", self.scale)
 
     def value(self, x: Array) -> Array:
         xp = namespace(x)
         # each term is 0 on the other side of 0, so their sum is the function
-        below = _SCALE_ALPHA * expm1_below(xp.minimum(x, 0.0))
-        return _SCALE * xp.maximum(x, 0.0) + below
+        below = (self.scale * self.alpha) * expm1_below(xp.minimum(x, 0.0))
+        return self.scale * xp.maximum(x, 0.0) + below
 
     def slope(self, x: Array) -> Array:
         xp = namespace(x)
-        below = _SCALE_ALPHA * xp.exp(xp.minimum(x, 0.0))
-        return xp.where(x > 0, _SCALE, below)
-
-
-_SCALE = 1.0507009873554805
-_SCALE_ALPHA = _SCALE * 1.6732632423543772
+        below = (self.scale * self.alpha) * xp.exp(xp.minimum(x, 0.0))
+        return xp.where(x > 0, self.scale, below)
 
 
 @dataclass(frozen=True)
@@ -277,18 +289,35 @@ class ReLU6(HardTanh):
     high: float = field(default=6.0, init=False, repr=False)
 
 
+@dataclass(frozen=True)
 class HardSigmoid(Elementwise):
-    """y = (x + 3) / 6, clipped to [0, 1]; f'(x) = 1/6 for |x| < 3, else 0.
+    """y = α x + β, clipped to [0, 1]; f'(x) = α for 0 < y < 1, else 0.
 
-    Howard et al., arXiv:1905.02244, sec. 5.2.
+    `alpha`: α = 1/6 and `beta`: β = 1/2 are the numbers of PyTorch and Keras 3, and
+    y = (x + 3) / 6 (Howard et al., arXiv:1905.02244, sec. 5.2). ONNX and Keras 2 have
+    α = 0.2 by default.
     """
 
+    alpha: float = 1.0 / 6.0
+    beta: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect_positive("alpha", self.alpha)
+        expect_number("beta", self.beta)
+
     def value(self, x: Array) -> Array:
-        return (namespace(x).clip(x, -3.0, 3.0) + 3.0) / 6.0
+        low, _ = self._bounds()
+        return namespace(x).clip((x - low) / (1.0 / self.alpha), 0.0, 1.0)
 
     def slope(self, x: Array) -> Array:
         xp = namespace(x)
-        return xp.astype(xp.abs(x) < 3.0, x.dtype) / 6.0
+        low, high = self._bounds()
+        is_between = xp.logical_and(x > low, x < high)
+        return xp.astype(is_between, x.dtype) / (1.0 / self.alpha)
+
+    def _bounds(self) -> tuple[float, float]:
+        """Return the x at which y is 0 and 1: -3 and 3 by default."""
+        return -self.beta / self.alpha, (1.0 - self.beta) / self.alpha
 
 
 class HardSwish(Elementwise):
@@ -304,6 +333,58 @@ class HardSwish(Elementwise):
         xp = namespace(x)
         between = (2.0 * xp.clip(x, -3.0, 3.0) + 3.0) / 6.0
         return xp.where(x <= -3.0, 0.0, xp.where(x >= 3.0, 1.0, between))
+
+
+@dataclass(frozen=True)
+class HardShrink(Elementwise):
+    """y = x for |x| > λ, else 0; f'(x) = 1 or 0, and 0 at |x| = λ.
+
+    `threshold`: λ (PyTorch's lambd).
+    """
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect_number("threshold", self.threshold, 0.0)
+
+    def value(self, x: Array) -> Array:
+        xp = namespace(x)
+        return xp.where(xp.abs(x) <= self.threshold, 0.0, x)
+
+    def slope(self, x: Array) -> Array:
+        xp = namespace(x)
+        return xp.astype(xp.abs(x) > self.threshold, x.dtype)
+
+
+@dataclass(frozen=True)
+class SoftShrink(Elementwise):
+    """y = x - λ for x > λ, x + λ for x < -λ, else 0; f'(x) = 1 or 0, and 0 at |x| = λ.
+
+    `threshold`: λ (PyTorch's lambd). It is the proximal operator of λ |x| (Donoho,
+    "De-noising by soft-thresholding", 1995).
+    """
+
+    threshold: float = 0.5
+
+    def __post_init__(self) -> None:
+        expect_number("threshold", self.threshold, 0.0)
+
+    def value(self, x: Array) -> Array:
+        return x - namespace(x).clip(x, -self.threshold, self.threshold)
+
+    def slope(self, x: Array) -> Array:
+        xp = namespace(x)
+        return xp.astype(xp.abs(x) > self.threshold, x.dtype)
+
+
+class TanhShrink(Elementwise):
+    """y = x - tanh x, and f'(x) = tanh² x."""
+
+    def value(self, x: Array) -> Array:
+        return tanh_shrink(x)
+
+    def slope(self, x: Array) -> Array:
+        return tanh_shrink_slope(x)
 
 
 class Softsign(Elementwise):
@@ -340,6 +421,21 @@ class Sigmoid(Elementwise):
         return decay / (1.0 + decay * (2.0 + decay))  # (1 + d)², expanded
 
 
+class LogSigmoid(Elementwise):
+    """y = log σ(x) = -log(1 + exp(-x)), and f'(x) = σ(-x).
+
+    Gradient
+    --------
+    y = -softplus(-x), and the derivative of softplus is σ, so f'(x) = σ(-x).
+    """
+
+    def value(self, x: Array) -> Array:
+        return -softplus(-x)
+
+    def slope(self, x: Array) -> Array:
+        return sigmoid(-x)
+
+
 class Tanh(Elementwise):
     """y = tanh x.
 
@@ -358,33 +454,78 @@ class Tanh(Elementwise):
         return 4.0 * decay / (1.0 + decay * (2.0 + decay))
 
 
+@dataclass(frozen=True)
 class SiLU(Elementwise):
-    """y = x σ(x), also known as swish (Elfwing et al., arXiv:1702.03118, eq. 16).
+    """y = x σ(β x), also known as swish (Elfwing et al., arXiv:1702.03118, eq. 16).
+
+    `beta`: β (Ramachandran et al., arXiv:1710.05941, sec. 3). It is 1 in PyTorch and
+    Keras.
 
     Gradient
     --------
-    By the product rule f'(x) = σ(x) + x σ'(x) = σ(x) (1 + x σ(-x)), as σ' = σ(x) σ(-x).
+    For β = 1, f'(x) = σ(x) + x σ'(x) = σ(x) (1 + x σ(-x)), as σ' = σ(x) σ(-x). In
+    general y = f(β x) / β, so the derivative is f'(β x).
     """
 
+    beta: float = 1.0
+
+    def __post_init__(self) -> None:
+        expect_positive("beta", self.beta)
+
     def value(self, x: Array) -> Array:
-        return silu(x)
+        if self.beta == 1.0:
+            return silu(x)
+        near = self._near(x)
+        # outside of the bounds y is x above 0, and 0 below
+        far = namespace(x).maximum(x - near, 0.0)
+        return silu(self.beta * near) / self.beta + far
 
     def slope(self, x: Array) -> Array:
-        return silu_slope(x)
+        return silu_slope(x if self.beta == 1.0 else self.beta * self._near(x))
+
+    def _near(self, x: Array) -> Array:
+        """Return x, clipped where the gate is 0 or 1, so that β x cannot overflow."""
+        return namespace(x).clip(x, -1e3 / self.beta, 1e3 / self.beta)
 
 
+@dataclass(frozen=True)
 class Softplus(Elementwise):
-    """y = log(1 + exp(x)), and f'(x) = exp(x) / (1 + exp(x)) = σ(x).
+    """y = log(1 + exp(β x)) / β, and f'(x) = exp(β x) / (1 + exp(β x)) = σ(β x).
 
-    Dugas et al., "Incorporating Second-Order Functional Knowledge for Better Option
-    Pricing" (2001), sec. 3.
+    `beta`: β. `threshold`: if it is not None, y = x and f'(x) = 1 where β x is larger.
+    PyTorch has 20 by default; here nothing overflows, so it is only needed to compute
+    the same as a model of PyTorch. Dugas et al., "Incorporating Second-Order Functional
+    Knowledge for Better Option Pricing" (2001), sec. 3.
     """
 
+    beta: float = 1.0
+    threshold: float | None = None
+
+    def __post_init__(self) -> None:
+        expect_positive("beta", self.beta)
+        if self.threshold is not None:
+            expect_number("threshold", self.threshold)
+
     def value(self, x: Array) -> Array:
-        return softplus(x)
+        xp = namespace(x)
+        if self.beta == 1.0:
+            y = softplus(x)
+        else:
+            near = self.beta * xp.abs(self._near(x))
+            y = xp.maximum(x, 0.0) + xp.log1p(xp.exp(-near)) / self.beta
+        if self.threshold is None:
+            return y
+        return xp.where(x > self.threshold / self.beta, x, y)
 
     def slope(self, x: Array) -> Array:
-        return sigmoid(x)
+        slope = sigmoid(x if self.beta == 1.0 else self.beta * self._near(x))
+        if self.threshold is None:
+            return slope
+        return namespace(x).where(x > self.threshold / self.beta, 1.0, slope)
+
+    def _near(self, x: Array) -> Array:
+        """Return x, clipped where exp(-β |x|) is 0, so that β x cannot overflow."""
+        return namespace(x).clip(x, -1e3 / self.beta, 1e3 / self.beta)
 
 
 class Mish(Elementwise):
@@ -441,13 +582,16 @@ class PReLU(Layer):
 
     He et al., arXiv:1502.01852, eq. 1. x: (batch, ..., width) -> y of the same shape.
 
-    Parameters: slope (width,), which starts at `initial` (PyTorch's init).
+    `initial`: the slopes at the start (PyTorch's init). `shared`: if True, one slope
+    for all channels, as by default in PyTorch (num_parameters=1).
+
+    Parameters: slope (width,), or (1,) if it is shared.
 
     Gradient
     --------
     dx = dy · (1 for x > 0, else slope), and ∂y/∂slope = min(x, 0), so
 
-        dslope = Σ dy · min(x, 0) over all axes but the last
+        dslope = Σ dy · min(x, 0) over all axes but the last, or over all if shared
 
     At the kink dx = slope · dy, as in LeakyReLU.
     """
@@ -456,30 +600,36 @@ class PReLU(Layer):
 
     _: KW_ONLY
     initial: float = 0.25
+    shared: bool = False
 
     per_position = True
 
     def __post_init__(self) -> None:
         expect_number("initial", self.initial)
+        expect_flag("shared", self.shared)
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        expect(len(shape) >= 1, "PReLU takes (batch, ..., width), got (batch,)")
+        fits = self.shared or len(shape) >= 1
+        expect(fits, "PReLU takes (batch, ..., width), got (batch,)")
         xp = namespace(key)
-        slope = xp.full(shape[-1], self.initial, dtype=dtype, device=device(key))
+        width = 1 if self.shared else shape[-1]
+        slope = xp.full(width, self.initial, dtype=dtype, device=device(key))
         return {"slope": slope}, {}, shape
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         slope = params["slope"]
-        fits = x.ndim >= 2 and x.shape[-1] == slope.shape[0]
-        expect(fits, "PReLU takes (batch, ..., {}), got {}", slope.shape[0], x.shape)
+        width = slope.shape[0]
+        fits = self.shared or (x.ndim >= 2 and x.shape[-1] == width)
+        expect(fits, "PReLU takes (batch, ..., {}), got {}", width, x.shape)
         return namespace(x).where(x > 0, x, slope * x), state, x
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         xp = namespace(dy)
         x = cache
-        dslope = sum_rows(dy * xp.minimum(x, 0.0))
+        terms = dy * xp.minimum(x, 0.0)
+        dslope = sum_rows(xp.reshape(terms, (-1, 1)) if self.shared else terms)
         return xp.where(x > 0, dy, params["slope"] * dy), {"slope": dslope}
 
 
@@ -588,6 +738,26 @@ class Softmax(Layer):
         wide_dy = widened(dy)
         total = namespace(y).sum(wide_dy * y, axis=self.axis, keepdims=True)
         return narrowed(y * (wide_dy - total), dy), {}
+
+
+class Softmin(Softmax):
+    """yᵢ = exp(-xᵢ) / Σⱼ exp(-xⱼ) along `axis`: the softmax of -x.
+
+    x: (batch, ...) -> y of the same shape.
+
+    Gradient
+    --------
+    That of `Softmax` with the sign of the chain rule: dx = -y (dy - Σᵢ dyᵢ yᵢ).
+    """
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        return super().forward(params, state, -x, train=train)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        dx, grads = super().backward(params, cache, dy)
+        return -dx, grads
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from .activations import (
     mish_slope,
     silu,
     silu_slope,
+    tanh_shrink,
+    tanh_shrink_slope,
 )
 from .attention import attend, attend_backward
 from .barriers import barrier, barrier_impl
@@ -89,6 +91,8 @@ __all__ = [
     "sum_over",
     "sum_rows",
     "tanh",
+    "tanh_shrink",
+    "tanh_shrink_slope",
     "unslide",
     "widened",
 ]

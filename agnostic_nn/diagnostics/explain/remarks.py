@@ -23,7 +23,16 @@ from typing import Any
 import numpy as np
 
 from ...core.trees import named_leaves
-from ...layers import Elementwise, HardSigmoid, HardSwish, HardTanh, ReLU, Threshold
+from ...layers import (
+    Elementwise,
+    HardShrink,
+    HardSigmoid,
+    HardSwish,
+    HardTanh,
+    ReLU,
+    SoftShrink,
+    Threshold,
+)
 from .flow import Node
 from .latex import plain
 from .nonfinite import NonFinite
@@ -44,7 +53,9 @@ SATURATED_SHARE = 0.5  # a layer is saturated if this share of its slopes is fla
 MIN_LAYER_RATIO = 1e-2  # of one layer
 MIN_NETWORK_RATIO = 1e-4  # from the last layer to the first
 # Activations whose slope can be exactly 0.
-EXACT_ZEROS = (ReLU, HardTanh, HardSigmoid, HardSwish, Threshold)
+EXACT_ZEROS = (
+    *(ReLU, HardTanh, HardSigmoid, HardSwish, HardShrink, SoftShrink, Threshold),
+)
 _USUAL = "the usual initializations keep it within a factor of a few"
 
 
