@@ -190,7 +190,8 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
 OPTIONAL = {
     "stride": (None,),
     "key_heads": (None,),
-    "head_width": (None,),
+    **dict.fromkeys(("head_width", "value_width", "output_width"), (None,)),
+    **dict.fromkeys(("relative", "softcap"), (None,)),
     "start": (None,),
     "scale": (None,),  # of MixedPrecision
 }
@@ -205,7 +206,10 @@ def _constructors():
         module = "schedules." if kind.__module__ == "agnostic_nn.schedules" else ""
         CONSTRUCTORS.append((f"{module}{kind.__name__}", kind, valid, others or {}))
 
-    counted = {"key_heads": "count", "head_width": "count"}
+    widths = ("head_width", "value_width", "output_width")
+    counted = dict.fromkeys(("key_heads", *widths, "window", "relative"), "count")
+    counted |= {"softcap": "positive"}
+    counted |= dict.fromkeys(("alibi", "zero_key", "return_weights"), "flag")
     pools = {"stride": "per axis"}
     add(nn.Dense, width=3)
     add(nn.Embedding, num_embeddings=3, width=2)
@@ -321,6 +325,7 @@ def _is_right(kind, parameter, value):
         named = parameter in OPTIONAL or (kind, parameter) in (
             (nn.TransformerBlock, "cross"),
             (nn.Softplus, "threshold"),
+            (nn.MultiHeadAttention, "window"),
         )
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
     # layers for any number of axes of space

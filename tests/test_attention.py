@@ -256,6 +256,130 @@ def test_dropout_of_weights_has_the_given_rate_and_is_the_same_on_every_backend(
     assert unchanged is state
 
 
+GENERAL = [  # options and inputs that native versions lack, in sizes that they take
+    {"alibi": True},
+    {"relative": 4},
+    {"softcap": 0.1},
+    {"zero_key": True},
+    {"return_weights": True},
+    {"window": 5},
+    {"value_width": 5},
+    {"score_bias": ()},
+    {"score_bias": (4,)},
+    {"mask": (4,)},
+]
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("option", GENERAL, ids=str)
+def test_an_option_has_the_same_effect_in_sizes_of_native_versions(
+    backend, widest, epsilon, option, causal
+):
+    """Part of a long sequence equals the short one, which NumPy computes directly."""
+    option = dict(option)
+    pairs = {n: option.pop(n) for n in ("score_bias", "mask") if n in option}
+    layer = nn.MultiHeadAttention(4, key_heads=2, causal=causal, **option)
+    generator = np.random.default_rng(0)
+
+    def inputs(time):
+        x = {"x": generator.standard_normal((2, time, 8)).astype(widest)}
+        for name, heads in pairs.items():
+            x[name] = generator.standard_normal((2, *heads, time, time))
+            x[name] = x[name] > 0 if name == "mask" else x[name].astype(widest)
+        return x
+
+    long = inputs(80)
+    short = {n: a[:, :5] if n == "x" else a[..., :5, :5] for n, a in long.items()}
+    hidden = np.arange(80)[None, :] < 5
+    hidden = np.broadcast_to(hidden, (2, 80))
+    if "mask" in long:
+        long["mask"] = long["mask"] & hidden[:, None, None, :]
+    else:
+        long["mask"] = hidden
+    params, state = initial(layer, {"x": (80, 8)}, widest)
+    dy = generator.standard_normal((2, 80, 8)).astype(widest)
+    dy[:, 5:] = 0.0
+    short_dy = dy[:, :5]
+    if layer.return_weights:
+        dweights = generator.standard_normal((2, 4, 80, 80)).astype(widest)
+        dweights[:, :, 5:] = 0.0
+        dy = {"y": dy, "weights": dweights}
+        short_dy = {"y": short_dy, "weights": dweights[..., :5, :5]}
+    y, dx, grads = run(backend, layer, params, state, long, dy)
+    numpy = nn.backend("numpy")
+    arguments = (params, state, short, short_dy)
+    expected_y, expected_dx, expected = run(numpy, layer, *arguments)
+    if layer.return_weights:
+        weights = y["weights"][..., :5, :5]
+        expected_weights = expected_y["weights"]
+        atol = 32 * epsilon
+        np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=atol)
+        y = y["y"]
+        expected_y = expected_y["y"]
+    found = {"y": y[:, :5], "dx": dx["x"][:, :5], "grads": grads}
+    wanted = {"y": expected_y, "dx": expected_dx["x"], "grads": expected}
+    if "score_bias" in pairs:
+        found["bias"] = dx["score_bias"][..., :5, :5]
+        wanted["bias"] = expected_dx["score_bias"]
+    for (name, a), b in zip(named_leaves(found), leaves(wanted), strict=True):
+        atol = 64 * epsilon * max(np.abs(b).max(), 1.0)
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+
+def test_an_infinite_bias_hides_keys_as_a_mask_does(backend, draw, widest):
+    """Also all keys of a query. NaN is not hidden."""
+    layer = nn.MultiHeadAttention(2)
+    params, state = initial(layer, {"x": (5, 4)}, widest)
+    x = draw(2, 5, 4)
+    mask = np.random.default_rng(0).random((2, 5, 5)) < 0.5
+    mask[1, 2] = False
+    zero = np.zeros((2, 5, 5), widest)
+    hidden = {"x": x, "score_bias": np.where(mask, zero, -math.inf).astype(widest)}
+    dy = draw(2, 5, 4)
+    y, dx, grads = run(backend, layer, params, state, hidden, dy)
+    masked = {"x": x, "mask": mask, "score_bias": zero}
+    expected = run(backend, layer, params, state, masked, dy)
+    for a, b in zip(leaves((y, dx, grads)), leaves(expected), strict=True):
+        np.testing.assert_array_equal(a, b)
+    np.testing.assert_array_equal(y[1, 2], params["output"]["bias"])
+    layer.check(hidden)
+    for wrong in (math.nan, math.inf):
+        zero[0, 1, 2] = wrong
+        with pytest.raises(ValueError, match=r"score_bias\[0, 1, 2\]"):
+            layer.check({"x": x, "score_bias": zero})
+    zero[0, 1, 2] = math.nan
+    y = forward(backend, layer, params, state, {"x": x, "score_bias": zero})
+    assert np.isnan(y[0, 1]).all()
+
+
+def test_options_in_float16_are_close_to_float64(backend):
+    """Products of queries and keys reach 9e4 and overflow float16; they are capped."""
+    if not backend.has_dtype("float16"):
+        pytest.skip(f"{backend.name} has no float16")
+    layer = nn.MultiHeadAttention(
+        2, alibi=True, relative=3, softcap=5.0, zero_key=True, return_weights=True
+    )
+    params, state = initial(layer, (20, 4), "float64")
+    x = np.random.default_rng(0).standard_normal((2, 20, 4))
+    # numbers without rounding, so that large scores have no error before the cap
+    x[0] = np.round(x[0]) * 128
+    for name in ("query", "key"):
+        params[name] = tree_map(np.round, params[name])
+    dy = {"y": x / 128, "weights": np.ones((2, 2, 20, 20))}
+
+    def narrow(tree):
+        return tree_map(lambda leaf: leaf.astype("float16"), tree)
+
+    arrays = narrow((params, x, dy))
+    wide = tree_map(lambda leaf: leaf.astype("float64"), arrays)
+    result = run(backend, layer, arrays[0], state, *arrays[1:])
+    expected = run(nn.backend("numpy"), layer, wide[0], state, *wide[1:])
+    for (name, a), b in zip(named_leaves(result), leaves(expected), strict=True):
+        assert a.dtype == "float16", name
+        atol = 4e-3 * np.abs(b).max()
+        np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
+
+
 NATIVE = [  # (batch, heads, group, queries, keys, width), causal, mask, dropout
     ((2, 3, 1, 5, 5, 4), True, None, False),
     ((1, 2, 1, 1, 1, 1), False, None, False),
@@ -467,7 +591,28 @@ REFUSED = [  # layer, shapes of an example for init, x, error and message
         (3, 4),
         {"x": X, "mask": zeros(2, 4, dtype="bool")},
         ValueError,
-        r"a mask \(2, 3\) or \(2, 3, 3\), got \(2, 4\)",
+        r"a mask \(2, 3\), \(2, 3, 3\) or \(2, 2, 3, 3\), got \(2, 4\)",
+    ),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "score_bias": zeros(2, 3)},
+        ValueError,
+        r"a score_bias \(2, 3, 3\) or \(2, 2, 3, 3\), got \(2, 3\)",
+    ),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "score_bias": zeros(2, 3, 3, dtype="float16")},
+        ValueError,
+        "x is .*float32, but score_bias is .*float16",
+    ),
+    (
+        ATTENTION,
+        (3, 4),
+        {"x": X, "value": zeros(2, 4, 4)},
+        ValueError,
+        r"a value \(2, 3, width\) like the keys, got \(2, 4, 4\)",
     ),
     (
         ATTENTION,
@@ -577,6 +722,13 @@ INVALID = [  # call, error and message
         ValueError,
         r"dropout in \[0, 1\), got 1.0",
     ),
+    (
+        lambda: nn.MultiHeadAttention(4, window=0),
+        ValueError,
+        "window of at least 1, got 0",
+    ),
+    (lambda: nn.MultiHeadAttention(4, softcap=0.0), ValueError, "softcap above 0"),
+    (lambda: nn.MultiHeadAttention(4, relative=True), TypeError, "relative to be"),
     (lambda: nn.MultiHeadAttention(4, base=0.0), ValueError, "base above 0"),
     (
         lambda: nn.TransformerBlock(4, hidden=3),

@@ -31,6 +31,27 @@ MODELS = {  # layer, shape of one example
         nn.MultiHeadAttention(2, rotary=True, causal=True),
         {**WITH_SOURCE, "mask": (5,)},
     ),
+    "a window": (nn.MultiHeadAttention(2, causal=True, window=2), (6, 4)),
+    "a window of a source": (nn.MultiHeadAttention(2, window=2), WITH_SOURCE),
+    "biases and a cap": (
+        nn.MultiHeadAttention(
+            2, causal=True, alibi=True, relative=2, softcap=1.0, zero_key=True
+        ),
+        {"x": (6, 4), "mask": (6,)},
+    ),
+    "biases with a source": (
+        nn.MultiHeadAttention(2, alibi=True, relative=2, causal=True, window=4),
+        WITH_SOURCE,
+    ),
+    "other widths": (
+        nn.MultiHeadAttention(4, key_heads=2, causal=True, value_width=3),
+        (6, 4),
+    ),
+    "values from x": (CAUSAL, {"x": (6, 4), "value": (6, 3)}),
+    "values from a source": (
+        nn.MultiHeadAttention(2, value_width=3, output_width=5),
+        {**WITH_SOURCE, "value": (5, 3)},
+    ),
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
     "sinusoidal positions": (nn.SinusoidalPositions(), (6, 4)),
     "a block with cross-attention": (
@@ -143,6 +164,36 @@ def test_a_mask_excludes_steps_one_by_one(backend, widest, epsilon):
     result = np.stack(result, 1)[:, counts]
     atol = 64 * epsilon * np.abs(expected).max()
     np.testing.assert_allclose(result, expected, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("source", [False, True])
+@pytest.mark.parametrize("heads", [(), (2,)], ids=["of all heads", "of each head"])
+def test_scores_have_a_bias_at_each_step_and_weights_are_returned(
+    backend, widest, epsilon, heads, source
+):
+    layer = nn.MultiHeadAttention(2, causal=not source, return_weights=True)
+    keys = 5 if source else 6
+    shape = {"x": (6, 4), "score_bias": (*heads, 6, keys)}
+    shape |= {"source": (5, 4)} if source else {}
+    params, state, x = numbers(layer, shape, widest)
+    x["score_bias"][0, ..., 1:, 0] = -np.inf
+    expected, _, _ = layer.forward(params, state, x)
+    params, state, x = backend.asarray((params, state, x))
+    step = backend.jit(layer.advance)
+
+    def inputs(t):
+        bias = x["score_bias"][..., t : t + 1, :]
+        return x | {"x": x["x"][:, t : t + 1, :], "score_bias": bias}
+
+    memory = layer.begin(params, state, inputs(0), 6)
+    for t in range(6):
+        y, memory = step(params, state, memory, inputs(t))
+        y = backend.to_numpy(y)
+        atol = 64 * epsilon * max(np.abs(expected["y"]).max(), 1.0)
+        now = slice(t, t + 1)
+        np.testing.assert_allclose(y["y"], expected["y"][:, now], rtol=0, atol=atol)
+        weights = expected["weights"][:, :, now]
+        np.testing.assert_allclose(y["weights"], weights, rtol=0, atol=atol)
 
 
 PER_POSITION = [

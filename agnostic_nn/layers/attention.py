@@ -8,6 +8,7 @@ float16 and bfloat16 are computed in float32 between the projections of x and th
 projection of O: sums in S may overflow, and the weights P become small with many keys.
 """
 
+import math
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, ClassVar
 
@@ -32,7 +33,16 @@ from ..core.errors import (
 )
 from ..core.random import bernoulli, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..ops import attend, attend_backward, narrowed, widened
+from ..ops import (
+    attend,
+    attend_backward,
+    attend_general,
+    attend_general_backward,
+    narrowed,
+    scatter_add,
+    sum_over,
+    widened,
+)
 from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
@@ -54,31 +64,55 @@ class MultiHeadAttention(Layer):
     - "source": (batch, source time, source width), the sequence that K and V are
       computed from (PyTorch: key and value; the encoder's output, also called memory);
     - "mask": boolean, True where a key may be attended to: (batch, keys), for padded
-      sequences, or (batch, time, keys). PyTorch's masks are True where a key is hidden.
+      sequences, (batch, time, keys) or, for each head, (batch, heads, time, keys).
+      PyTorch's masks are True where a key is hidden;
+    - "value": (batch, source time, value source width), the sequence that V is computed
+      from instead of the source (PyTorch, Keras: value);
+    - "score_bias": B, which is added to Q Kᵀ / √d: (batch, time, keys) or, for each
+      head, (batch, heads, time, keys) (PyTorch: a float attn_mask). -∞ hides a key.
 
     y: (batch, time, width). If the mask hides all keys from a query, its O is 0 and its
-    y is b.
+    y is b_o.
 
     Options, with the names of PyTorch or Keras where they differ:
 
         heads        number of heads (num_heads)
         head_width   d, by default width / heads (Keras: key_dim)
+        value_width  width of a head of V, by default d (Keras: value_dim)
+        output_width width of y, by default that of x (Keras: output_shape)
         key_heads    number of heads of K and V, a divisor of `heads`: each is shared
                      by a group of neighbouring heads of Q (grouped-query attention,
                      Ainslie et al., arXiv:2305.13245)
         causal       position t attends to keys up to t only, in addition to the mask
+        window       position t attends to the keys s with |t - s| < window only; if
+                     causal, these are `window` keys (Beltagy et al., arXiv:2004.05150)
         rotary       rotate Q and K by angles of their positions (Su et al.,
                      arXiv:2104.09864, eq. 34); `base` sets the frequencies,
                      see `layers.positions`
+        alibi        add -2^(-8h / heads) |t - s| to the scores of head h = 1, 2, …
+                     (Press et al., arXiv:2108.12409); if `heads` is not a power of 2,
+                     the slopes are those of its authors' code
+        relative     n: add a trained number for each head and each distance s - t,
+                     where distances beyond ±n count as ±n
+        softcap      c: replace Q Kᵀ / √d by c tanh(Q Kᵀ / (c √d)) (Gemma 2,
+                     arXiv:2408.00118), before anything is added
+        zero_key     every query may attend to one more key, 0, whose value is 0
+                     (PyTorch: add_zero_attn)
+        return_weights
+                     y is a dict of "y" and "weights", P before dropout, (batch, heads,
+                     time, keys) (PyTorch: need_weights with average_attn_weights=False)
         dropout      probability with which elements of P = softmax(…) are dropped in
                      training; the state then is a random key
         bias         whether the projections add a bias
 
     Parameters: query, key, value and output, each a dict of weight (fan_in, width) and,
-    unless `bias` is false, bias (width,), which starts at 0.
+    unless `bias` is false, bias (width,), which starts at 0; with `relative` also
+    relative, a dict of bias (2 n + 1, heads), which starts at 0.
 
     In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With
-    a source, which is passed at every step, K and V are computed once, in `begin`.
+    a source, which is passed at every step, K and V are computed once, in `begin`. The
+    score_bias of a step has a row for all keys of the memory: (batch, 1, keys) or
+    (batch, heads, 1, keys).
 
     Gradient
     --------
@@ -91,16 +125,28 @@ class MultiHeadAttention(Layer):
 
         dx = dQ W_qᵀ        dsource = dK W_kᵀ + dV W_vᵀ        dW_q = xᵀ dQ, and so on
 
-    In self-attention the source is x, so dsource is added to dx.
+    In self-attention the source is x, so dsource is added to dx. With another input as
+    "value", dV W_vᵀ is its gradient instead. dB = dS, summed over the heads if B has no
+    axis of heads, and the gradient of a number of `relative` is the sum of dS over the
+    batch and over all t and s of its distance. `ops.attention` derives dQ and dK with
+    `softcap`, and dS with `zero_key` and `return_weights`.
     """
 
     heads: int
     _: KW_ONLY
     key_heads: int | None = None
     head_width: int | None = None
+    value_width: int | None = None
+    output_width: int | None = None
     causal: bool = False
+    window: int | None = None
     rotary: bool = False
     base: float = 10_000.0
+    alibi: bool = False
+    relative: int | None = None
+    softcap: float | None = None
+    zero_key: bool = False
+    return_weights: bool = False
     dropout: float = 0.0
     bias: bool = True
     initializer: Initializer = field(default=glorot_uniform, repr=False)
@@ -109,11 +155,18 @@ class MultiHeadAttention(Layer):
         "x": "real floating",
         "source": "real floating",
         "mask": "bool",
+        "value": "real floating",
+        "score_bias": "real floating",
     }
 
     def __post_init__(self) -> None:
-        for name in ("causal", "rotary", "bias"):
+        for name in ("causal", "rotary", "alibi", "bias", "zero_key", "return_weights"):
             expect_flag(name, getattr(self, name))
+        for name in ("head_width", "value_width", "output_width", "window", "relative"):
+            if getattr(self, name) is not None:
+                expect_count(name, getattr(self, name))
+        if self.softcap is not None:
+            expect_positive("softcap", self.softcap)
         expect_initializer("initializer", self.initializer)
         expect_count("heads", self.heads)
         if self.key_heads is not None:
@@ -121,41 +174,51 @@ class MultiHeadAttention(Layer):
             fits = self.heads % self.key_heads == 0
             message = "{} heads cannot share {} key_heads"
             expect(fits, message, self.heads, self.key_heads)
-        if self.head_width is not None:
-            expect_count("head_width", self.head_width)
         expect_positive("base", self.base)
         expect_number("dropout", self.dropout, 0.0, 1.0)
 
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         shapes, _ = inputs_by_name(self, shape)
-        for name in shapes.keys() - {"mask"}:
+        for name in shapes.keys() & {"x", "source", "value"}:
             expect_sequence("MultiHeadAttention", shapes[name])
-        width = shapes["x"][-1]
-        source_width = shapes.get("source", shapes["x"])[-1]
+        time, width = shapes["x"]
+        source = shapes.get("source", shapes["x"])
+        value_source = shapes.get("value", source)
         fits = self.head_width is not None or width % self.heads == 0
         expect(fits, "{} heads cannot share a width of {}", self.heads, width)
         head_width = self.head_width or width // self.heads
         fits = not self.rotary or head_width % 2 == 0
         expect(fits, "rotary needs an even head_width, got {}", head_width)
+        value_width = self.value_width or head_width
+        output_width = self.output_width or width
         key_heads = self.key_heads or self.heads
         fans = {
             "query": (width, head_width * self.heads),
-            "key": (source_width, head_width * key_heads),
-            "value": (source_width, head_width * key_heads),
-            "output": (head_width * self.heads, width),
+            "key": (source[-1], head_width * key_heads),
+            "value": (value_source[-1], value_width * key_heads),
+            "output": (value_width * self.heads, output_width),
         }
         keys = split(key, 5)
         params = {}
         for i, (name, (fan_in, fan_out)) in enumerate(fans.items()):
             dense = Dense(fan_out, bias=self.bias, initializer=self.initializer)
             params[name], _, _ = dense.init(keys[i, :], (fan_in,), dtype)
+        if self.relative is not None:
+            bias = params["query"]["weight"]
+            xp = namespace(bias)
+            bias_shape = (2 * self.relative + 1, self.heads)
+            bias = xp.zeros(bias_shape, dtype=bias.dtype, device=device(bias))
+            params["relative"] = {"bias": bias}
         state = {"key": keys[4, :]} if self.dropout else {}
-        return params, state, shapes["x"]
+        y: Any = (time, output_width)
+        if self.return_weights:
+            y = {"y": y, "weights": (self.heads, time, source[0])}
+        return params, state, y
 
     def forward(
         self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
-    ) -> tuple[Array, State, Cache]:
-        """Map x (batch, time, width), alone or in a dict of inputs, to y of its shape.
+    ) -> tuple[Any, State, Cache]:
+        """Map x (batch, time, width), alone or in a dict of inputs, to y.
 
         Raises
         ------
@@ -167,10 +230,15 @@ class MultiHeadAttention(Layer):
         inputs, present = inputs_by_name(self, x)
         x = inputs["x"]
         source = inputs.get("source", x)
-        query = self._queries(params, x, _positions(x))
-        key, value = self._keys(params, source, _positions(source))
+        times = _positions(x)
+        key_times = _positions(source)
+        query = self._queries(params, x, times)
+        key, value = self._keys(params, source, inputs.get("value"), key_times)
         shape = (*query.shape[:-1], key.shape[-2])
-        allowed = _allowed(inputs.get("mask"), shape)
+        score_bias = _score_bias_of(inputs)
+        allowed = self._allowed(inputs.get("mask"), score_bias, shape)
+        if self.window is not None:
+            allowed = _both(allowed, self._near(times, key_times))
         keep_mask: Any = ()
         if train and self.dropout:
             keys = split(state["key"], 2)
@@ -178,28 +246,44 @@ class MultiHeadAttention(Layer):
             scale = 1.0 / (1.0 - self.dropout)
             keep_mask = namespace(x).astype(keep_mask, x.dtype) * scale
             state = {"key": keys[1, :]}
-        heads, attend_cache = attend(
+        arguments = (
             widened(query),
             widened(key),
             widened(value),
             allowed,
             _widened(keep_mask),
-            causal=self.causal,
         )
+        if self._needs_general(score_bias):
+            heads, attend_cache = attend_general(
+                *arguments,
+                self._score_bias(params, score_bias, times, key_times, arguments[0]),
+                causal=self.causal,
+                softcap=self.softcap,
+                zero_key=self.zero_key,
+            )
+        else:
+            heads, attend_cache = attend(*arguments, causal=self.causal)
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
+        y = self._with_weights(self._map(params, "output", joined), attend_cache)
         # () in self-attention: x is cached once
         other_source = inputs.get("source", ())
         heads_cache = (query, key, value, allowed, keep_mask, attend_cache, joined)
-        cache = (x, other_source, present, heads_cache)
-        return self._map(params, "output", joined), state, cache
+        others = (other_source, inputs.get("value", ()), score_bias)
+        return y, state, (x, others, present, heads_cache)
 
-    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        x, source, present, heads_cache = cache
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Any, Params]:
+        x, (source, value_source, score_bias), present, heads_cache = cache
         query, key, value, allowed, keep_mask, attend_cache, joined = heads_cache
         is_self_attention = isinstance(source, tuple)
         if is_self_attention:
             source = x
+        has_value_source = not isinstance(value_source, tuple)
+        dweights: Any = ()
+        if self.return_weights:
+            weights_shape = (*query.shape[:-1], key.shape[-2])
+            dweights = namespace(query).reshape(widened(dy["weights"]), weights_shape)
+            dy = dy["y"]
         grads = {}
 
         def back(name: str, x: Array, dy: Array) -> Array:
@@ -210,17 +294,25 @@ class MultiHeadAttention(Layer):
         key_heads = value.shape[1]
         dheads = self._grouped(back("output", joined, dy), key_heads)
         heads = self._grouped(joined, key_heads)
-        wide_grads = attend_backward(
-            widened(query),
-            widened(key),
-            widened(value),
-            allowed,
-            _widened(keep_mask),
-            widened(heads),
-            attend_cache,
-            widened(dheads),
-            causal=self.causal,
-        )
+        wide = (widened(query), widened(key), widened(value))
+        wide_mask = _widened(keep_mask)
+        wide_dheads = widened(dheads)
+        wide_grads: Any
+        dscores: Any = None
+        if self._needs_general(score_bias):
+            *wide_grads, dscores = attend_general_backward(
+                *wide, wide_mask, attend_cache, wide_dheads, dweights
+            )
+        else:
+            wide_grads = attend_backward(
+                *wide,
+                allowed,
+                wide_mask,
+                widened(heads),
+                attend_cache,
+                wide_dheads,
+                causal=self.causal,
+            )
         dquery, dkey, dvalue = (narrowed(grad, like=dy) for grad in wide_grads)
         if self.rotary:
             # the inverse of a rotation is its transpose: rotate back
@@ -228,10 +320,21 @@ class MultiHeadAttention(Layer):
             dkey = rotate(dkey, -self._angles(key, _positions(source)))
         dx = back("query", x, self._joined(dquery))
         dsource = back("key", source, _join_heads(dkey))
-        dsource += back("value", source, _join_heads(dvalue))  # in place: a new array
+        dvalue_source = None
+        if has_value_source:
+            dvalue_source = back("value", value_source, _join_heads(dvalue))
+        else:
+            # in place: a new array
+            dsource += back("value", source, _join_heads(dvalue))
         if is_self_attention:
             dx += dsource
-        return nest_like_x(self, dx, (dsource, None), present), grads
+        if self.relative is not None:
+            grads["relative"] = {"bias": narrowed(self._drelative(dscores), like=dx)}
+        dscore_bias = None
+        if not isinstance(score_bias, tuple):
+            dscore_bias = self._dscore_bias(dscores, score_bias)
+        others = (dsource, None, dvalue_source, dscore_bias)
+        return nest_like_x(self, dx, others, present), grads
 
     def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
         inputs, _ = inputs_by_name(self, x)
@@ -240,26 +343,29 @@ class MultiHeadAttention(Layer):
         step = xp.zeros((), dtype=xp.int32, device=device(x))
         if "source" in inputs:
             source = inputs["source"]
-            key, value = self._keys(params, source, _positions(source))
+            positions = _positions(source)
+            key, value = self._keys(params, source, inputs.get("value"), positions)
             return {"step": step, "key": key, "value": value}
         if not self.causal:
             reason = "it is not causal, so y depends on later steps"
             raise TypeError(f"{self} cannot go step by step: {reason}")
-        weight = params["key"]["weight"]
         key_heads = self.key_heads or self.heads
-        shape = (x.shape[0], key_heads, length, weight.shape[1] // key_heads)
-        empty = xp.zeros(shape, dtype=weight.dtype, device=device(x))
-        memory = {"step": step, "key": empty, "value": empty}
+        memory = {"step": step}
+        for name in ("key", "value"):
+            weight = params[name]["weight"]
+            shape = (x.shape[0], key_heads, length, weight.shape[1] // key_heads)
+            memory[name] = xp.zeros(shape, dtype=weight.dtype, device=device(x))
         if "mask" in inputs:
-            mask_shape = (shape[0], length)
+            mask_shape = (x.shape[0], length)
             memory["mask"] = xp.zeros(mask_shape, dtype=xp.bool, device=device(x))
         return memory
 
     def advance(
         self, params: Params, state: State, memory: Memory, x: Any
-    ) -> tuple[Array, Memory]:
+    ) -> tuple[Any, Memory]:
         inputs, _ = inputs_by_name(self, x)
         x = inputs["x"]
+        score_bias = _score_bias_of(inputs)
         mask = inputs.get("mask")
         step = memory["step"]
         xp = namespace(x)
@@ -271,8 +377,8 @@ class MultiHeadAttention(Layer):
             # `where` instead of an assignment: the step number is an array, and under
             # `jit` only operations of fixed shape can use it
             is_now = positions == now
-            rows = zip(("key", "value"), self._keys(params, x, now), strict=True)
-            for name, row in rows:
+            key_and_value = self._keys(params, x, inputs.get("value"), now)
+            for name, row in zip(("key", "value"), key_and_value, strict=True):
                 updates[name] = xp.where(is_now[:, None], row, memory[name])
             if mask is not None:
                 fits = mask.ndim == 2
@@ -282,14 +388,162 @@ class MultiHeadAttention(Layer):
                 updates["mask"] = mask
         memory = memory | updates
         query = self._queries(params, x, now)
-        allowed = _allowed(mask, (*query.shape[:-1], positions.shape[0]))
+        shape = (*query.shape[:-1], positions.shape[0])
+        allowed = self._allowed(mask, score_bias, shape)
         if self.causal:
-            is_past = positions <= now
-            allowed = is_past if mask is None else xp.logical_and(allowed, is_past)
+            allowed = _both(allowed, positions <= now)
+        if self.window is not None:
+            allowed = _both(allowed, self._near(now, positions))
         key = widened(memory["key"])
         value = widened(memory["value"])
-        heads = narrowed(attend(widened(query), key, value, allowed)[0], like=query)
-        return self._map(params, "output", self._joined(heads)), memory
+        wide_query = widened(query)
+        if self._needs_general(score_bias):
+            heads, attend_cache = attend_general(
+                wide_query,
+                key,
+                value,
+                allowed,
+                bias=self._score_bias(params, score_bias, now, positions, wide_query),
+                softcap=self.softcap,
+                zero_key=self.zero_key,
+            )
+        else:
+            heads, attend_cache = attend(wide_query, key, value, allowed)
+        heads = narrowed(heads, like=query)
+        y = self._map(params, "output", self._joined(heads))
+        return self._with_weights(y, attend_cache), memory
+
+    def check(self, x: Any) -> None:
+        if isinstance(x, dict) and "score_bias" in x:
+            # -∞ hides a key, every other number must be finite
+            xp = namespace(x["score_bias"])
+            hides = x["score_bias"] == -math.inf
+            x = x | {"score_bias": xp.where(hides, 0.0, x["score_bias"])}
+        super().check(x)
+
+    def _needs_general(self, score_bias: Array | tuple[()]) -> bool:
+        """Return whether an option is used that native versions of `attend` lack."""
+        has_bias = self.alibi or self.relative is not None
+        has_bias = has_bias or not isinstance(score_bias, tuple)
+        needs_weights = self.zero_key or self.return_weights
+        return has_bias or needs_weights or self.softcap is not None
+
+    def _with_weights(self, y: Array, attend_cache: Any) -> Any:
+        """Return y or, with `return_weights`, a dict of y and P."""
+        if not self.return_weights:
+            return y
+        weights = narrowed(attend_cache[0], like=y)
+        shape = (weights.shape[0], self.heads, *weights.shape[-2:])
+        return {"y": y, "weights": namespace(y).reshape(weights, shape)}
+
+    def _near(self, times: Array, key_times: Array) -> Array:
+        """Return, (time, keys), whether each key is in the window of each query."""
+        window: Any = self.window
+        distance = key_times[None, :] - times[:, None]
+        is_near = distance > -window
+        if self.causal:
+            return is_near
+        return namespace(times).logical_and(is_near, distance < window)
+
+    def _allowed(
+        self, mask: Array | None, score_bias: Array | tuple[()], shape: Shape
+    ) -> Any:
+        """Return the allowed keys, booleans that broadcast to `shape`, or () for all.
+
+        shape: (batch, key heads, group, time, keys), that of the scores.
+        """
+        allowed: Any = ()
+        if mask is not None:
+            xp = namespace(mask)
+            if mask.dtype != xp.bool:
+                raise TypeError(f"expected a boolean mask, got {mask.dtype}")
+            batch = shape[0]
+            keys = shape[-1]
+            shapes = [(batch, keys), *self._pair_shapes(shape)]
+            fits = mask.shape in shapes
+            expect(fits, "expected a mask {}, {} or {}, got {}", *shapes, mask.shape)
+            if mask.ndim == 2:
+                allowed = xp.reshape(mask, (batch, 1, 1, 1, keys))
+            else:
+                allowed = self._by_key_heads(mask, shape)
+        if not isinstance(score_bias, tuple):
+            fits = score_bias.shape in self._pair_shapes(shape)
+            message = "expected a score_bias {} or {}, got {}"
+            expect(fits, message, *self._pair_shapes(shape), score_bias.shape)
+            # not `>`, which would also hide NaN
+            allowed = _both(allowed, self._by_key_heads(score_bias, shape) != -math.inf)
+        return allowed
+
+    def _pair_shapes(self, shape: Shape) -> tuple[Shape, Shape]:
+        """Return the shapes that a number for each query and key may have."""
+        batch, _, _, time, keys = shape
+        return (batch, time, keys), (batch, self.heads, time, keys)
+
+    def _by_key_heads(self, x: Array, shape: Shape) -> Array:
+        """Reshape (batch, time, keys) or (batch, heads, time, keys) like the scores."""
+        batch, key_heads, group, time, keys = shape
+        if x.ndim == 3:
+            key_heads = 1
+            group = 1
+        return namespace(x).reshape(x, (batch, key_heads, group, time, keys))
+
+    def _score_bias(
+        self,
+        params: Params,
+        score_bias: Array | tuple[()],
+        times: Array,
+        key_times: Array,
+        query: Array,
+    ) -> Any:
+        """Return the sum of all that is added to the scores, or () for nothing.
+
+        It has the dtype of `query`, (batch, key heads, group, time, d), and broadcasts
+        to the shape of the scores.
+        """
+        xp = namespace(query)
+        batch, key_heads, group, time, _ = query.shape
+        total: Any = ()
+        pairs = (key_heads, group, time, key_times.shape[0])
+        if not isinstance(score_bias, tuple):
+            total = self._by_key_heads(widened(score_bias), (batch, *pairs))
+        if self.alibi:
+            slopes = xp.asarray(
+                _slopes(self.heads), dtype=query.dtype, device=device(query)
+            )
+            distance = xp.abs(key_times[None, :] - times[:, None])
+            distance = xp.astype(distance, query.dtype)
+            alibi = xp.reshape(slopes, (key_heads, group, 1, 1)) * -distance
+            total = alibi if isinstance(total, tuple) else total + alibi
+        if self.relative is not None:
+            index = xp.reshape(self._distance_index(times, key_times), (-1,))
+            rows = xp.take(widened(params["relative"]["bias"]), index, axis=0)
+            relative = xp.reshape(xp.permute_dims(rows, (1, 0)), pairs)
+            total = relative if isinstance(total, tuple) else total + relative
+        return total
+
+    def _distance_index(self, times: Array, key_times: Array) -> Array:
+        """Return, (time, keys), the row of `relative` for each query and key."""
+        xp = namespace(times)
+        furthest: Any = self.relative
+        distance = key_times[None, :] - times[:, None]
+        return xp.clip(distance, -furthest, furthest) + furthest
+
+    def _drelative(self, dscores: Array) -> Array:
+        """Return the gradient of `relative` from dS."""
+        xp = namespace(dscores)
+        furthest: Any = self.relative
+        _, key_heads, group, time, keys = dscores.shape
+        steps = xp.arange(max(time, keys), dtype=xp.int32, device=device(dscores))
+        index = xp.reshape(self._distance_index(steps[:time], steps[:keys]), (-1,))
+        total = sum_over(dscores, (0,))
+        total = xp.reshape(total, (key_heads * group, time * keys))
+        rows = xp.permute_dims(total, (1, 0))
+        return scatter_add(rows, index, 2 * furthest + 1)
+
+    def _dscore_bias(self, dscores: Array, like: Array) -> Array:
+        """Return dB, of the shape and dtype of `like`, from dS."""
+        total = sum_over(dscores, (1, 2)) if like.ndim == 3 else dscores
+        return narrowed(namespace(dscores).reshape(total, like.shape), like=like)
 
     def _dense(self, params: Params) -> Dense:
         # the width depends on x, which is unknown before `init`; params have it
@@ -308,12 +562,24 @@ class MultiHeadAttention(Layer):
         query = self._grouped(self._map(params, "query", x), key_heads)
         return rotate(query, self._angles(query, positions)) if self.rotary else query
 
-    def _keys(self, params: Params, x: Array, positions: Array) -> tuple[Array, Array]:
-        """Return K, rotated if `rotary`, and V, as (batch, key heads, time, d)."""
+    def _keys(
+        self, params: Params, x: Array, value_source: Array | None, positions: Array
+    ) -> tuple[Array, Array]:
+        """Return K, rotated if `rotary`, and V, as (batch, key heads, time, d).
+
+        value_source: the sequence that V is computed from, or None for x.
+        """
         expect_sequence("MultiHeadAttention", x.shape[1:])
         key_heads = self.key_heads or self.heads
         key = _split_heads(self._map(params, "key", x), key_heads)
-        value = _split_heads(self._map(params, "value", x), key_heads)
+        if value_source is None:
+            value_source = x
+        else:
+            expect_sequence("MultiHeadAttention", value_source.shape[1:])
+            fits = value_source.shape[:2] == x.shape[:2]
+            message = "expected a value ({}, {}, width) like the keys, got {}"
+            expect(fits, message, *x.shape[:2], value_source.shape)
+        value = _split_heads(self._map(params, "value", value_source), key_heads)
         if self.rotary:
             key = rotate(key, self._angles(key, positions))
         return key, value
@@ -356,18 +622,33 @@ def _widened(keep_mask: Any) -> Any:
     return keep_mask if isinstance(keep_mask, tuple) else widened(keep_mask)
 
 
-def _allowed(mask: Array | None, shape: Shape) -> Any:
-    """Return the allowed keys, booleans that broadcast to `shape`, or () for all."""
-    if mask is None:
-        return ()
-    xp = namespace(mask)
-    batch, _, _, time, keys = shape
-    if mask.dtype != xp.bool:
-        raise TypeError(f"expected a boolean mask, got {mask.dtype}")
-    fits = mask.shape in ((batch, keys), (batch, time, keys))
-    message = "expected a mask {} or {}, got {}"
-    expect(fits, message, (batch, keys), (batch, time, keys), mask.shape)
-    return xp.reshape(mask, (batch, 1, 1, 1 if mask.ndim == 2 else time, keys))
+def _both(allowed: Any, more: Array) -> Array:
+    """Return the keys that both arrays allow; `allowed` may be () for all."""
+    if isinstance(allowed, tuple):
+        return more
+    return namespace(more).logical_and(allowed, more)
+
+
+def _score_bias_of(inputs: dict[str, Any]) -> Any:
+    """Return the input called score_bias, or () if there is none."""
+    score_bias = inputs.get("score_bias", ())
+    if not isinstance(score_bias, tuple):
+        x = inputs["x"]
+        fits = score_bias.dtype == x.dtype
+        expect(fits, "x is {}, but score_bias is {}", x.dtype, score_bias.dtype)
+    return score_bias
+
+
+def _slopes(heads: int) -> list[float]:
+    """Return the slopes of ALiBi: 2^(-8/heads), its square, and so on.
+
+    If `heads` is not a power of 2, the slopes of the next lower power of 2 come first,
+    and then every other slope of the next higher one, as in the code of the paper.
+    """
+    power = 2 ** int(math.log2(heads))
+    slopes = [2.0 ** (-8.0 * i / power) for i in range(1, power + 1)]
+    between = [2.0 ** (-4.0 * i / power) for i in range(1, 2 * power, 2)]
+    return slopes + between[: heads - power]
 
 
 def inputs_by_name(layer: Layer, x: Any) -> tuple[dict[str, Any], tuple[Any, ...]]:

@@ -22,7 +22,12 @@ from .activations import (
     tanh_shrink,
     tanh_shrink_slope,
 )
-from .attention import attend, attend_backward
+from .attention import (
+    attend,
+    attend_backward,
+    attend_general,
+    attend_general_backward,
+)
 from .barriers import barrier, barrier_impl
 from .convolution import convolve, convolve_input, convolve_weight
 from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
@@ -45,6 +50,8 @@ __all__ = [
     "along",
     "attend",
     "attend_backward",
+    "attend_general",
+    "attend_general_backward",
     "barrier",
     "barrier_impl",
     "bounded_exp",

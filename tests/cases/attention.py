@@ -22,40 +22,93 @@ def turned(t, x):
 
 
 def attention(t, g):
-    """By the function that does it all, which wants heads as an axis."""
+    """By the function that does it all, which wants heads as an axis.
+
+    It has no cap, no key of zeros and no weights as a result: `written_out` has.
+    """
     layer = g.layer
     arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
     x = arguments["x"]
     source = arguments.get("source", x)
-    allowed = arguments.get("mask")
+    sizes = x.shape[1], source.shape[1]
+    distance = t.arange(sizes[1]) - t.arange(sizes[0])[:, None]
+    allowed = arguments.get("mask", t.ones(len(x), sizes[1], dtype=t.bool))
 
     def split(name, x, heads):
         y = linear(t, g.params[name], x).unflatten(-1, (heads, -1)).transpose(1, 2)
         return turned(t, y) if layer.rotary and name != "value" else y
 
-    if allowed is not None:
+    if allowed.ndim < 4:
         allowed = allowed[:, None] if allowed.ndim == 3 else allowed[:, None, None]
     if layer.causal:
-        before = t.ones(x.shape[1], source.shape[1], dtype=t.bool).tril()
-        allowed = before if allowed is None else allowed & before
+        allowed = allowed & (distance <= 0)
+    if layer.window:
+        allowed = allowed & (distance.abs() < layer.window)
+    added = t.zeros(len(x), layer.heads, *sizes, dtype=x.dtype)
+    if "score_bias" in arguments:
+        bias = arguments["score_bias"]
+        added = added + (bias if bias.ndim == 4 else bias[:, None])
+    if layer.alibi:
+        rate = t.tensor(ALIBI[layer.heads], dtype=x.dtype)
+        added = added - rate[:, None, None] * distance.abs()
+    if layer.relative:
+        table = g.params["relative"]["bias"]
+        added = added + table[
+            distance.clamp(-layer.relative, layer.relative) + layer.relative
+        ].permute(2, 0, 1)
     key_heads = layer.key_heads or layer.heads
-    y = t.nn.functional.scaled_dot_product_attention(
-        split("query", x, layer.heads),
-        split("key", source, key_heads),
-        split("value", source, key_heads),
-        allowed,
-        enable_gqa=layer.key_heads is not None,
-    )
-    return linear(t, g.params["output"], y.transpose(1, 2).flatten(2))
+    query = split("query", x, layer.heads)
+    key = split("key", source, key_heads)
+    value = split("value", arguments.get("value", source), key_heads)
+    if layer.softcap or layer.zero_key or layer.return_weights:
+        y, weights = written_out(t, layer, query, key, value, allowed, added)
+    else:
+        y = t.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            added.masked_fill(~allowed, -t.inf),
+            enable_gqa=layer.key_heads is not None,
+        )
+    y = linear(t, g.params["output"], y.transpose(1, 2).flatten(2))
+    return {"y": y, "weights": weights} if layer.return_weights else y
 
 
-def module(heads, causal=False):
+# the paper's list for 8 heads, and what its code gives for 3: two, and one between
+ALIBI = {
+    2: [1 / 16, 1 / 256],
+    3: [1 / 16, 1 / 256, 1 / 4],
+    8: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256],
+}
+
+
+def written_out(t, layer, query, key, value, allowed, added):
+    """O and P, line by line; a query that may see nothing has weights of 0."""
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(repeats, 1) for each in (key, value))
+    scores = query @ key.transpose(-1, -2) / query.shape[-1] ** 0.5
+    if layer.softcap:
+        scores = layer.softcap * t.tanh(scores / layer.softcap)
+    scores = scores + added
+    allowed = allowed.expand(scores.shape)
+    if layer.zero_key:
+        scores = t.nn.functional.pad(scores, (0, 1))
+        allowed = t.nn.functional.pad(allowed, (0, 1), value=True)
+        value = t.nn.functional.pad(value, (0, 0, 0, 1))
+    sees = allowed.any(-1, keepdim=True)
+    weights = scores.masked_fill(~allowed & sees, -t.inf).softmax(-1) * sees
+    y = weights @ value
+    return y, weights[..., :-1] if layer.zero_key else weights
+
+
+def module(heads, causal=False, zero_key=False, weights=False):
     """By their module, with one weight for query, key and value of one fan_in."""
 
     def theirs(t, g):
         arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
         x, source = arguments["x"], arguments.get("source", arguments["x"])
-        width, other = x.shape[-1], source.shape[-1]
+        value = arguments.get("value", source)
+        width, other, third = x.shape[-1], source.shape[-1], value.shape[-1]
         bias = "bias" in g.params["query"]
         torch_layer = t.nn.MultiheadAttention(
             width,
@@ -63,7 +116,8 @@ def module(heads, causal=False):
             bias=bias,
             batch_first=True,
             kdim=other,
-            vdim=other,
+            vdim=third,
+            add_zero_attn=zero_key,
             dtype=x.dtype,
         )
         padded = ~arguments["mask"] if "mask" in arguments else None
@@ -72,12 +126,21 @@ def module(heads, causal=False):
             if causal
             else None
         )
-        return t.func.functional_call(
+        if "score_bias" in arguments:  # (batch · heads, time, keys), added to `later`
+            later = arguments["score_bias"].flatten(0, 1)
+            if padded is not None:
+                padded = t.zeros_like(padded, dtype=x.dtype).masked_fill(padded, -t.inf)
+        options = {"need_weights": weights, "average_attn_weights": False}
+        y, probabilities = t.func.functional_call(
             torch_layer,
-            as_theirs(t, g.params, width == other),
-            (x, source, source),
-            {"key_padding_mask": padded, "attn_mask": later, "need_weights": False},
-        )[0]
+            as_theirs(t, g.params, width == other == third),
+            (x, source, value),
+            {"key_padding_mask": padded, "attn_mask": later, **options},
+        )
+        if not weights:
+            return y
+        probabilities = probabilities[..., : source.shape[1]]
+        return {"y": y, "weights": probabilities}
 
     return theirs
 
@@ -184,6 +247,13 @@ def sweep():
         yield Case(layer, shape, draw=masked, thorough=True)
 
 
+def seen(generator, shape):
+    """Masks that leave each query a key, without which their module gives NaN."""
+    x = masked(generator, shape)
+    x["mask"][:, 0] = True
+    return x
+
+
 TWINS = {
     nn.MultiHeadAttention: attention,
     nn.PositionEmbedding: position_embedding,
@@ -201,7 +271,77 @@ NO_SUCH_LAYER = "no such layer"
 CROSSED = {"x": (4, 6), "source": (5, 3), "mask": (5,)}
 TRANSLATED = {"x": (4, 6), "mask": (4,), "source": (5, 6), "source_mask": (5,)}
 
+BIASED = {"x": (4, 6), "score_bias": (4, 4)}
+PER_HEAD = {"x": (4, 6), "source": (5, 3), "score_bias": (6, 4, 5), "mask": (6, 4, 5)}
+SEPARATE = {"x": (4, 6), "source": (5, 3), "value": (5, 4)}
+
 CASES = [
+    Case(nn.MultiHeadAttention(2, causal=True), BIASED),
+    Case(nn.MultiHeadAttention(6, key_heads=3, head_width=2), PER_HEAD, draw=masked),
+    Case(
+        nn.MultiHeadAttention(2),
+        {**SEPARATE, "mask": (5,), "score_bias": (2, 4, 5)},
+        module(2),
+        seen,
+    ),
+    Case(nn.MultiHeadAttention(2, value_width=5, output_width=3), (4, 6)),
+    Case(
+        nn.MultiHeadAttention(4, key_heads=2, value_width=1, rotary=True),
+        {**SEPARATE, "x": (4, 8), "mask": (4, 4, 5)},
+        draw=masked,
+    ),
+    Case(nn.MultiHeadAttention(1), {"x": (4, 6), "value": (4, 2)}, thorough=True),
+    Case(nn.MultiHeadAttention(2, window=2), (7, 6)),
+    Case(
+        nn.MultiHeadAttention(2, window=3, causal=True),
+        {"x": (7, 6), "mask": (7,)},
+        draw=masked,
+    ),
+    # the last queries see no key at all
+    Case(nn.MultiHeadAttention(2, window=1), {"x": (7, 6), "source": (4, 3)}),
+    Case(nn.MultiHeadAttention(3, alibi=True, causal=True), (5, 6)),
+    Case(nn.MultiHeadAttention(8, alibi=True, key_heads=2), (5, 8), thorough=True),
+    Case(nn.MultiHeadAttention(3, relative=2), (5, 6)),
+    Case(
+        nn.MultiHeadAttention(4, relative=9, alibi=False, key_heads=2, causal=True),
+        {"x": (5, 4), "score_bias": (4, 5, 5), "mask": (5,)},
+        draw=masked,
+    ),
+    Case(
+        nn.MultiHeadAttention(2, relative=1, alibi=True, softcap=0.5, window=3),
+        {"x": (4, 6), "source": (6, 3), "score_bias": (4, 6), "mask": (6,)},
+        draw=masked,
+    ),
+    Case(nn.MultiHeadAttention(2, softcap=1.5, causal=True), (5, 6)),
+    Case(
+        nn.MultiHeadAttention(2, zero_key=True),
+        {"x": (4, 6), "mask": (4,)},
+        module(2, zero_key=True),
+        masked,
+    ),
+    Case(nn.MultiHeadAttention(2, zero_key=True, causal=True), BIASED),
+    Case(
+        nn.MultiHeadAttention(3, return_weights=True, causal=True),
+        (5, 6),
+        module(3, causal=True, weights=True),
+    ),
+    Case(
+        nn.MultiHeadAttention(
+            4,
+            key_heads=2,
+            softcap=2.0,
+            zero_key=True,
+            return_weights=True,
+            value_width=3,
+        ),
+        {"x": (4, 8), "source": (5, 3), "mask": (4, 4, 5)},
+        draw=masked,
+    ),
+    Case(
+        nn.MultiHeadAttention(2, return_weights=True, dropout=0.3),
+        BIASED,
+        OWN_NUMBERS,
+    ),
     Case(
         nn.MultiHeadAttention(2, causal=True, bias=False),
         (5, 6),

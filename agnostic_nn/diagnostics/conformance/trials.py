@@ -219,6 +219,8 @@ TESTED_IN = {
     "along": "pooling",
     "attend": "MultiHeadAttention",
     "attend_backward": "MultiHeadAttention",
+    "attend_general": "MultiHeadAttention",
+    "attend_general_backward": "MultiHeadAttention",
     "barrier_impl": "barrier",
     "convolve": "Conv2D",
     "convolve_input": "Conv2D",

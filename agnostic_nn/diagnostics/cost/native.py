@@ -61,12 +61,12 @@ _MAX_SAVED_SCORES = 2**13  # more are computed again in the backward pass
 
 @ops.attend.register(Counted)
 def _attend(query: Any, *args: Any, **options: Any) -> Any:
-    _, (weights,) = _standard(ops.attend, query, *args, **options)
+    heads, (weights,) = _standard(ops.attend, query, *args, **options)
     if weights.size <= _MAX_SAVED_SCORES:
-        return _time_before_heads(query), (_like(weights),)
+        return _time_before_heads(heads), (_like(weights),)
     # the maximum and the sum of each row of scores
     cache = tuple(blank(query.shape[:-1], query.dtype) for _ in range(2))
-    return _time_before_heads(query), cache
+    return _time_before_heads(heads), cache
 
 
 @ops.attend_backward.register(Counted)
@@ -85,7 +85,7 @@ def _attend_backward(
     with current().only():
         _, standard_cache = ops.attend.dispatch(object)(*inputs, **options)
     _standard(ops.attend_backward, *inputs, heads, standard_cache, dy, **options)
-    return _time_before_heads(query), _time_before_heads(key), _time_before_heads(value)
+    return tuple(_time_before_heads(x) for x in (query, key, value))
 
 
 def _time_before_heads(x: Any) -> Counted:

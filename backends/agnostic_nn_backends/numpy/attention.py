@@ -47,7 +47,7 @@ def attend(
     if _is_small(query, key):
         standard = ops.attend.dispatch(object)
         return standard(query, key, value, allowed, dropout, causal=causal)
-    heads = _empty_like(query)
+    heads = _empty((*query.shape[:-1], value.shape[-1]), query.dtype)
     maxima = np.empty(query.shape[:-1], query.dtype)
     totals = np.empty(query.shape[:-1], query.dtype)
     score = _scorer(query, key, allowed, causal)
@@ -90,9 +90,7 @@ def attend_backward(
         return standard(*arguments, causal=causal)
     maxima, totals = cache
     scale = 1.0 / math.sqrt(query.shape[-1])
-    dquery = _empty_like(query)
-    dkey = _empty_like(key)
-    dvalue = _empty_like(value)
+    dquery, dkey, dvalue = (_empty(x.shape, x.dtype) for x in (query, key, value))
     dkey[...] = 0.0
     dvalue[...] = 0.0
     score = _scorer(query, key, allowed, causal)
@@ -179,10 +177,10 @@ def _scorer(
     return score
 
 
-def _empty_like(x: np.ndarray) -> np.ndarray:
+def _empty(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     """Return an empty array that has the memory layout (batch, time, heads, ..., d)."""
-    batch, *heads, time, width = x.shape
-    return np.moveaxis(np.empty((batch, time, *heads, width), x.dtype), 1, -2)
+    batch, *heads, time, width = shape
+    return np.moveaxis(np.empty((batch, time, *heads, width), dtype), 1, -2)
 
 
 def _flat(x: np.ndarray) -> np.ndarray:

@@ -187,10 +187,12 @@ _Optional = Any  # a tensor, or () for none
 
 
 def _has_flash(
-    query: Tensor, key: Tensor, allowed: _Optional, dropout: _Optional
+    query: Tensor, key: Tensor, value: Tensor, allowed: _Optional, dropout: _Optional
 ) -> bool:
     """Return whether PyTorch's fused attention, which does not store P, can be used."""
     if not (isinstance(allowed, tuple) and isinstance(dropout, tuple)):
+        return False
+    if value.shape[3] != query.shape[4]:
         return False
     # with fewer keys than a register holds it loses NaN
     return bool(query.is_cpu and query.numel() > 0 and key.shape[2] >= 16)
@@ -222,7 +224,7 @@ def _attend(
     *,
     causal: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    if not _has_flash(query, key, allowed, dropout):
+    if not _has_flash(query, key, value, allowed, dropout):
         standard = ops.attend.dispatch(object)
         return standard(query, key, value, allowed, dropout, causal=causal)
     group = query.shape[2]
@@ -245,7 +247,7 @@ def _attend_backward(
     *,
     causal: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    if not _has_flash(query, key, allowed, dropout):
+    if not _has_flash(query, key, value, allowed, dropout):
         standard = ops.attend_backward.dispatch(object)
         arguments = (query, key, value, allowed, dropout, heads, cache, dy)
         return standard(*arguments, causal=causal)
