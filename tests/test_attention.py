@@ -316,12 +316,12 @@ def test_an_option_has_the_same_effect_in_sizes_of_native_versions(
         np.testing.assert_allclose(weights, expected_weights, rtol=0, atol=atol)
         y = y["y"]
         expected_y = expected_y["y"]
-    found = {"y": y[:, :5], "dx": dx["x"][:, :5], "grads": grads}
-    wanted = {"y": expected_y, "dx": expected_dx["x"], "grads": expected}
+    results = {"y": y[:, :5], "dx": dx["x"][:, :5], "grads": grads}
+    references = {"y": expected_y, "dx": expected_dx["x"], "grads": expected}
     if "score_bias" in pairs:
-        found["bias"] = dx["score_bias"][..., :5, :5]
-        wanted["bias"] = expected_dx["score_bias"]
-    for (name, a), b in zip(named_leaves(found), leaves(wanted), strict=True):
+        results["bias"] = dx["score_bias"][..., :5, :5]
+        references["bias"] = expected_dx["score_bias"]
+    for (name, a), b in zip(named_leaves(results), leaves(references), strict=True):
         atol = 64 * epsilon * max(np.abs(b).max(), 1.0)
         np.testing.assert_allclose(a, b, rtol=0, atol=atol, err_msg=name)
 
@@ -602,9 +602,9 @@ REFUSED = [  # layer, shapes of an example for init, x, error and message
     (
         ATTENTION,
         (3, 4),
-        {"x": X, "score_bias": zeros(2, 3, 3, dtype="float16")},
+        {"x": X, "score_bias": zeros(2, 3, 3, dtype="int32")},
         ValueError,
-        "x is .*float32, but score_bias is .*float16",
+        "x is .*float32, but score_bias is .*int32",
     ),
     (
         ATTENTION,
