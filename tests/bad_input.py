@@ -134,7 +134,8 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
         ("bias", "approximate", "nesterov", "amsgrad", "centered", "causal"), "flag"
     ),
     **dict.fromkeys(
-        ("rotary", "scale", "frozen", "bidirectional", "sequence", "final"), "flag"
+        ("rotary", "scale", "frozen", "bidirectional", "sequence", "final", "reverse"),
+        "flag",
     ),
     **dict.fromkeys(
         ("count_padding", "pre_norm", "match_adam", "restore", "best"), "flag"
@@ -164,6 +165,7 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     **dict.fromkeys(("layer", "norm", "attention"), "layer"),
     **dict.fromkeys(("optimizer", "others"), "optimizer"),
     "power": "number",
+    "projection": "count",
     "factor": "positive",
     "warmup": "length",
     "start": "number",
@@ -322,16 +324,20 @@ def of_constructors():
 def _is_right(kind, parameter, value):
     """Return whether a value that is wrong elsewhere is valid here."""
     if value is None:
-        named = parameter in OPTIONAL or (kind, parameter) in (
-            (nn.TransformerBlock, "cross"),
-            (nn.Softplus, "threshold"),
-            (nn.MultiHeadAttention, "window"),
-        )
+        if (kind, parameter) in _NONE_IS_VALID:
+            return True
+        named = parameter in OPTIONAL
         return named and not (kind in (nn.LSTM, nn.GRU, nn.RNN) or kind in _FINAL)
     # layers for any number of axes of space
     return kind in _ANY_RANK and value == (1, 2, 3, 4, 5)
 
 
+_NONE_IS_VALID = (
+    (nn.TransformerBlock, "cross"),
+    (nn.Softplus, "threshold"),
+    (nn.MultiHeadAttention, "window"),
+    (nn.LSTM, "projection"),
+)
 _ANY_RANK = (
     nn.AdaptiveMaxPool,
     nn.AdaptiveAveragePool,

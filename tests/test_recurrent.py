@@ -269,10 +269,90 @@ def test_advance_equals_forward_over_all_steps(
 
 def test_a_bidirectional_layer_cannot_advance(backend, draw):
     layer = nn.GRU(3, bidirectional=True)
-    with pytest.raises(
-        TypeError, match="cannot go step by step: its reverse direction"
-    ):
-        layer.begin((), {}, backend.asarray(draw(2, 1, 2)), 5)
+    for one_way in (layer, nn.GRU(3, reverse=True)):
+        with pytest.raises(
+            TypeError, match="cannot go step by step: its reverse direction"
+        ):
+            one_way.begin((), {}, backend.asarray(draw(2, 1, 2)), 5)
+
+
+@pytest.mark.parametrize("kind", [nn.RNN, nn.GRU, nn.LSTM])
+def test_the_reverse_direction_reads_the_flipped_sequence(
+    draw, epsilon, random_params, run, kind
+):
+    """y stays at the index of its x. The parameters are those of "reverse"."""
+    layer, turned = kind(3, depth=2, final=True), kind(3, depth=2, final=True)
+    turned = replace(turned, reverse=True)
+    params, x = random_params(layer), draw(2, 5, 2)
+    expected = run(layer, params, x[:, ::-1].copy(), nn.backend("numpy"))["y"]
+    renamed = tuple({"reverse": p["forward"]} for p in params)
+    result = run(turned, renamed, x)["y"]
+    np.testing.assert_allclose(
+        result["y"], expected["y"][:, ::-1], rtol=0, atol=8 * epsilon
+    )
+    ends = tuple({"forward": end["reverse"]} for end in result["state"])
+    assert_close(ends, expected["state"], 8 * epsilon)
+
+
+def test_dropout_multiplies_what_the_next_layer_reads(backend, draw):
+    """The y of the last layer and the state are not dropped, nor is a prediction."""
+    layer = nn.LSTM(64, depth=2, dropout=0.25, final=True)
+    xp, rows = nn.backend("numpy").xp, 3
+    params, state, _ = layer.init(nn.random.key(1, xp=xp), (7, 2), xp.float32)
+    x = draw(rows, 7, 2).astype("float32")
+    plain = nn.LSTM(64, final=True)
+    first, _, _ = plain.forward(params[:1], {}, x)
+    keys = nn.random.split(state["key"], 2)
+    mask = nn.random.bernoulli(keys[1, :], 0.75, (rows, 7, 64))
+    assert 0.7 < mask.mean() < 0.8
+    dropped = (first["y"] * mask / 0.75).astype("float32")
+    expected, _, _ = plain.forward(params[1:], {}, dropped)
+    arrays = backend.asarray((params, state, x))
+    y, after, _ = backend.to_numpy(
+        backend.jit(lambda p, s, x: layer.forward(p, s, x, train=True))(*arrays)
+    )
+    expected_state = (*first["state"], *expected["state"])
+    tolerance = 64 * float(np.finfo("float32").eps)
+    assert_close(y, {"y": expected["y"], "state": expected_state}, tolerance)
+    np.testing.assert_array_equal(after["key"], keys[0, :])
+    predicted, unchanged, _ = layer.forward(params, state, x)
+    without = replace(layer, dropout=0.0).forward(params, {}, x)[0]
+    assert_close(predicted, without, 0.0)
+    np.testing.assert_array_equal(unchanged["key"], state["key"])
+
+
+def test_dropout_draws_another_mask_at_each_layer_and_step():
+    layer = nn.RNN(32, depth=3, dropout=0.5)
+    xp = nn.backend("numpy").xp
+    params, state, _ = layer.init(nn.random.key(1, xp=xp), (2, 2), xp.float32)
+    masks = set()
+    for _ in range(3):
+        _, state, cache = layer.forward(
+            params, state, xp.ones((1, 2, 2), dtype=xp.float32), train=True
+        )
+        layers, *_ = cache
+        masks |= {factors.tobytes() for _, factors, _ in layers[1:]}
+    assert len(masks) == 6
+
+
+def test_a_state_of_a_projected_lstm_has_its_two_widths(
+    backend, draw, epsilon, random_params, run
+):
+    """Decoding step by step equals the whole sequence from that state."""
+    layer = nn.LSTM(4, depth=2, projection=2, final=True)
+    params, x = random_params(layer), draw(2, 4, 2)
+    assert params[1]["forward"]["projection"].shape == (4, 2)
+    assert params[1]["forward"]["recurrent"].shape == (2, 16)
+    whole = run(layer, params, x, nn.backend("numpy"))["y"]
+    memory = layer.begin(backend.asarray(params), {}, backend.asarray(x[:, :1]), 4)
+    for t in range(4):
+        step = backend.asarray(x[:, t : t + 1])
+        y, memory = layer.advance(backend.asarray(params), {}, memory, step)
+    y = backend.to_numpy(y)
+    assert_close(y["state"], whole["state"], 16 * epsilon)
+    np.testing.assert_allclose(y["y"], whole["y"][:, -1:], rtol=0, atol=16 * epsilon)
+    assert y["state"][0]["forward"]["h"].shape == (2, 2)
+    assert y["state"][0]["forward"]["c"].shape == (2, 4)
 
 
 def dsigma(a):
@@ -500,6 +580,31 @@ BAD = [
         lambda: nn.GRU(3, reset="never"),
         ValueError,
         "expected reset .after. or .before., got",
+    ),
+    (
+        lambda: nn.RNN(3, dropout=0.2),
+        ValueError,
+        r"dropout=0\.2 is between layers, but depth is 1: use a depth of 2 or more",
+    ),
+    (
+        lambda: nn.RNN(3, depth=2, dropout=1.0),
+        ValueError,
+        r"a finite dropout in \[0, 1\), got 1\.0",
+    ),
+    (
+        lambda: nn.GRU(3, bidirectional=True, reverse=True),
+        ValueError,
+        "bidirectional=True has both directions: expected reverse=False, got True",
+    ),
+    (
+        lambda: nn.LSTM(3, projection=0),
+        ValueError,
+        "expected projection of at least 1, got 0",
+    ),
+    (
+        lambda: nn.LSTM(3, projection=2.0),
+        TypeError,
+        "expected projection to be an integer",
     ),
     (
         lambda: nn.LSTM(3, forget_bias=math.inf),

@@ -1,8 +1,9 @@
 """Recurrent layers and backpropagation through time.
 
 `_Recurrent` runs a cell along time and derives the gradient of that loop. It also
-implements what all recurrent layers share: several layers, two directions, masks and
-initial states. `RNN`, `GRU` and `LSTM` define the cells and derive their gradients.
+implements what all recurrent layers share: several layers with dropout between them,
+directions, masks and initial states. `RNN`, `GRU` and `LSTM` define the cells and
+derive their gradients.
 Options that all three have in common are described in `RNN`.
 
 float16 and bfloat16 are computed in float32, products included, and rounded once at the
@@ -11,7 +12,7 @@ sums in z may overflow.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import KW_ONLY, dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -35,7 +36,7 @@ from ..core.errors import (
     expect_flag,
     expect_number,
 )
-from ..core.random import fold, split, uniform
+from ..core.random import bernoulli, fold, split, uniform
 from ..core.trees import leaves, tree_map
 from ..initializers import Initializer, Orthogonal, expect_initializer, glorot_uniform
 from ..ops import lstm, lstm_backward, narrowed, scan, sum_rows, widened
@@ -77,8 +78,8 @@ class _Recurrent(Layer):
     the loop of `backward` only multiplies.
 
     A cell has three functions: `step` computes f, `slopes` the factors in its
-    derivatives, and `step_backward` multiplies by them. An LSTM without a mask is
-    passed to the library as a whole, which may have a native
+    derivatives, and `step_backward` multiplies by them. An LSTM without a mask and
+    without a projection is passed to the library as a whole, which may have a native
     implementation (`ops.lstm`).
 
     At a masked step sₜ = sₜ₋₁ and yₜ = 0, so dzₜ = 0 and dsₜ₋₁ = dsₜ: the state passes
@@ -92,6 +93,8 @@ class _Recurrent(Layer):
     _: KW_ONLY
     depth: int = 1
     bidirectional: bool = False
+    reverse: bool = False
+    dropout: float = 0.0
     sequence: bool = True
     final: bool = False
     initializer: Initializer = field(default=glorot_uniform, repr=False)
@@ -103,15 +106,30 @@ class _Recurrent(Layer):
         "state": "real floating",
     }
     gates: ClassVar[int] = 1
-    carry_names: ClassVar[tuple[str, ...]] = ("h",)
+    # the matrices that `step` multiplies by
+    step_matrices: ClassVar[tuple[str, ...]] = ("recurrent",)
+    # whether `recurrent_grads` needs the gradient of h at each step
+    needs_dh: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for name in ("bidirectional", "sequence", "final"):
+        for name in ("bidirectional", "reverse", "sequence", "final"):
             expect_flag(name, getattr(self, name))
         expect_initializer("initializer", self.initializer)
         expect_initializer("recurrent_initializer", self.recurrent_initializer)
         expect_count("width", self.width)
         expect_count("depth", self.depth)
+        expect_number("dropout", self.dropout, 0.0, 1.0)
+        fits = self.dropout == 0.0 or self.depth > 1
+        message = (
+            "dropout={} is between layers, but depth is {}: use a depth of 2 or more, "
+            "or put a Dropout({}) after this layer"
+        )
+        expect(fits, message, self.dropout, self.depth, self.dropout)
+        fits = not (self.bidirectional and self.reverse)
+        message = (
+            "bidirectional=True has both directions: expected reverse=False, got True"
+        )
+        expect(fits, message)
 
     def step(self, params: Params, z: Array, carry: Carry) -> tuple[Carry, Any]:
         """Return the carry after a step, and the values that `slopes` needs.
@@ -130,18 +148,20 @@ class _Recurrent(Layer):
         raise NotImplementedError
 
     def step_backward(
-        self, recurrent_t: Array, slopes: Any, dcarry: Carry
+        self, transposed: Params, slopes: Any, dcarry: Carry
     ) -> tuple[Array, Carry]:
         """Return dz and the gradient of the carry before a step.
 
-        dcarry: the gradient of the carry after the step; recurrent_t: Rᵀ.
+        dcarry: the gradient of the carry after the step. transposed: the matrices named
+        in `step_matrices`, transposed, such as Rᵀ.
         """
         raise NotImplementedError
 
-    def recurrent_grads(self, hs: Array, slopes: Any, dz: Array) -> Params:
+    def recurrent_grads(self, hs: Array, slopes: Any, dz: Array, dh: Any) -> Params:
         """Return the gradients of the parameters that `step` reads, over all steps.
 
-        hs: h before each step.
+        hs: h before each step. dh: the gradient of h after each step, or () unless
+        `needs_dh`.
         """
         return {"recurrent": as_matrix(hs).T @ as_matrix(dz)}
 
@@ -151,7 +171,23 @@ class _Recurrent(Layer):
 
     @property
     def _directions(self) -> tuple[str, ...]:
-        return ("forward", "reverse") if self.bidirectional else ("forward",)
+        if self.bidirectional:
+            return ("forward", "reverse")
+        return ("reverse",) if self.reverse else ("forward",)
+
+    @property
+    def _h_width(self) -> int:
+        """The length of h, and of y in each direction."""
+        return self.width
+
+    @property
+    def _carry_widths(self) -> dict[str, int]:
+        """The length of each array of a carry."""
+        return {"h": self.width}
+
+    @property
+    def _has_dropout(self) -> bool:
+        return self.dropout > 0.0
 
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Any]:
         # First, because it fails at once if a checkpoint claims a billion layers; to
@@ -164,24 +200,25 @@ class _Recurrent(Layer):
         fits = len(x_shape) == 2
         expect(fits, "{} takes (batch, time, width), got (batch, *{})", name, x_shape)
         time, fan_in = x_shape
-        state_shapes = self._nested_state((self.width,))
+        state_shapes = self._nested_state(lambda width: (width,))
         for part, expected in (("mask", (time,)), ("state", state_shapes)):
             actual = shapes.get(part, expected)
             fits = actual == expected
             expect(fits, "{} takes a {} of {}, got {}", name, part, expected, actual)
 
         params = []
-        fan_out = self.width * len(self._directions)
+        fan_out = self._h_width * len(self._directions)
         for i in range(self.depth):
             layer_params = {}
             for n, direction in enumerate(self._directions, start=2 * i):
                 layer_params[direction] = self._draw(keys[n, :], fan_in, dtype)
             params.append(layer_params)
             fan_in = fan_out
+        state = {"key": fold(key, 0)} if self._has_dropout else {}
         y_shape = (time, fan_out) if self.sequence else (fan_out,)
         if self.final:
-            return tuple(params), {}, {"y": y_shape, "state": state_shapes}
-        return tuple(params), {}, y_shape
+            return tuple(params), state, {"y": y_shape, "state": state_shapes}
+        return tuple(params), state, y_shape
 
     def _draw(self, key: Key, fan_in: int, dtype: Any) -> Params:
         """Draw the parameters of one layer in one direction, gate by gate.
@@ -192,21 +229,26 @@ class _Recurrent(Layer):
         xp = namespace(key)
         keys = split(key, 2 * self.gates)
         shape = (fan_in, self.width)
-        square = (self.width, self.width)
+        recurrent_shape = (self._h_width, self.width)
         weight = []
         recurrent = []
         for i in range(0, 2 * self.gates, 2):
             weight.append(self.initializer(keys[i, :], shape, dtype))
-            recurrent.append(self.recurrent_initializer(keys[i + 1, :], square, dtype))
+            recurrent.append(
+                self.recurrent_initializer(keys[i + 1, :], recurrent_shape, dtype)
+            )
         params = {
             "weight": xp.concat(weight, axis=1),
             "recurrent": xp.concat(recurrent, axis=1),
         }
         return params | self.biases(fold(key, 0), params["weight"])
 
-    def _nested_state(self, leaf: Any) -> tuple[dict[str, Any], ...]:
-        """Return a state of all layers and directions, with `leaf` for each array."""
-        carry = dict.fromkeys(self.carry_names, leaf)
+    def _nested_state(self, leaf: Callable[[int], Any]) -> tuple[dict[str, Any], ...]:
+        """Return a state of all layers and directions, with `leaf(width)` for arrays.
+
+        width: the length of the array.
+        """
+        carry = {name: leaf(width) for name, width in self._carry_widths.items()}
         directions = {direction: dict(carry) for direction in self._directions}
         return (directions,) * self.depth
 
@@ -222,25 +264,36 @@ class _Recurrent(Layer):
         TypeError
             If x belongs to another array library.
         """
+        inputs = x if isinstance(x, dict) else {"x": x}
+        drop_keys: tuple[Key, ...] = ()
+        if train and self._has_dropout:
+            keys = split(state["key"], self.depth)
+            drop_keys = tuple(keys[i, :] for i in range(1, self.depth))
+            state = {"key": keys[0, :]}
+        y, cache = self._run_layers(params, inputs, drop_keys, keep=True)
         if not isinstance(x, dict):
-            y, cache = self._run_layers(params, {"x": x}, keep=True)
             return y, state, (*cache, ())
-        y, cache = self._run_layers(params, x, keep=True)
         # which inputs there were, by nesting: a cache holds arrays and tuples only
         has_state = ((),) if "state" in x else ()
         return y, state, (*cache, (has_state,))
 
     def predict(self, params: Params, state: State, x: Any) -> Any:
         inputs = x if isinstance(x, dict) else {"x": x}
-        y, _ = self._run_layers(params, inputs, keep=False)
+        y, _ = self._run_layers(params, inputs, (), keep=False)
         return y
 
     def _run_layers(
-        self, params: Params, inputs: dict[str, Any], keep: bool
+        self,
+        params: Params,
+        inputs: dict[str, Any],
+        drop_keys: tuple[Key, ...],
+        keep: bool,
     ) -> tuple[Any, Cache]:
         """Return y, and the caches of all layers with the mask.
 
-        The cache of a layer is its input and, for each direction, what `_run` keeps.
+        drop_keys: a key for the dropout after each layer but the last, or () for none.
+        The cache of a layer is its input, the factors of the dropout before it, or (),
+        and, for each direction, what `_run` keeps.
         """
         self._expect_inputs(params, inputs)
         like = inputs["x"]
@@ -249,7 +302,7 @@ class _Recurrent(Layer):
         xp = namespace(x)
         starts = inputs.get("state")
         if starts is None:
-            starts = self._nested_state(_zeros(x, (x.shape[0], self.width)))
+            starts = self._nested_state(lambda width: _zeros(x, (x.shape[0], width)))
         mask: Any = ()  # for `scan`, a tree without leaves
         if "mask" in inputs:
             # (time, batch, 1)
@@ -260,7 +313,13 @@ class _Recurrent(Layer):
         xs = _zero_masked(mask, xp.permute_dims(x, (1, 0, 2)))
         caches = []
         final_states = []
-        for layer_params, layer_starts in zip(params, starts, strict=True):
+        for i, (layer_params, layer_starts) in enumerate(
+            zip(params, starts, strict=True)
+        ):
+            factors: Any = ()
+            if drop_keys and i > 0:
+                factors = self._drop_factors(drop_keys[i - 1], xs)
+                xs = xs * factors
             ends = {}
             outputs = []
             direction_caches = []
@@ -276,7 +335,7 @@ class _Recurrent(Layer):
                 ends[direction] = end
                 outputs.append(hs)
                 direction_caches.append(direction_cache)
-            caches.append((xs, tuple(direction_caches)))
+            caches.append((xs, factors, tuple(direction_caches)))
             final_states.append(ends)
             ys = xp.concat(outputs, axis=-1) if len(outputs) > 1 else outputs[0]
             xs = _zero_masked(mask, ys)
@@ -286,6 +345,16 @@ class _Recurrent(Layer):
             y = xp.concat([ends["h"] for ends in final_states[-1].values()], axis=-1)
         result = {"y": y, "state": tuple(final_states)} if self.final else y
         return tree_map(partial(narrowed, like=like), result), (tuple(caches), mask)
+
+    def _drop_factors(self, key: Key, xs: Array) -> Array:
+        """Draw what dropout multiplies xs by: 0 with its rate, else 1 / (1 - rate)."""
+        xp = namespace(xs)
+        time, batch, width = xs.shape
+        # drawn with the batch first, so that rows that fill it up do not change the
+        # masks of the others
+        keep_mask = bernoulli(key, 1.0 - self.dropout, (batch, time, width))
+        factors = xp.astype(keep_mask, xs.dtype) * (1.0 / (1.0 - self.dropout))
+        return xp.permute_dims(factors, (1, 0, 2))
 
     def _run(
         self,
@@ -350,7 +419,8 @@ class _Recurrent(Layer):
         if self.final:
             dy, dends = dy["y"], dy["state"]
         else:
-            dends = self._nested_state(_zeros(dy, (dy.shape[0], self.width)))
+            rows = dy.shape[0]
+            dends = self._nested_state(lambda width: _zeros(dy, (rows, width)))
         xp = namespace(dy)
         # The gradient of the outputs of a layer, as a tuple of one array
         # (time, batch, all directions), or of none: the form that `scan` and
@@ -369,7 +439,7 @@ class _Recurrent(Layer):
         grads: list[dict[str, Params]] = []
         dstarts: list[dict[str, Carry]] = []
         for i in reversed(range(self.depth)):
-            xs, direction_caches = caches[i]
+            xs, factors, direction_caches = caches[i]
             need_layer_dx = need_dx or i > 0
             dxs = []
             layer_grads = {}
@@ -388,6 +458,8 @@ class _Recurrent(Layer):
                 )
                 dxs.append(dx)
             dys = (sum(dxs[1:], dxs[0]),) if need_layer_dx else ()
+            if not isinstance(factors, tuple):
+                dys = tuple(dy * factors for dy in dys)
             grads.insert(0, layer_grads)
             dstarts.insert(0, layer_dstarts)
         wide = (*dys, tuple(dstarts), tuple(grads))
@@ -411,22 +483,27 @@ class _Recurrent(Layer):
         """
         xp = namespace(xs)
         has_mask = not isinstance(mask, tuple)
-        recurrent_t = _contiguous_transpose(params["recurrent"])
+        transposed = {
+            name: _contiguous_transpose(params[name])
+            for name in self.step_matrices
+            if name in params
+        }
         hs, slopes = cache
 
         def step(dcarry: Carry, inputs: Any) -> Any:
             slopes, dys, step_mask = inputs
             for dy in dys:
                 dcarry = dcarry | {"h": dcarry["h"] + dy}
-            dz, dbefore = self.step_backward(recurrent_t, slopes, dcarry)
+            dz, dbefore = self.step_backward(transposed, slopes, dcarry)
             if has_mask:
                 dbefore = tree_map(partial(xp.where, step_mask), dbefore, dcarry)
-            return dbefore, _zero_masked(step_mask, dz)
+            dh = _zero_masked(step_mask, dcarry["h"]) if self.needs_dh else ()
+            return dbefore, (_zero_masked(step_mask, dz), dh)
 
-        dstart, dz = scan(step, dend, (slopes, dys, mask), reverse=not reverse)
+        dstart, (dz, dh) = scan(step, dend, (slopes, dys, mask), reverse=not reverse)
         rows = as_matrix(dz)
         grads = {"weight": as_matrix(xs).T @ rows, "bias": sum_rows(rows)}
-        grads |= self.recurrent_grads(hs, slopes, dz)
+        grads |= self.recurrent_grads(hs, slopes, dz, dh)
         dxs = xp.reshape(rows @ params["weight"].T, xs.shape) if need_dx else ()
         return dxs, grads, dstart
 
@@ -434,14 +511,15 @@ class _Recurrent(Layer):
         return _equal_parts(ys, len(self._directions))
 
     def begin(self, params: Params, state: State, x: Any, length: int) -> Memory:
-        if self.bidirectional:
+        if "reverse" in self._directions:
             reason = "its reverse direction starts at the last step"
             raise TypeError(f"{self} cannot go step by step: {reason}")
         inputs = x if isinstance(x, dict) else {"x": x}
         # the dtype of the weight, as x may be the integers of an Embedding before
         # this layer
         weight = params[0]["forward"]["weight"]
-        zeros = self._nested_state(_zeros(weight, (inputs["x"].shape[0], self.width)))
+        rows = inputs["x"].shape[0]
+        zeros = self._nested_state(lambda width: _zeros(weight, (rows, width)))
         return inputs.get("state", zeros)
 
     def advance(
@@ -455,7 +533,7 @@ class _Recurrent(Layer):
     def _expect_inputs(self, params: Params, inputs: dict[str, Any]) -> None:
         """Raise unless the inputs have the names, shapes and dtypes of `params`."""
         name = type(self).__name__
-        weight = params[0]["forward"]["weight"]
+        weight = params[0][self._directions[0]]["weight"]
         fits = "x" in inputs and inputs.keys() <= self.input_kinds.keys()
         message = "{} takes x and perhaps mask and state, got {}"
         expect(fits, message, name, sorted(inputs))
@@ -474,7 +552,7 @@ class _Recurrent(Layer):
             fits = mask.dtype == xp.bool
             expect(fits, "{} takes a boolean mask, got {}", name, mask.dtype)
         if "state" in inputs:
-            expected = self._nested_state((x.shape[0], self.width))
+            expected = self._nested_state(lambda width: (x.shape[0], width))
             shapes = tree_map(lambda leaf: tuple(leaf.shape), inputs["state"])
             fits = shapes == expected
             expect(fits, "{} takes a state of {}, got {}", name, expected, shapes)
@@ -503,22 +581,28 @@ class RNN(_Recurrent):
                         one before
         bidirectional   a second cell reads from the last step to the first; the y of
                         both are concatenated
+        reverse         the only cell reads from the last step to the first; y at step t
+                        stays at index t (Keras: go_backwards, which also reverses y)
+        dropout         in training, each element of the y of each layer but the last is
+                        set to 0 with this probability and the others are divided by 1
+                        minus it, as `Dropout` does; needs a depth of 2 or more
         sequence        if false, y is h after the last step that counts, of each
                         direction, (batch, width) (Keras: return_sequences)
         final           y is a dict of "y" and "state", the state after the last step
                         (Keras: return_state)
 
-    For dropout between layers put a `Dropout` between layers of depth 1.
+    With dropout the state of this layer is a random key, replaced at every training
+    step.
 
     Parameters: a tuple with an entry for each layer, a dict of the directions "forward"
-    and, if bidirectional, "reverse", as in `params[0]["forward"]["weight"]`. Each
+    and "reverse" that it has, as in `params[0]["forward"]["weight"]`. Each
     direction has weight (fan_in, width), recurrent (width, width) and bias (width,),
     which starts at 0. PyTorch has a second bias, which is added to the first, and
     starts with neither biases of 0 nor orthogonal recurrent weights
     (docs/recurrent-start.md compares both).
 
-    A state has the same nesting, as in `state[0]["forward"]["h"]`, (batch, width). In
-    decoding (`advance`) the memory is that state.
+    An input or final state has the same nesting, as in `state[0]["forward"]["h"]`,
+    (batch, width). In decoding (`advance`) the memory is that state.
 
     Gradient
     --------
@@ -544,10 +628,10 @@ class RNN(_Recurrent):
         return namespace(a).astype(a > 0, a.dtype)
 
     def step_backward(
-        self, recurrent_t: Array, slopes: Array, dcarry: Carry
+        self, transposed: Params, slopes: Array, dcarry: Carry
     ) -> tuple[Array, Carry]:
         dz = dcarry["h"] * slopes
-        return dz, {"h": dz @ recurrent_t}
+        return dz, {"h": dz @ transposed["recurrent"]}
 
 
 @dataclass(frozen=True)
@@ -647,9 +731,10 @@ class GRU(_Recurrent):
         return r, u, dr_factor, du_factor, dn_factor
 
     def step_backward(
-        self, recurrent_t: Array, slopes: tuple[Array, ...], dcarry: Carry
+        self, transposed: Params, slopes: tuple[Array, ...], dcarry: Carry
     ) -> tuple[Array, Carry]:
         dh = dcarry["h"]
+        recurrent_t = transposed["recurrent"]
         xp = namespace(dh)
         gates = 2 * self.width
         r, u, dr_factor, du_factor, dn_factor = slopes
@@ -666,7 +751,7 @@ class GRU(_Recurrent):
         return xp.concat((dz_r, dz_u, dz_n), axis=-1), {"h": dh * u + dbefore}
 
     def recurrent_grads(
-        self, hs: Array, slopes: tuple[Array, ...], dz: Array
+        self, hs: Array, slopes: tuple[Array, ...], dz: Array, dh: Any
     ) -> Params:
         xp = namespace(dz)
         gates = 2 * self.width
@@ -693,12 +778,22 @@ class LSTM(_Recurrent):
     x: (batch, time, fan_in) -> y: (batch, time, width). Masks, states and the other
     options are those of `RNN`. A state holds "c" as well as "h".
 
+    `projection`: the length of h, if it is not that of c (proj_size). Then
+
+        yₜ = hₜ = mₜ P        mₜ = σ(o) tanh(cₜ)
+
+    with a matrix P, so that R has fewer rows (Sak, Senior & Beaufays, "Long Short-Term
+    Memory Based Recurrent Neural Network Architectures for Large Scale Acoustic
+    Modeling", arXiv:1402.1128, eq. 6, without the peephole connections).
+
     Parameters of each direction of each layer, in PyTorch's order of i, f, g and o:
     weight (fan_in, 4 · width), recurrent (width, 4 · width) and bias (4 · width,). The
     bias of f starts at `forget_bias` and the others at 0: with a forget gate that is
     open at first, a cell learns long dependencies sooner (Jozefowicz et al., "An
     Empirical Exploration of Recurrent Network Architectures", 2015). PyTorch has a
-    second bias, which is added to the first, and neither starts at 1.
+    second bias, which is added to the first, and neither starts at 1. With `projection`
+    there is also projection (width, projection), P above, and recurrent is
+    (projection, 4 · width).
 
     Gradient
     --------
@@ -706,17 +801,42 @@ class LSTM(_Recurrent):
 
         dz_i = dc tanh(g) σ'(i)      dz_f = dc cₜ₋₁ σ'(f)    dz_g = dc σ(i) tanh'(g)
         dz_o = dh tanh(cₜ) σ'(o)     dhₜ₋₁ = dz Rᵀ           dcₜ₋₁ = dc σ(f)
+
+    With `projection`, dm = dh Pᵀ takes the place of dh in these lines, and
+    dP = Σ mₜᵀ dhₜ.
     """
 
     _: KW_ONLY
+    projection: int | None = None
     forget_bias: float = 1.0
 
     gates: ClassVar[int] = 4
-    carry_names: ClassVar[tuple[str, ...]] = ("h", "c")
+    step_matrices: ClassVar[tuple[str, ...]] = ("recurrent", "projection")
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.projection is not None:
+            expect_count("projection", self.projection)
         expect_number("forget_bias", self.forget_bias)
+
+    @property
+    def needs_dh(self) -> bool:  # type: ignore[override]
+        return self.projection is not None
+
+    @property
+    def _h_width(self) -> int:
+        return self.width if self.projection is None else self.projection
+
+    @property
+    def _carry_widths(self) -> dict[str, int]:
+        return {"h": self._h_width, "c": self.width}
+
+    def _draw(self, key: Key, fan_in: int, dtype: Any) -> Params:
+        params = super()._draw(key, fan_in, dtype)
+        if self.projection is not None:
+            shape = (self.width, self.projection)
+            params["projection"] = self.initializer(fold(key, 1), shape, dtype)
+        return params
 
     def biases(self, key: Key, like: Array) -> Params:
         values = [0.0, self.forget_bias, 0.0, 0.0]
@@ -732,9 +852,13 @@ class LSTM(_Recurrent):
         keep: bool,
     ) -> tuple[Carry, tuple[Array, Cache]]:
         fallback = partial(super()._run, params, xs, start, mask, reverse, keep)
-        if not isinstance(mask, tuple):
+        if not self._may_be_native(mask):
             return fallback()
         return lstm(xs, params, start, reverse, keep, fallback)
+
+    def _may_be_native(self, mask: Any) -> bool:
+        """Return whether `ops.lstm` computes the same: it has no mask or projection."""
+        return isinstance(mask, tuple) and self.projection is None
 
     def _run_back(
         self,
@@ -749,7 +873,7 @@ class LSTM(_Recurrent):
     ) -> tuple[Any, Params, Carry]:
         arguments = (params, xs, cache, dys, dend, mask, reverse, need_dx)
         fallback = partial(super()._run_back, *arguments)
-        if not isinstance(mask, tuple):
+        if not self._may_be_native(mask):
             return fallback()
         return lstm_backward(xs, params, cache, dys, dend, reverse, need_dx, fallback)
 
@@ -765,25 +889,42 @@ class LSTM(_Recurrent):
         g_tanh = xp.tanh(_equal_parts(a, 4)[2])
         c = f * c_before + i * g_tanh
         c_tanh = xp.tanh(c)
-        return {"h": o * c_tanh, "c": c}, (decay, i, f, o, c_before, g_tanh, c, c_tanh)
+        h = o * c_tanh
+        values: tuple[Array, ...] = (decay, i, f, o, c_before, g_tanh, c, c_tanh)
+        if self.projection is not None:
+            values = (*values, h)
+            h = h @ params["projection"]
+        return {"h": h, "c": c}, values
 
     def slopes(self, h: Array, values: tuple[Array, ...]) -> tuple[Array, ...]:
-        decay, i, f, o, c_before, g_tanh, c, c_tanh = values
+        decay, i, f, o, c_before, g_tanh, c, c_tanh, *projected = values
         i_slope, f_slope, _, o_slope = _equal_parts(_sigmoid_slope(decay), 4)
         g_slope = _tanh_slope(_equal_parts(decay, 4)[2])
         # what dc is multiplied by for dz_i, dz_f and dz_g, and dh for dz_o and for dc
         dc_factors = (g_tanh * i_slope, c_before * f_slope, i * g_slope)
-        return f, dc_factors, c_tanh * o_slope, o * _tanh_slope(_decay(c))
+        dh_to_dc = o * _tanh_slope(_decay(c))
+        return f, dc_factors, c_tanh * o_slope, dh_to_dc, *projected
 
     def step_backward(
-        self, recurrent_t: Array, slopes: tuple[Array, ...], dcarry: Carry
+        self, transposed: Params, slopes: tuple[Any, ...], dcarry: Carry
     ) -> tuple[Array, Carry]:
-        f, dc_factors, dh_factor, dh_to_dc = slopes
+        f, dc_factors, dh_factor, dh_to_dc, *_ = slopes
         dh = dcarry["h"]
+        if self.projection is not None:
+            dh = dh @ transposed["projection"]
         dc = dcarry["c"] + dh * dh_to_dc
         parts = [*(dc * factor for factor in dc_factors), dh * dh_factor]
         dz = namespace(dh).concat(parts, axis=-1)
-        return dz, {"h": dz @ recurrent_t, "c": dc * f}
+        return dz, {"h": dz @ transposed["recurrent"], "c": dc * f}
+
+    def recurrent_grads(
+        self, hs: Array, slopes: tuple[Any, ...], dz: Array, dh: Any
+    ) -> Params:
+        grads = super().recurrent_grads(hs, slopes, dz, dh)
+        if self.projection is not None:
+            *_, projected = slopes  # m, of which h is the product with P
+            grads["projection"] = as_matrix(projected).T @ as_matrix(dh)
+        return grads
 
 
 def _equal_parts(x: Array, count: int) -> list[Array]:

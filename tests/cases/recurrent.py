@@ -1,15 +1,18 @@
 """Recurrent layers, against PyTorch's, with packed sequences for masks."""
 
+from dataclasses import replace
 from functools import partial
 
 import agnostic_nn as nn
 
-from . import Case
+from . import Case, Given
 
 
 def module(t, layer, fan_in):
     """PyTorch's twin of a layer, its own weights still in it."""
     more = {"nonlinearity": layer.activation} if isinstance(layer, nn.RNN) else {}
+    if isinstance(layer, nn.LSTM) and layer.projection is not None:
+        more["proj_size"] = layer.projection
     kind = getattr(t.nn, type(layer).__name__)
     shape = (fan_in, layer.width, layer.depth)
     options = {
@@ -24,8 +27,8 @@ def weights(t, params):
     """Return our parameters by PyTorch's names; only a GRU needs its second bias."""
     result = {}
     for i, layer in enumerate(params):
-        for way, p in layer.items():
-            end = f"l{i}" + ("_reverse" if way == "reverse" else "")
+        for n, p in enumerate(layer.values()):
+            end = f"l{i}" + "_reverse" * n
             second = t.zeros_like(p["bias"])
             if "recurrent_bias" in p:
                 width = p["recurrent_bias"].shape[0]
@@ -35,28 +38,74 @@ def weights(t, params):
                 f"weight_hh_{end}": p["recurrent"].T,
             }
             result |= {f"bias_ih_{end}": p["bias"], f"bias_hh_{end}": second}
+            if "projection" in p:
+                result[f"weight_hr_{end}"] = p["projection"].T
     return result
+
+
+def directions(layer):
+    if layer.bidirectional:
+        return ("forward", "reverse")
+    return ("reverse",) if layer.reverse else ("forward",)
+
+
+def state_widths(layer):
+    """Return the lengths of the arrays of a state, by name."""
+    if isinstance(layer, nn.LSTM):
+        return {"h": layer.projection or layer.width, "c": layer.width}
+    return {"h": layer.width}
+
+
+def with_dropout(t, g):
+    """One layer after the other, with our masks between: PyTorch draws others."""
+    layer = g.layer
+    keys = nn.random.split(g.state["key"].numpy(), layer.depth)
+    inputs = dict(g.x) if isinstance(g.x, dict) else {"x": g.x}
+    starts = inputs.pop("state", None)
+    ends = []
+    for i in range(layer.depth):
+        last = i == layer.depth - 1
+        one = replace(
+            layer, depth=1, dropout=0.0, final=True, sequence=layer.sequence or not last
+        )
+        if i > 0:
+            shape = tuple(inputs["x"].shape)
+            kept = t.tensor(nn.random.bernoulli(keys[i], 1 - layer.dropout, shape))
+            inputs["x"] = inputs["x"] * kept / (1 - layer.dropout)
+        start = {} if starts is None else {"state": (starts[i],)}
+        given = Given(one, (g.params[i],), {}, inputs | start, g.train)
+        result = packed_sequences(t, given)
+        inputs["x"] = result["y"]
+        ends += result["state"]
+    y = inputs["x"]
+    return ({"y": y, "state": tuple(ends)} if layer.final else y), g.state
 
 
 def packed_sequences(t, g):
     """PyTorch packs what a mask lets through, one example a row."""
+    if g.layer.dropout > 0.0 and g.train:
+        return with_dropout(t, g)
     layer = g.layer
     arguments = g.x if isinstance(g.x, dict) else {"x": g.x}
-    x, names = arguments["x"], ("h", "c")[: 2 if isinstance(layer, nn.LSTM) else 1]
-    ways = ("forward", "reverse")[: 1 + layer.bidirectional]
+    x, widths = arguments["x"], state_widths(layer)
+    names, ways = tuple(widths), directions(layer)
     places = [(i, way) for i in range(layer.depth) for way in ways]
     mask = arguments.get("mask", t.ones(x.shape[:2], dtype=t.bool))
-    zeros = x.new_zeros(len(places), x.shape[0], layer.width)
     start = [
         t.stack([arguments["state"][i][way][name] for i, way in places])
         if "state" in arguments
-        else zeros
-        for name in names
+        else x.new_zeros(len(places), x.shape[0], width)
+        for name, width in widths.items()
     ]
     # a sequence of no steps cannot be packed
     there = [row for row in range(x.shape[0]) if bool(mask[row].any())]
+
+    def in_order(steps):
+        # PyTorch has no layer of the reverse direction alone
+        return steps.flip(0) if layer.reverse else steps
+
     packed = t.nn.utils.rnn.pack_sequence(
-        [x[row][mask[row]] for row in there], enforce_sorted=False
+        [in_order(x[row][mask[row]]) for row in there], enforce_sorted=False
     )
     initial = [part[:, there].contiguous() for part in start]
     run = partial(
@@ -68,7 +117,7 @@ def packed_sequences(t, g):
     y = x.new_zeros(*x.shape[:2], result.shape[2])
     final = [part.clone() for part in start]
     for place, row in enumerate(there):
-        y[row, mask[row]] = result[place, : int(mask[row].sum())]
+        y[row, mask[row]] = in_order(result[place, : int(mask[row].sum())])
     for part, end in zip(final, ends if len(initial) == 2 else (ends,), strict=True):
         part[:, there] = end
     if not layer.sequence:
@@ -113,10 +162,8 @@ def case(layer, time=5, fan_in=3, mask=False, state=False, **more):
     if mask:
         shape["mask"] = (time,)
     if state:
-        names = ("h", "c") if isinstance(layer, nn.LSTM) else ("h",)
-        ways = ("forward", "reverse")[: 1 + layer.bidirectional]
-        state_shape = dict.fromkeys(names, (layer.width,))
-        shape["state"] = (dict.fromkeys(ways, state_shape),) * layer.depth
+        state_shape = {name: (width,) for name, width in state_widths(layer).items()}
+        shape["state"] = (dict.fromkeys(directions(layer), state_shape),) * layer.depth
     return Case(layer, shape if len(shape) > 1 else shape["x"], **more)
 
 
@@ -163,5 +210,14 @@ CASES = [
     ),
     case(nn.LSTM(4), 1, thorough=True),
     case(nn.GRU(1, depth=3), 2, 1, thorough=True),
+    case(nn.RNN(3, reverse=True)),
+    case(nn.GRU(2, reverse=True, depth=2, final=True), 4, 2, mask=True, state=True),
+    case(nn.LSTM(3, reverse=True, sequence=False)),
+    case(nn.LSTM(4, projection=2)),
+    case(nn.LSTM(3, projection=2, **BOTH), 4, 2, mask=True, state=True),
+    case(nn.LSTM(5, projection=1, reverse=True, sequence=False), 4, 2, thorough=True),
+    case(nn.RNN(3, depth=2, dropout=0.3)),
+    case(nn.GRU(3, depth=3, dropout=0.5, sequence=False), 4, 2, thorough=True),
+    case(nn.LSTM(3, dropout=0.4, projection=2, **BOTH), 4, 2, mask=True, state=True),
     *sweep(),
 ]
