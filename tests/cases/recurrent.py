@@ -70,11 +70,11 @@ def with_dropout(t, g):
         )
         if i > 0:
             shape = tuple(inputs["x"].shape)
-            kept = t.tensor(nn.random.bernoulli(keys[i], 1 - layer.dropout, shape))
-            inputs["x"] = inputs["x"] * kept / (1 - layer.dropout)
+            keep_mask = t.tensor(nn.random.bernoulli(keys[i], 1 - layer.dropout, shape))
+            inputs["x"] = inputs["x"] * keep_mask / (1 - layer.dropout)
         start = {} if starts is None else {"state": (starts[i],)}
-        given = Given(one, (g.params[i],), {}, inputs | start, g.train)
-        result = packed_sequences(t, given)
+        arguments = Given(one, (g.params[i],), {}, inputs | start, g.train)
+        result = packed_sequences(t, arguments)
         inputs["x"] = result["y"]
         ends += result["state"]
     y = inputs["x"]
