@@ -41,6 +41,7 @@ from agnostic_nn.diagnostics.compare.deviation import (
     loss_deviations as deviation_of_losses,
 )
 from agnostic_nn.diagnostics.compare.environment import VARIABLES, environment
+from agnostic_nn.diagnostics.compare.report import sentences, tables
 from agnostic_nn.diagnostics.compare.report.headline import headline
 from agnostic_nn.diagnostics.compare.report.names import layer_order
 from agnostic_nn.diagnostics.compare.report.plots import drawn as drawn_plots
@@ -371,6 +372,27 @@ def test_all_named_backends_that_cannot_run_are_refused_before_training(
         "--skip-missing (skip_missing=True in Python)",
     ):
         assert message.count(reason) == 1, reason
+
+
+def test_a_backend_refused_for_a_dtype_is_not_offered_as_one_that_can_run():
+    with pytest.raises(CannotCompare, match="numpy:cpu has no bfloat16") as refused:
+        run_comparison(SPIRALS, ["numpy"], dtypes=["bfloat16"])
+    _, _, offered = str(refused.value).partition("these can run here")
+    assert "numpy:cpu" not in offered
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [(1.036, 1.04), (1.001, 1.001), (0.9996, 1.0), (123.4, 120.0)],
+)
+def test_a_ratio_above_1_is_shown_as_above_1(ratio, expected):
+    assert tables._rounded(ratio) == expected
+    assert tables._rounded(float("inf")) == float("inf")
+
+
+def test_a_deviation_and_its_tolerance_are_not_shown_as_equal():
+    assert sentences._distinct(1.447e-4, 1.396e-4) == ("0.000145", "0.00014")
+    assert sentences._distinct(3e-4, 1e-4) == ("0.0003", "0.0001")
 
 
 def test_named_backends_that_cannot_run_are_left_out_if_skipped(pretend):

@@ -57,7 +57,8 @@ def runs_to_make(
                 runs.append((backend, dtype))
     missing = [] if names is None or skip_missing else [r.reason for r in left_out]
     if unknown or missing:
-        raise CannotCompare(_refusal(unknown, missing))
+        refused = {each.backend for each in left_out}
+        raise CannotCompare(_refusal(unknown, missing, refused))
     if not runs:
         reasons = "; ".join(each.reason for each in left_out)
         raise CannotCompare(f"there is nothing to compare: {reasons}")
@@ -122,11 +123,16 @@ def _named(
     return list(dict.fromkeys(chosen))
 
 
-def _refusal(unknown: list[str], missing: list[str]) -> str:
-    """Say why named backends cannot run, which ones can, and how to go on."""
-    devices = (str(device) for status in backends() for device in status.devices)
+def _refusal(unknown: list[str], missing: list[str], refused: set[str]) -> str:
+    """Say why named backends cannot run, which ones can, and how to go on.
+
+    `refused` names backends that lack a dtype, besides those that cannot run.
+    """
+    names = (str(device) for status in backends() for device in status.devices)
+    devices = [name for name in names if name not in refused]
     parts = [*unknown, *dict.fromkeys(missing)]
-    parts += [f"these can run here: {', '.join(devices)}"]
+    if devices:
+        parts += [f"these can run here: {', '.join(devices)}"]
     if missing:
         parts += ["--skip-missing (skip_missing=True in Python) leaves out the others"]
     return "; ".join(parts)

@@ -57,12 +57,22 @@ def _time(result: Result) -> str:
     return "" if result.step_ms is None else f"; {result.step_ms:.3g} ms per step"
 
 
+def _distinct(one: float, other: float) -> tuple[str, str]:
+    """Format two numbers with two digits, or with as many as show that they differ."""
+    for digits in range(2, 18):
+        texts = f"{one:.{digits}g}", f"{other:.{digits}g}"
+        if texts[0] != texts[1]:
+            break
+    return texts
+
+
 def _difference(result: Result) -> Iterator[str]:
     """Say how large the first difference is, and whether single steps differ too."""
     first, *others = result.differences
     if first.relative is not None:
-        allowed = f"rounding in {result.dtype} explains at most {first.tolerance:.2g}"
-        yield f"The relative deviation is {first.relative:.2g}; {allowed}."
+        far, limit = _distinct(first.relative, first.tolerance or 0.0)
+        allowed = f"rounding in {result.dtype} explains at most {limit}"
+        yield f"The relative deviation is {far}; {allowed}."
     elif first.quantity != "start":
         yield "It contains NaN or infinity."
     if others:

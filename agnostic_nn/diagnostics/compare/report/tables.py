@@ -81,7 +81,7 @@ def first_differences(report: Report) -> tuple[list[str], list[Row]]:
         first = r.differences[0]
         since = f"step {first.step:,}" if first.step else "the start"
         far, limit = first.relative, first.tolerance
-        times = float(f"{far / limit:.2g}") if far and limit else None
+        times = _rounded(far / limit) if far and limit else None
         row: Row = [name, first.description, since, far]
         if far is None and first.quantity != "start":
             row[3] = "NaN or inf"
@@ -122,7 +122,16 @@ def largest_ratio(result: Result) -> float | str | None:
         if entry.relative:
             allowed = entry.tolerance
             largest = max(largest, entry.relative / allowed if allowed else math.inf)
-    return float(f"{largest:.2g}")
+    return _rounded(largest)
+
+
+def _rounded(ratio: float) -> float:
+    """Round to two digits, or to more if a ratio above 1 would become 1."""
+    for digits in range(2, 18):
+        rounded = float(f"{ratio:.{digits}g}")
+        if (rounded > 1.0) == (ratio > 1.0):
+            break
+    return rounded
 
 
 def overview(report: Report) -> Iterator[tuple[str, list[str], list[Row]]]:
