@@ -218,6 +218,7 @@ def _constructors():
     add(nn.Unembedding, num_embeddings=3)
     add(nn.PositionEmbedding, length=3)
     add(nn.SinusoidalPositions)
+    add(nn.RotaryPositions)
     for kind in (nn.Conv1D, nn.Conv2D, nn.ConvTranspose2D):
         add(kind, width=4, window=3)
     for kind in (nn.MaxPool1D, nn.MaxPool2D, nn.AveragePool2D):

@@ -685,6 +685,8 @@ WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.MultiHeadAttention(4, rotary=True), (5, 4), "an even head_width, got 1"),
     (nn.PositionEmbedding(4), (5, 3), "there are 4 positions, got 5"),
     (nn.SinusoidalPositions(), (5, 3), "an even width, got 3"),
+    (nn.RotaryPositions(), (5, 3), r"an even width\), got \(batch, \*\(5, 3\)\)"),
+    (nn.RotaryPositions(), (4,), r"an even width\), got \(batch, \*\(4,\)\)"),
     (
         nn.Unembedding(3),
         (),
@@ -742,6 +744,7 @@ INVALID = [  # call, error and message
     (lambda: nn.TransformerBlock(ATTENTION, 3, dropout=-1), ValueError, "dropout in"),
     (lambda: nn.PositionEmbedding(0), ValueError, "length of at least 1, got 0"),
     (lambda: nn.SinusoidalPositions(base=-1.0), ValueError, "base above 0"),
+    (lambda: nn.RotaryPositions(base=0.0), ValueError, "base above 0"),
     (lambda: nn.Unembedding(0), ValueError, "num_embeddings of at least 1, got 0"),
 ]
 

@@ -54,6 +54,7 @@ MODELS = {  # layer, shape of one example
     ),
     "learned positions": (nn.PositionEmbedding(7), (6, 3)),
     "sinusoidal positions": (nn.SinusoidalPositions(), (6, 4)),
+    "rotary positions": (nn.RotaryPositions(), (6, 2, 4)),
     "a block with cross-attention": (
         TRANSLATOR,
         {**WITH_SOURCE, "mask": (6,), "source_mask": (5,)},

@@ -261,6 +261,7 @@ LAYERS = (
     Example(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
     Example(layers.Reshape((3, -1)), (2, 6)),
     Example(blocks.Residual(layers.Dense(4), layers.Tanh(), layers.Dense(3)), (2, 3)),
+    Example(layers.RotaryPositions(base=100.0), (5, 3, 6)),
     Example(layers.SELU(), (5,)),
     Example(
         blocks.Sequential(

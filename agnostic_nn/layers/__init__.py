@@ -41,14 +41,20 @@ from .embedding import *
 from .merging import *
 from .normalization import *
 from .pooling import *
-from .positions import PositionEmbedding, SinusoidalPositions
+from .positions import PositionEmbedding, RotaryPositions, SinusoidalPositions
 from .recurrent import *
 from .regularization import *
 from .resampling import *
 from .reshaping import *
 
 # A new class is public once it is in `__all__` of its file.
-__all__ = ["Layer", "MultiHeadAttention", "PositionEmbedding", "SinusoidalPositions"]
+__all__ = [
+    "Layer",
+    "MultiHeadAttention",
+    "PositionEmbedding",
+    "RotaryPositions",
+    "SinusoidalPositions",
+]
 __all__ += activations.__all__
 __all__ += convolution.__all__
 __all__ += dense.__all__

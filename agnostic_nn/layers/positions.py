@@ -9,6 +9,7 @@ Their wavelengths grow from 2π positions for i = 0 to about 2π · base. The la
 in how they use the position:
 
     SinusoidalPositions    add sines and cosines of the angles to x
+    RotaryPositions        rotate pairs of elements of x by the angles
     rotate                 rotate pairs of a query or a key by the angles, so that the
                            product of both depends on the distance of
                            their positions only
@@ -45,6 +46,7 @@ from .base import Layer
 
 __all__ = [
     "PositionEmbedding",
+    "RotaryPositions",
     "SinusoidalPositions",
     "angles",
     "expect_sequence",
@@ -103,9 +105,7 @@ class _Added(Layer):
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         self._expect(x.shape[1:])
-        xp = namespace(x)
-        positions = xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
-        return x + self.rows(params, positions, x), state, ()
+        return x + self.rows(params, _steps(x), x), state, ()
 
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
         xp = namespace(x)
@@ -206,3 +206,74 @@ class SinusoidalPositions(_Added):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         return dy, {}
+
+
+@dataclass(frozen=True)
+class RotaryPositions(Layer):
+    """y = R(t) x: pairs of x at position t, rotated by the angles t · base^(-2i/d).
+
+    With elements i and i + d/2 of the last axis as the pair (u, v) and a the angle,
+
+        u' = u cos a - v sin a        v' = u sin a + v cos a
+
+    (Su et al., arXiv:2104.09864, eq. 34, where neighbours are pairs). The product of a
+    query and a key that are both rotated depends on the distance of their positions
+    only. `MultiHeadAttention(..., rotary=True)` does this inside. This layer is for
+    models that compute queries and keys otherwise.
+
+    x: (batch, time, ..., d) with an even d, such as (batch, time, heads, d) -> y of the
+    same shape.
+
+    Gradient
+    --------
+    A rotation is orthogonal, so dx is dy, rotated by the negative angles.
+    """
+
+    _: KW_ONLY
+    base: float = 10_000.0
+
+    one_array = True
+
+    def __post_init__(self) -> None:
+        expect_positive("base", self.base)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        self._expect(shape)
+        return {}, {}, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        self._expect(x.shape[1:])
+        return self._rotated(x, _steps(x)), state, ()
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        return self._rotated(dy, -_steps(dy)), {}
+
+    def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
+        xp = namespace(x)
+        return xp.zeros((), dtype=xp.int32, device=device(x))
+
+    def advance(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        self._expect(x.shape[1:])
+        return self._rotated(x, namespace(x).reshape(memory, (1,))), memory + 1
+
+    def _rotated(self, x: Array, positions: Array) -> Array:
+        width = x.shape[-1]
+        angle = angles(x, positions, width, self.base)
+        between = (1,) * (x.ndim - 3)
+        shape = (positions.shape[0], *between, width // 2)
+        return rotate(x, namespace(x).reshape(angle, shape))
+
+    def _expect(self, shape: Shape) -> None:
+        fits = len(shape) >= 2 and shape[-1] % 2 == 0
+        message = "{} takes (batch, time, ..., an even width), got (batch, *{})"
+        expect(fits, message, type(self).__name__, shape)
+
+
+def _steps(x: Array) -> Array:
+    """Return 0, 1, … for the steps of x (batch, time, ...)."""
+    xp = namespace(x)
+    return xp.arange(x.shape[1], dtype=xp.int32, device=device(x))

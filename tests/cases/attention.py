@@ -12,10 +12,10 @@ def linear(t, params, x):
     return t.nn.functional.linear(x, params["weight"].T, params.get("bias"))
 
 
-def turned(t, x):
+def turned(t, x, base=10_000.0):
     """Pairs as complex numbers, times e^(i angle): (batch, heads, time, width)."""
     half = x.shape[-1] // 2
-    speed = 10_000.0 ** (-2.0 * t.arange(half, dtype=x.dtype) / x.shape[-1])
+    speed = base ** (-2.0 * t.arange(half, dtype=x.dtype) / x.shape[-1])
     angle = t.arange(x.shape[-2], dtype=x.dtype)[:, None] * speed
     pairs = t.complex(x[..., :half], x[..., half:]) * t.polar(t.ones_like(angle), angle)
     return t.cat((pairs.real, pairs.imag), -1)
@@ -78,6 +78,7 @@ def attention(t, g):
 ALIBI = {
     2: [1 / 16, 1 / 256],
     3: [1 / 16, 1 / 256, 1 / 4],
+    4: [1 / 4, 1 / 16, 1 / 64, 1 / 256],
     8: [1 / 2, 1 / 4, 1 / 8, 1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256],
 }
 
@@ -254,7 +255,14 @@ def seen(generator, shape):
     return x
 
 
+def rotary(t, g):
+    """(batch, time, ..., width), with complex numbers."""
+    x = g.x.movedim(1, -2)
+    return turned(t, x, g.layer.base).movedim(-2, 1)
+
+
 TWINS = {
+    nn.RotaryPositions: rotary,
     nn.MultiHeadAttention: attention,
     nn.PositionEmbedding: position_embedding,
     nn.SinusoidalPositions: sinusoids,
@@ -368,6 +376,8 @@ CASES = [
     ),
     *sweep(),
     Case(nn.PositionEmbedding(5), (5, 1), thorough=True),
+    Case(nn.RotaryPositions(), (7, 2)),
+    Case(nn.RotaryPositions(), (1, 2, 3, 4), thorough=True),
     Case(
         nn.TransformerBlock(
             nn.MultiHeadAttention(3, causal=True),
