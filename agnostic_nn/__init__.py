@@ -56,6 +56,7 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .layers.regularization import *
     from .layers.resampling import *
     from .layers.reshaping import *
+    from .layers.resizing import *
     from .losses.classification import *
     from .losses.combined import *
     from .losses.likelihood import *

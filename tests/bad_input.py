@@ -229,6 +229,7 @@ def _constructors():
     add(nn.ZeroPad)
     add(nn.Crop)
     add(nn.Pad)
+    add(nn.Resize, size=2)
     for kind in (nn.RNN, nn.GRU, nn.LSTM):
         add(kind, width=3)
     add(nn.MultiHeadAttention, counted, heads=2)
@@ -334,6 +335,7 @@ def _is_right(kind, parameter, value):
 
 
 _NONE_IS_VALID = (
+    (nn.Resize, "factors"),
     (nn.TransformerBlock, "cross"),
     (nn.Softplus, "threshold"),
     (nn.MultiHeadAttention, "window"),
@@ -346,6 +348,7 @@ _ANY_RANK = (
     nn.ZeroPad,
     nn.Crop,
     nn.Pad,
+    nn.Resize,
 )
 _FINAL = (
     schedules.Linear,

@@ -182,6 +182,7 @@ ALSO = {  # what single modules of the core may import in addition
     "core.guards.watching": {"builtins", "contextvars", "sys", "types"},
     "core.backend": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
     "display.tables": {"re"},
+    "layers.resizing": {"fractions"},
 }
 # files of backends that are not adapters: the library that each may import, if any
 HELPERS = {

@@ -12,6 +12,7 @@ In reading order:
     convolution       convolutions and transposed convolutions
     pooling           maxima and means of windows
     resampling        upsampling, padding, cropping
+    resizing          interpolation to any size
     reshaping         reshape, transpose, user-defined rearrangements
     merging           sum, product and concatenation of several arrays
     recurrent         RNN, GRU, LSTM
@@ -31,6 +32,7 @@ from . import (
     regularization,
     resampling,
     reshaping,
+    resizing,
 )
 from .activations import *
 from .attention import MultiHeadAttention
@@ -46,6 +48,7 @@ from .recurrent import *
 from .regularization import *
 from .resampling import *
 from .reshaping import *
+from .resizing import *
 
 # A new class is public once it is in `__all__` of its file.
 __all__ = [
@@ -66,3 +69,4 @@ __all__ += recurrent.__all__
 __all__ += regularization.__all__
 __all__ += resampling.__all__
 __all__ += reshaping.__all__
+__all__ += resizing.__all__

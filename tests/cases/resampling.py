@@ -46,7 +46,38 @@ def pad_in_mode(t, g):
     return t.movedim(y, 1, -1)
 
 
+def resize(t, g):
+    """Return PyTorch's `interpolate`; cubic and antialias exist there in 2D only."""
+    layer = g.layer
+    x = t.movedim(g.x, -1, 1)
+    axes = x.ndim - 2
+    name = layer.mode
+    if name == "linear":
+        name = ("linear", "bilinear", "trilinear")[axes - 1]
+    name = "bicubic" if name == "cubic" else name
+    options = {"mode": name}
+    if layer.mode in ("linear", "cubic"):
+        options["align_corners"] = layer.align_corners
+    if layer.antialias:
+        options |= {"antialias": True}
+    name = "size" if layer.factors is None else "scale_factor"
+    lengths = layer.size or layer.factors
+    lengths = lengths if isinstance(lengths, tuple) else (lengths,) * axes
+    options[name] = lengths if layer.size else tuple(map(float, lengths))
+    if axes == 1 and (layer.antialias or layer.mode == "cubic"):
+        # as an image whose rows are copies of x
+        options["mode"] = "bilinear" if layer.mode == "linear" else "bicubic"
+        x = x[:, :, None, :].expand(-1, -1, 3, -1)
+        for key in {"size", "scale_factor"} & options.keys():
+            options[key] = (3 if key == "size" else 1.0, *options[key])
+        y = t.nn.functional.interpolate(x.contiguous(), **options)[:, :, 1, :]
+    else:
+        y = t.nn.functional.interpolate(x, **options)
+    return t.movedim(y, 1, -1)
+
+
 TWINS = {
+    nn.Resize: resize,
     nn.Crop: padded(-1),
     nn.Pad: pad_in_mode,
     nn.Upsample: upsample,
@@ -65,7 +96,33 @@ def pads():
         yield Case(nn.Pad((0, *sides), mode), (2, 3, 5, 1), thorough=True)
 
 
+def resized():
+    """Each mode, to more and fewer elements, by sizes and factors."""
+    for mode in ("nearest", "nearest-exact", "linear", "cubic"):
+        for size in (1, 2, 5, 11, 70):
+            yield Case(nn.Resize(size, mode=mode), (5, 2), thorough=size != 11)
+        for factors in (0.45, 1.7, (2.5,)):
+            layer = nn.Resize(factors=factors, mode=mode)
+            yield Case(layer, (7, 2), thorough=factors != 0.45)
+        if mode in ("linear", "cubic"):
+            for name in ("align_corners", "antialias"):
+                for size in (1, 3, 9):
+                    layer = nn.Resize(size, mode=mode, **{name: True})
+                    yield Case(layer, (7, 2), thorough=size != 3)
+                layer = nn.Resize((4, 9), mode=mode, **{name: True})
+                yield Case(layer, (9, 5, 1), thorough=True)
+            layer = nn.Resize(factors=(0.3, 1.5), mode=mode, antialias=True)
+            yield Case(layer, (11, 5, 2), thorough=True)
+
+
 CASES = [
+    *resized(),
+    Case(nn.Resize((3, 5, 1)), (2, 3, 4, 1)),
+    Case(nn.Resize((1, 4, 3), mode="nearest-exact"), (2, 3, 5, 1), thorough=True),
+    Case(nn.Resize((3, 2, 5), align_corners=True), (2, 3, 4, 1), thorough=True),
+    Case(nn.Resize((1, 1)), (1, 1, 2), thorough=True),
+    Case(nn.Resize(67, antialias=True), (150, 1), thorough=True),
+    Case(nn.Resize((5, 4)), (3, 2, 16), thorough=True),
     *pads(),
     Case(nn.Pad(), (3, 2), thorough=True),
     Case(nn.Pad(2, value=-3), (2, 1, 2, 1), thorough=True),
