@@ -138,7 +138,16 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
         "flag",
     ),
     **dict.fromkeys(
-        ("count_padding", "pre_norm", "match_adam", "restore", "best"), "flag"
+        (
+            "count_padding",
+            "ceil_mode",
+            "shared",
+            "pre_norm",
+            "match_adam",
+            "restore",
+            "best",
+        ),
+        "flag",
     ),
     **dict.fromkeys(
         ("width", "num_embeddings", "count", "depth", "groups", "heads", "length"),
@@ -167,6 +176,7 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     "power": "number",
     "projection": "count",
     "factor": "positive",
+    "divisor_override": "positive",
     "warmup": "length",
     "start": "number",
     "stop": "number",
@@ -191,6 +201,7 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
 
 OPTIONAL = {
     "stride": (None,),
+    "divisor_override": (None,),
     "key_heads": (None,),
     **dict.fromkeys(("head_width", "value_width", "output_width"), (None,)),
     **dict.fromkeys(("relative", "softcap"), (None,)),
@@ -236,6 +247,7 @@ def _constructors():
     add(nn.BatchNorm, {"momentum": "share"})
     add(nn.LayerNorm)
     add(nn.RMSNorm)
+    add(nn.UnitNorm, {"epsilon": "positive"})
     add(nn.GroupNorm, groups=2)
     add(nn.InstanceNorm)
     for kind in (nn.Dropout, nn.SpatialDropout, nn.DropPath):

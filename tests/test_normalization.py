@@ -323,3 +323,21 @@ def test_layer_norm_of_long_rows_is_accurate(backend):
     for single, double in zip(backend.to_numpy(result[0]), result[1], strict=True):
         error = np.abs(single - double).max() / np.abs(double).max()
         assert error < 8 * np.finfo(np.float32).eps
+
+
+def test_unit_norm_neither_overflows_nor_divides_by_0(backend):
+    x = np.asarray([[3e30, 4e30], [3e-8, 4e-8], [0.0, 0.0], [3e-14, 4e-14]], "float32")
+    dy = np.asarray([[1.0, 2.0]] * 4, "float32")
+
+    def both(x, dy):
+        layer = nn.UnitNorm()
+        y, _, cache = layer.forward({}, {}, x)
+        return y, layer.backward({}, cache, dy)[0]
+
+    y, dx = backend.to_numpy(backend.jit(both)(*backend.asarray((x, dy))))
+    np.testing.assert_allclose(
+        y, [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0], [0.03, 0.04]], rtol=1e-6
+    )
+    across = np.asarray([1.0 - 0.6 * 2.2, 2.0 - 0.8 * 2.2])
+    expected = [across / 5e30, across / 5e-8, [1e12, 2e12], [1e12, 2e12]]
+    np.testing.assert_allclose(dx, expected, rtol=2e-6)

@@ -21,7 +21,8 @@ def run(backend, layer, x, dy=None):
         return y, layer.backward({}, cache, xp.ones_like(y) if dy is None else dy)[0]
 
     dy = None if dy is None else backend.asarray(dy)
-    return backend.to_numpy(backend.jit(both)(backend.asarray(x), dy))
+    y, dx = backend.jit(both)(backend.asarray(x), dy)
+    return backend.to_numpy(y), backend.to_numpy(dx)
 
 
 WINDOWS = [  # axis, length, window, stride, dilation
@@ -198,12 +199,12 @@ def test_negative_padding_crops_and_may_leave_only_padding(backend):
 def test_average_pooling_divides_by_the_documented_count(
     backend, widest, epsilon, geometry, count_padding
 ):
-    lengths, window, stride, padding, _ = geometry
-    geometry = (*geometry[:-1], (1,) * len(lengths))
+    lengths, window, stride, padding, dilation = geometry
     generator = np.random.default_rng(0)
     x = generator.standard_normal((2, *lengths, 2)).astype(widest)
     kind = (nn.AveragePool1D, nn.AveragePool2D, nn.AveragePool3D)[len(lengths) - 1]
-    layer = kind(window, stride, padding=padding, count_padding=count_padding)
+    options = {"padding": padding, "dilation": dilation, "count_padding": count_padding}
+    layer = kind(window, stride, **options)
     windows = dict(windows_of(*geometry))
     out = tuple(np.max(list(windows), axis=0) + 1)
     expected, dx = np.zeros((2, *out, 2)), np.zeros(x.shape)
@@ -216,6 +217,106 @@ def test_average_pooling_divides_by_the_documented_count(
     result = run(backend, layer, x)
     np.testing.assert_allclose(result[0], expected, rtol=0, atol=8 * epsilon)
     np.testing.assert_allclose(result[1], dx, rtol=0, atol=8 * epsilon)
+
+
+CEILED = [  # layer, length, positions of each window, count of each mean
+    (nn.AveragePool1D(2, 2, ceil_mode=True), 5, [(0, 1), (2, 3), (4,)], [2, 2, 1]),
+    (nn.AveragePool1D(3, 2, ceil_mode=True), 5, [(0, 1, 2), (2, 3, 4)], [3, 3]),
+    # a third window would begin in the padding after the end
+    (nn.AveragePool1D(2, 4, padding=1, ceil_mode=True), 7, [(0,), (3, 4)], [2, 2]),
+    # the padding after the end counts, but what is beyond it does not
+    (
+        nn.AveragePool1D(3, 3, padding=1, ceil_mode=True),
+        6,
+        [(0, 1), (2, 3, 4), (5,)],
+        [3, 3, 2],
+    ),
+    (
+        nn.AveragePool1D(3, 3, padding=1, ceil_mode=True, count_padding=False),
+        6,
+        [(0, 1), (2, 3, 4), (5,)],
+        [2, 3, 1],
+    ),
+]
+
+
+@pytest.mark.parametrize(("layer", "length", "windows", "counts"), CEILED, ids=str)
+def test_ceil_mode_adds_a_last_window_that_begins_before_the_end(
+    backend, layer, length, windows, counts
+):
+    x = (2.0 ** np.arange(length)).astype("float32").reshape(1, length, 1)
+    y, dx = run(backend, layer, x)
+    sums = np.asarray([sum(2.0**i for i in window) for window in windows])
+    np.testing.assert_allclose(y[0, :, 0], sums / counts, rtol=2e-7)
+    slopes = np.zeros(length)
+    for window, count in zip(windows, counts, strict=True):
+        slopes[list(window)] += 1.0 / count
+    np.testing.assert_allclose(dx[0, :, 0], slopes, rtol=2e-7)
+    largest = nn.MaxPool1D(3, 2, ceil_mode=True)
+    y, dx = run(backend, largest, x[:, :4, :])
+    np.testing.assert_array_equal(y[0, :, 0], [4.0, 8.0])
+    np.testing.assert_array_equal(dx[0, :, 0], [0.0, 0.0, 1.0, 1.0])
+
+
+def test_padding_same_gives_the_same_windows_with_ceil_mode():
+    for n, k, s in itertools.product(range(1, 9), range(1, 5), range(1, 5)):
+        host = nn.backend("numpy").xp
+        key = nn.random.key(0, xp=host)
+        plain = nn.AveragePool1D(k, s, padding="same")
+        ceiled = nn.AveragePool1D(k, s, padding="same", ceil_mode=True)
+        shapes = [layer.init(key, (n, 1), host.float32)[2] for layer in (plain, ceiled)]
+        assert shapes[0] == shapes[1] == (-(-n // s), 1), (n, k, s)
+
+
+@pytest.mark.parametrize("kind", [nn.MaskedAveragePool, nn.MaskedMaxPool])
+def test_masked_pooling_ignores_other_positions_and_an_empty_mask_gives_0(
+    backend, kind
+):
+    x = np.asarray([[[1, -2], [3, -4], [9, 9]], [[5, 6], [7, 8], [9, 9]]], "float32")
+    mask = np.asarray([[True, True, False], [False, False, False]])
+    dy = np.asarray([[2.0, 4.0], [8.0, 16.0]], "float32")
+    y, dx = run(backend, kind(), {"x": x, "mask": mask}, dy)
+    is_mean = kind is nn.MaskedAveragePool
+    np.testing.assert_array_equal(y, [[2, -3] if is_mean else [3, -2], [0, 0]])
+    first = [[1, 2], [1, 2], [0, 0]] if is_mean else [[0, 4], [2, 0], [0, 0]]
+    np.testing.assert_array_equal(dx["x"], [first, np.zeros((3, 2))])
+    assert dx["mask"] is None
+
+
+def test_masked_pooling_accepts_any_number_of_axes(backend):
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((2, 3, 4, 5)).astype("float32")
+    mask = generator.random((2, 3, 4)) < 0.5
+    for layer, reduce in (
+        (nn.MaskedAveragePool(), np.mean),
+        (nn.MaskedMaxPool(), np.max),
+    ):
+        y, dx = run(backend, layer, {"x": x, "mask": mask})
+        expected = [reduce(part[m], axis=0) for part, m in zip(x, mask, strict=True)]
+        np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-6)
+        assert dx["x"].shape == x.shape
+
+
+REFUSED_MASKS = [  # x, error and message
+    (np.ones((2, 3, 4)), ValueError, "a single array; GlobalAveragePool takes an x"),
+    ({"x": np.ones((2, 3, 4))}, ValueError, r"takes x and mask, got \['x'\]"),
+    (
+        {"x": np.ones((2, 3, 4)), "mask": np.ones((2, 4), bool)},
+        ValueError,
+        r"mask \(batch, \*space\), got \(batch, \*\(3, 4\)\) and \(batch, \*\(4,\)\)",
+    ),
+    (
+        {"x": np.ones((2, 3, 4)), "mask": np.ones((2, 3))},
+        TypeError,
+        "expected a boolean mask",
+    ),
+]
+
+
+@pytest.mark.parametrize(("x", "error", "message"), REFUSED_MASKS)
+def test_masked_pooling_refuses_other_inputs(x, error, message):
+    with pytest.raises(error, match=message):
+        nn.MaskedAveragePool().forward({}, {}, x)
 
 
 POOLS = [
@@ -432,6 +533,13 @@ INVALID = [  # call, error and message
         ValueError,
         "'same', 'valid' or numbers",
     ),
+    (lambda: nn.MaxPool1D(ceil_mode=1), TypeError, "ceil_mode to be True or False"),
+    (
+        lambda: nn.AveragePool2D(divisor_override=0),
+        ValueError,
+        "divisor_override above 0, got 0",
+    ),
+    (lambda: nn.AveragePool1D(dilation=0), ValueError, "dilation of at least 1, got 0"),
     (lambda: nn.AdaptiveMaxPool(0), ValueError, "size of at least 1, got 0"),
     (lambda: nn.AdaptiveAveragePool((2, 1.5)), TypeError, "size to be an integer"),
     (lambda: nn.Upsample(0), ValueError, "factors of at least 1, got 0"),

@@ -212,6 +212,10 @@ LAYERS = (
     Example(layers.LeakyReLU(), (5,)),
     Example(layers.LogSigmoid(), (5,)),
     Example(layers.LogSoftmax(), (2, 4)),
+    Example(
+        layers.MaskedAveragePool(), {"x": _SEQUENCE, "mask": _SEQUENCE[:1]}, masked
+    ),
+    Example(layers.MaskedMaxPool(), {"x": _SEQUENCE, "mask": _SEQUENCE[:1]}, masked),
     Example(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
     Example(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
     Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
@@ -292,6 +296,7 @@ LAYERS = (
     ),
     Example(layers.Transpose((2, 1)), _SEQUENCE),
     Example(layers.Unembedding(5), (2, 3)),
+    Example(layers.UnitNorm(), (2, 5)),
     Example(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
     Example(layers.ZeroPad(((1, 2), (0, 3))), (3, 2, 2)),
 )

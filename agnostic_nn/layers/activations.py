@@ -48,6 +48,7 @@ from ..ops import (
     widened,
 )
 from .base import Layer
+from .shapes import expect_inner_axis
 
 __all__ = [
     "CELU",
@@ -720,7 +721,7 @@ class Softmax(Layer):
         return self.axis == -1
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        _expect_axis(self.axis, shape)
+        expect_inner_axis(self.axis, shape)
         return {}, {}, shape
 
     def forward(
@@ -785,7 +786,7 @@ class LogSoftmax(Layer):
         return self.axis == -1
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
-        _expect_axis(self.axis, shape)
+        expect_inner_axis(self.axis, shape)
         return {}, {}, shape
 
     def forward(
@@ -799,11 +800,3 @@ class LogSoftmax(Layer):
         wide_dy = widened(dy)
         dx = wide_dy - xp.exp(cache) * xp.sum(wide_dy, axis=self.axis, keepdims=True)
         return narrowed(dx, dy), {}
-
-
-def _expect_axis(axis: int, shape: Shape) -> None:
-    """Raise ValueError unless (batch, *shape) has `axis` and it is not the batch."""
-    rank = len(shape) + 1
-    fits = axis != 0 and axis != -rank
-    expect(fits, "axis 0 is the batch: its rows must stay independent")
-    expect(-rank < axis < rank, "axis {} does not exist in (batch, *{})", axis, shape)

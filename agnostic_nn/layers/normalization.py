@@ -21,7 +21,14 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_count, expect_flag, expect_number
+from ..core.errors import (
+    expect,
+    expect_count,
+    expect_flag,
+    expect_integer,
+    expect_number,
+    expect_positive,
+)
 from ..core.trees import tree_map
 from ..ops import (
     narrowed,
@@ -33,8 +40,16 @@ from ..ops import (
     widened,
 )
 from .base import Layer
+from .shapes import expect_inner_axis
 
-__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "RMSNorm"]
+__all__ = [
+    "BatchNorm",
+    "GroupNorm",
+    "InstanceNorm",
+    "LayerNorm",
+    "RMSNorm",
+    "UnitNorm",
+]
 
 
 class _Scaled(Layer):
@@ -412,3 +427,64 @@ def _counts(train: bool | RowMask, x: Array) -> Array | None:
     xp = namespace(x)
     counts = xp.reshape(widened(train.counts), (-1,) + (1,) * (x.ndim - 1))
     return xp.broadcast_to(counts, (*x.shape[:-1], 1))
+
+
+@dataclass(frozen=True)
+class UnitNorm(Layer):
+    """y = x / max(n, ε) with the Euclidean norm n = √Σ x² along `axis`.
+
+    x: (batch, ...) -> y of the same shape, with vectors of length 1 along `axis`. It is
+    PyTorch's functional.normalize and Keras' UnitNormalization. `epsilon`: ε, so that
+    vectors of 0 stay 0. n is computed without overflow.
+
+    Gradient
+    --------
+    dn = Σ x dx / n = Σ y dx, so dy' = (dx - y Σ y dx) / n for a change dx, and as this
+    matrix is symmetric,
+
+        dx = (dy - y Σ y dy) / n for n > ε        dx = dy / ε for n ≤ ε
+    """
+
+    one_array = True
+
+    axis: int = -1
+    _: KW_ONLY
+    epsilon: float = 1e-12
+
+    def __post_init__(self) -> None:
+        expect_integer("axis", self.axis)
+        expect_positive("epsilon", self.epsilon)
+
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        return self.axis == -1
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        expect_inner_axis(self.axis, shape)
+        return {}, {}, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        xp = namespace(x)
+        wide = widened(x)
+        # n = m l with m the largest |x|, because the squares of x may overflow
+        largest = xp.max(xp.abs(wide), axis=self.axis, keepdims=True)
+        scale = xp.where(largest > 0, largest, 1.0)
+        scaled = wide / scale
+        length = xp.sqrt(xp.sum(scaled * scaled, axis=self.axis, keepdims=True))
+        norm = scale * length
+        # l ≥ 1 except for a vector of 0, and m ≤ ε where n ≤ ε: nothing overflows
+        short_share = xp.minimum(scale, self.epsilon) / self.epsilon
+        long_share = 1.0 / xp.maximum(length, 1.0)
+        y = scaled * xp.where(norm > self.epsilon, long_share, short_share)
+        return narrowed(y, x), state, (y, norm)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        xp = namespace(dy)
+        y, norm = cache
+        wide_dy = widened(dy)
+        is_long = norm > self.epsilon
+        along = xp.sum(y * wide_dy, axis=self.axis, keepdims=True)
+        across = wide_dy - xp.where(is_long, y * along, 0.0)
+        return narrowed(across / xp.maximum(norm, self.epsilon), dy), {}

@@ -38,10 +38,11 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_flag
+from ..core.errors import expect, expect_flag, expect_positive
 from ..core.fields import set_fields
 from ..core.windows import (
     Pads,
+    effective_window,
     out_lengths,
     padding_per_axis,
     per_axis,
@@ -70,6 +71,8 @@ __all__ = [
     "AveragePool3D",
     "GlobalAveragePool",
     "GlobalMaxPool",
+    "MaskedAveragePool",
+    "MaskedMaxPool",
     "MaxPool1D",
     "MaxPool2D",
     "MaxPool3D",
@@ -87,10 +90,12 @@ class _Windows(Layer):
     stride: Any
     padding: Any
     dilation: Any
+    ceil_mode: bool
 
     rank: ClassVar[int]
 
     def __post_init__(self) -> None:
+        expect_flag("ceil_mode", self.ceil_mode)
         if self.stride is None:
             set_fields(self, stride=self.window)
         for name in ("window", "stride", "dilation"):
@@ -141,13 +146,16 @@ class _Windows(Layer):
     def _geometry(self, lengths: Shape) -> tuple[Shape, Shape, Pads, Shape]:
         """Return window, stride, padding and dilation for axes of these lengths.
 
+        With `ceil_mode` the padding after an axis includes what the last window lacks.
+
         Raises ValueError if a window does not fit.
         """
-        padding = resolve_padding(
-            self.padding, lengths, self.window, self.stride, self.dilation
-        )
-        out_lengths(lengths, self.window, self.stride, self.dilation, padding)
-        return self.window, self.stride, padding, self.dilation
+        window, stride, dilation = self.window, self.stride, self.dilation
+        padding = resolve_padding(self.padding, lengths, window, stride, dilation)
+        out_lengths(lengths, window, stride, dilation, padding)
+        if self.ceil_mode:
+            padding = _completed(lengths, window, stride, dilation, padding)
+        return window, stride, padding, dilation
 
     def _pool(
         self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
@@ -176,6 +184,7 @@ class _MaxPool(_Windows):
     _: KW_ONLY
     padding: str | int | tuple[int, ...] | Pads = "valid"
     dilation: int | tuple[int, ...] = 1
+    ceil_mode: bool = False
 
     def _pool(
         self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
@@ -201,13 +210,16 @@ class _AveragePool(_Windows):
     stride: int | tuple[int, ...] | None = None
     _: KW_ONLY
     padding: str | int | tuple[int, ...] | Pads = "valid"
+    dilation: int | tuple[int, ...] = 1
     count_padding: bool = True
-
-    dilation = 1
+    ceil_mode: bool = False
+    divisor_override: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         expect_flag("count_padding", self.count_padding)
+        if self.divisor_override is not None:
+            expect_positive("divisor_override", self.divisor_override)
 
     def _pool(
         self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
@@ -218,6 +230,8 @@ class _AveragePool(_Windows):
             parts = slide(pad(x, along(x, axis, pads)), axis, k, s, d)
             total = sum(parts[1:], start=parts[0])
             x = total / self._divisor(total, axis, n, k, s, pads, d)
+        if self.divisor_override is not None:
+            x = x / self.divisor_override
         return x, ()
 
     def _pool_backward(
@@ -230,6 +244,8 @@ class _AveragePool(_Windows):
         padding: Pads,
         dilation: Shape,
     ) -> Array:
+        if self.divisor_override is not None:
+            dy = dy / self.divisor_override
         axes = zip(lengths, window, stride, padding, dilation, strict=True)
         for axis, (n, k, s, pads, d) in enumerate(axes, start=1):
             share = dy / self._divisor(dy, axis, n, k, s, pads, d)
@@ -247,6 +263,16 @@ class _AveragePool(_Windows):
 
         A float if it is the same for all outputs, else an array that broadcasts to y.
         """
+        if self.divisor_override is not None:
+            return 1.0
+        if self.count_padding and self.ceil_mode:
+            # padding counts, but not what lies beyond it
+            (low, high), *_ = resolve_padding(
+                _one_axis(self.padding, axis), (n,), (k,), (s,), (d,)
+            )
+            pads = (0, pads[1] - high)
+            counts = _unpadded_counts(low + n + high, y.shape[axis], k, s, pads, d)
+            return _along_axis(counts, y, axis, y.dtype)
         if self.count_padding or pads == (0, 0):
             return float(k)
         counts = _unpadded_counts(n, y.shape[axis], k, s, pads, d)
@@ -276,6 +302,9 @@ class MaxPool2D(_MaxPool):
         padding    "valid" for none, "same" for ⌈n / stride⌉ windows along an axis of
                    length n, or numbers; an entry is an integer or a pair
                    (before, after). Padding is never the maximum
+        ceil_mode  True or False: whether a last window may extend beyond the end, if it
+                   begins before the end. By default the elements after the last whole
+                   window are left out
 
     Gradient
     --------
@@ -314,9 +343,11 @@ class AveragePool2D(_AveragePool):
 
     x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
 
-    `window`, `stride` and `padding` are those of `MaxPool2D`. `count_padding`: whether
-    the zeros of the padding count in the mean, as by default in PyTorch
-    (count_include_pad) and unlike in TensorFlow.
+    `window`, `stride`, `dilation`, `padding` and `ceil_mode` are those of `MaxPool2D`.
+    `count_padding`: whether the zeros of the padding count in the mean, as by default
+    in PyTorch (count_include_pad) and unlike in TensorFlow. Elements that a window of
+    `ceil_mode` lacks never count. `divisor_override`: the number by which each sum is
+    divided instead of the count, such as 1 for sums.
 
     Gradient
     --------
@@ -400,6 +431,113 @@ class GlobalAveragePool(_Global):
         share = dy / float(self._count_positions(shape))
         share = xp.reshape(share, (shape[0], *(1 for _ in shape[1:-1]), shape[-1]))
         return xp.broadcast_to(share, shape), {}
+
+
+class _Masked(Layer):
+    input_kinds: ClassVar[str | dict[str, str]] = {"x": "real floating", "mask": "bool"}
+
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
+        x_shape, mask_shape = self._pair(shape)
+        self._expect_shapes((0, *x_shape), (0, *mask_shape))
+        return {}, {}, x_shape[-1:]
+
+    def _arrays(self, x: Any) -> tuple[Array, Array, Array]:
+        """Return x (batch, positions, channels), the mask, and an array of x's shape.
+
+        The mask is (batch, positions, 1). Raises ValueError or TypeError for another x.
+        """
+        x, mask = self._pair(x)
+        self._expect_shapes(x.shape, mask.shape)
+        xp = namespace(x, mask)
+        if mask.dtype != xp.bool:
+            raise TypeError(f"expected a boolean mask, got {mask.dtype}")
+        positions = math.prod(x.shape[1:-1])
+        rows = xp.reshape(x, (x.shape[0], positions, x.shape[-1]))
+        return rows, xp.reshape(mask, (x.shape[0], positions, 1)), empty_like(x)
+
+    def _pair(self, x: Any) -> tuple[Any, Any]:
+        """Return x["x"] and x["mask"], which are arrays or shapes."""
+        fits = isinstance(x, dict) and x.keys() == {"x", "mask"}
+        names = sorted(x) if isinstance(x, dict) else "a single array"
+        message = "{} takes x and mask, got {}; {} takes an x without a mask"
+        name = type(self).__name__
+        expect(fits, message, name, names, name.replace("Masked", "Global"))
+        return x["x"], x["mask"]
+
+    def _expect_shapes(self, shape: Shape, mask: Shape) -> None:
+        fits = len(shape) >= 3 and mask == shape[:-1] and math.prod(shape[1:-1]) >= 1
+        message = "{} takes x (batch, *space, channels) and mask (batch, *space), "
+        message += "got (batch, *{}) and (batch, *{})"
+        expect(fits, message, type(self).__name__, shape[1:], mask[1:])
+
+
+class MaskedAveragePool(_Masked):
+    """y = Σ x / c over the positions where the mask is True, c of them.
+
+    x: {"x": (batch, *space, channels), "mask": (batch, *space)}, such as sequences
+    (batch, time, width) and a boolean mask (batch, time) -> y: (batch, channels). If
+    the mask of an example has no True, y and dx are 0. In Keras GlobalAveragePooling1D
+    does this with a mask.
+
+    Gradient
+    --------
+    dx = dy / c where the mask is True, else 0. The mask has no gradient.
+    """
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        rows, mask, empty = self._arrays(x)
+        total = sum_over(namespace(rows).where(mask, widened(rows), 0.0), (1,))
+        y = total[:, 0, :] / self._counts(mask, total)
+        return narrowed(y, rows), state, (mask, empty)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        xp = namespace(dy)
+        mask, empty = cache
+        wide_dy = widened(dy)
+        share = wide_dy / self._counts(mask, wide_dy)
+        dx = narrowed(xp.where(mask, share[:, None, :], 0.0), dy)
+        return {"x": xp.reshape(dx, (dy.shape[0], *empty.shape[1:])), "mask": None}, {}
+
+    def _counts(self, mask: Array, like: Array) -> Array:
+        """Return max(c, 1), (batch, 1)."""
+        xp = namespace(mask)
+        counts = xp.sum(xp.astype(mask, like.dtype), axis=1)
+        return xp.maximum(counts, 1.0)
+
+
+class MaskedMaxPool(_Masked):
+    """y = the maximum of x over the positions where the mask is True.
+
+    x: {"x": (batch, *space, channels), "mask": (batch, *space)}, such as sequences
+    (batch, time, width) and a boolean mask (batch, time) -> y: (batch, channels). If
+    the mask of an example has no True, y and dx are 0.
+
+    Gradient
+    --------
+    That of `MaxPool2D`: dx = dy at the first of the largest elements, else 0. The mask
+    has no gradient.
+    """
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        rows, mask, empty = self._arrays(x)
+        xp = namespace(rows)
+        allowed = xp.where(mask, rows, -math.inf)
+        largest_at = xp.argmax(allowed, axis=1)
+        y = xp.where(xp.any(mask, axis=1), xp.max(allowed, axis=1), 0.0)
+        return y, state, (mask, largest_at, empty)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        xp = namespace(dy)
+        mask, largest_at, empty = cache
+        count = mask.shape[1]
+        positions = xp.arange(count, dtype=largest_at.dtype, device=device(largest_at))
+        is_largest = largest_at[:, None, :] == positions[None, :, None]
+        dx = xp.where(xp.logical_and(is_largest, mask), dy[:, None, :], 0.0)
+        return {"x": xp.reshape(dx, (dy.shape[0], *empty.shape[1:])), "mask": None}, {}
 
 
 class _Adaptive(Layer):
@@ -549,6 +687,29 @@ def _rounds(n: int, m: int) -> list[tuple[int, ...]]:
         orders.append(inside + fillers)
     rounds = max(sum(row) for row in contains)
     return list(zip(*orders, strict=True))[:rounds]
+
+
+def _completed(
+    lengths: Shape, window: Shape, stride: Shape, dilation: Shape, padding: Pads
+) -> Pads:
+    """Return the padding with as much more at the end as `ceil_mode` needs.
+
+    On an axis of n elements there are ⌈(n + low + high - r) / s⌉ + 1 windows, without a
+    last one that begins at n + low or later, as in PyTorch.
+    """
+    pads = []
+    sizes = effective_window(window, dilation)
+    for n, r, s, (low, high) in zip(lengths, sizes, stride, padding, strict=True):
+        last = -(-(n + low + high - r) // s) * s  # where the last window begins
+        if last >= n + low:
+            last -= s
+        pads.append((low, max(high, last + r - n - low)))
+    return tuple(pads)
+
+
+def _one_axis(padding: Any, axis: int) -> Any:
+    """Return the padding of one spatial axis; the first one is axis 1."""
+    return padding if isinstance(padding, str) else (padding[axis - 1],)
 
 
 def _unpadded_counts(

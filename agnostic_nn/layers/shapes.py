@@ -1,8 +1,9 @@
 """Shapes: flatten an array to a matrix and back, and keep a shape in a cache."""
 
-from ..core.arrays import Array, device, namespace
+from ..core.arrays import Array, Shape, device, namespace
+from ..core.errors import expect
 
-__all__ = ["as_matrix", "empty_like", "matrix_as"]
+__all__ = ["as_matrix", "empty_like", "expect_inner_axis", "matrix_as"]
 
 
 def as_matrix(x: Array) -> Array:
@@ -27,3 +28,11 @@ def empty_like(x: Array) -> Array:
     other lengths from this array, and x itself can be freed.
     """
     return namespace(x).zeros((0, *x.shape[1:]), dtype=x.dtype, device=device(x))
+
+
+def expect_inner_axis(axis: int, shape: Shape) -> None:
+    """Raise ValueError unless (batch, *shape) has `axis` and it is not the batch."""
+    rank = len(shape) + 1
+    fits = axis != 0 and axis != -rank
+    expect(fits, "axis 0 is the batch: its rows must stay independent")
+    expect(-rank < axis < rank, "axis {} does not exist in (batch, *{})", axis, shape)

@@ -5,6 +5,10 @@ import agnostic_nn as nn
 from . import Case
 
 
+def unit_norm(t, g):
+    return t.nn.functional.normalize(g.x, dim=g.layer.axis, eps=g.layer.epsilon)
+
+
 def affine(g, normalize):
     """Return normalize(scale, bias); where one is missing, apply the other here."""
     scale, bias = g.params.get("scale"), g.params.get("bias")
@@ -68,11 +72,14 @@ TWINS = {
     nn.InstanceNorm: instance_norm,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
+    nn.UnitNorm: unit_norm,
 }
 
 LIMITS = {nn.BatchNorm: {"refuses": (0, 1)}}
 
 CASES = [
+    Case(nn.UnitNorm(axis=1, epsilon=2.0), (3, 5)),
+    Case(nn.UnitNorm(-2), (2, 7, 4), thorough=True),
     Case(nn.BatchNorm(momentum=0.5, epsilon=1e-3), (2, 3), refuses=(0,)),
     Case(nn.BatchNorm(), (2, 2, 1), thorough=True, refuses=(0,)),
     Case(nn.BatchNorm(epsilon=0.1), (257,), refuses=(0, 1)),

@@ -11,9 +11,20 @@ def channels_first(pool):
     return lambda t, g: pool(t, g.layer, t.movedim(g.x, -1, 1)).movedim(1, -1)
 
 
+def low_sides(layer):
+    """Return the padding before each axis, for which PyTorch pads both sides."""
+    if layer.padding == "valid":
+        return (0,) * layer.rank
+    assert all(low == high for low, high in layer.padding)
+    return tuple(low for low, _ in layer.padding)
+
+
 @channels_first
 def max_pool(t, layer, x):
     function = getattr(t.nn.functional, f"max_pool{layer.rank}d")
+    if layer.ceil_mode:
+        options = layer.window, layer.stride, low_sides(layer), layer.dilation
+        return function(x, *options, ceil_mode=True)
     x = t.nn.functional.pad(x, sides_of(layer, x.shape[2:]), value=-t.inf)
     return function(x, layer.window, layer.stride, dilation=layer.dilation)
 
@@ -22,10 +33,24 @@ def max_pool(t, layer, x):
 def average_pool(t, layer, x):
     """Return the mean over a window, with the padding counted or left out."""
     function = getattr(t.nn.functional, f"avg_pool{layer.rank}d")
+    if layer.ceil_mode or layer.divisor_override:
+        options = layer.window, layer.stride, low_sides(layer), layer.ceil_mode
+        further = {"count_include_pad": layer.count_padding}
+        if layer.divisor_override:
+            further["divisor_override"] = layer.divisor_override
+        return function(x, *options, **further)
 
     def mean(numbers):
         numbers = t.nn.functional.pad(numbers, sides_of(layer, x.shape[2:]))
-        return function(numbers, layer.window, layer.stride)
+        if max(layer.dilation) == 1:
+            return function(numbers, layer.window, layer.stride)
+        # PyTorch has no dilated mean: a convolution with equal weights is one
+        channels = x.shape[1]
+        weight = t.ones((channels, 1, *layer.window), dtype=x.dtype)
+        convolve = getattr(t.nn.functional, f"conv{layer.rank}d")
+        options = {"stride": layer.stride, "dilation": layer.dilation}
+        total = convolve(numbers, weight, groups=channels, **options)
+        return total / weight[0].numel()
 
     return mean(x) if layer.count_padding else mean(x) / mean(t.ones_like(x))
 
@@ -37,6 +62,17 @@ def adaptive(kind):
         return getattr(t.nn.functional, name)(x, layer.size)
 
     return theirs
+
+
+def masked_mean(t, g):
+    weight = g.x["mask"].double().unsqueeze(-1)
+    return (g.x["x"] * weight).sum(1) / weight.sum(1).clamp(min=1.0)
+
+
+def masked_max(t, g):
+    mask = g.x["mask"].unsqueeze(-1)
+    y = g.x["x"].masked_fill(~mask, -t.inf).amax(1)
+    return y.masked_fill(~mask.any(1), 0.0)
 
 
 def spatial(g):
@@ -52,12 +88,31 @@ TWINS = {
     nn.AveragePool3D: average_pool,
     nn.GlobalAveragePool: lambda t, g: t.mean(g.x, spatial(g)),
     nn.GlobalMaxPool: lambda t, g: t.amax(g.x, spatial(g)),
+    nn.MaskedAveragePool: masked_mean,
+    nn.MaskedMaxPool: masked_max,
     nn.MaxPool1D: max_pool,
     nn.MaxPool2D: max_pool,
     nn.MaxPool3D: max_pool,
 }
 
 CASES = [
+    Case(nn.MaxPool1D(2, 2, ceil_mode=True), (7, 2)),
+    Case(nn.MaxPool2D((3, 2), (2, 3), padding=1, ceil_mode=True), (6, 7, 2)),
+    Case(nn.MaxPool2D(2, 2, dilation=2, ceil_mode=True), (8, 7, 1), thorough=True),
+    Case(nn.AveragePool1D(2, 3, padding=1, ceil_mode=True), (9, 2), thorough=True),
+    Case(nn.AveragePool2D((3, 2), (2, 3), padding=1, ceil_mode=True), (6, 7, 2)),
+    Case(
+        nn.AveragePool2D(3, 2, padding=1, ceil_mode=True, count_padding=False),
+        (6, 8, 1),
+        thorough=True,
+    ),
+    Case(nn.AveragePool2D(2, divisor_override=3), (5, 4, 2)),
+    Case(
+        nn.AveragePool3D(2, ceil_mode=True, divisor_override=7),
+        (3, 4, 5, 1),
+        thorough=True,
+    ),
+    Case(nn.AveragePool2D(2, (1, 2), padding=1, dilation=(2, 3)), (6, 7, 2)),
     Case(nn.MaxPool1D(), (7, 2)),
     Case(nn.MaxPool2D((2, 3), stride=(1, 2), padding="same"), (5, 6, 1)),
     Case(
