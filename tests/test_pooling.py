@@ -273,13 +273,15 @@ def test_masked_pooling_ignores_other_positions_and_an_empty_mask_gives_0(
     backend, kind
 ):
     x = np.asarray([[[1, -2], [3, -4], [9, 9]], [[5, 6], [7, 8], [9, 9]]], "float32")
-    mask = np.asarray([[True, True, False], [False, False, False]])
-    dy = np.asarray([[2.0, 4.0], [8.0, 16.0]], "float32")
+    x = np.concatenate([x, x[:1]])
+    mask = np.asarray([[True, True, False], [False] * 3, [False, False, True]])
+    dy = np.asarray([[2.0, 4.0], [8.0, 16.0], [32.0, 64.0]], "float32")
     y, dx = run(backend, kind(), {"x": x, "mask": mask}, dy)
     is_mean = kind is nn.MaskedAveragePool
-    np.testing.assert_array_equal(y, [[2, -3] if is_mean else [3, -2], [0, 0]])
+    np.testing.assert_array_equal(y, [[2, -3] if is_mean else [3, -2], [0, 0], [9, 9]])
     first = [[1, 2], [1, 2], [0, 0]] if is_mean else [[0, 4], [2, 0], [0, 0]]
-    np.testing.assert_array_equal(dx["x"], [first, np.zeros((3, 2))])
+    last = [[0, 0], [0, 0], [32, 64]]
+    np.testing.assert_array_equal(dx["x"], [first, np.zeros((3, 2)), last])
     assert dx["mask"] is None
 
 

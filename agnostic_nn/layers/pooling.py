@@ -270,8 +270,8 @@ class _AveragePool(_Windows):
             (low, high), *_ = resolve_padding(
                 _one_axis(self.padding, axis), (n,), (k,), (s,), (d,)
             )
-            pads = (0, pads[1] - high)
-            counts = _unpadded_counts(low + n + high, y.shape[axis], k, s, pads, d)
+            length = low + n + high
+            counts = _unpadded_counts(length, y.shape[axis], k, s, (0, 0), d)
             return _along_axis(counts, y, axis, y.dtype)
         if self.count_padding or pads == (0, 0):
             return float(k)
