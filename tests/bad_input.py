@@ -1219,6 +1219,12 @@ def of_losses():
             "per_element": (None, 1, "no"),
         },
         losses.cosine_distance: {},
+        losses.dice: {
+            "activation": ("relu", 3, True),
+            "class_weights": (3.0, (1.0, 2.0), (1.0, -1.0, 1.0), (0.0, 0.0, 0.0)),
+            "epsilon": (0.0, -1.0, "a", None),
+        },
+        losses.info_nce: {},
     }
     arrays = {
         "y": (None, "y", 3.0, [[1.0]], From(lambda w: w.array(), "no axes")),
@@ -1227,7 +1233,7 @@ def of_losses():
     }
     arrays["target"] += (From(lambda w: w.array(4, 3, dtype="int8") > 0, "booleans"),)
     for loss, own in options.items():
-        paired = loss in (losses.gaussian_nll, losses.margin_ranking)
+        paired = loss in (losses.gaussian_nll, losses.margin_ranking, losses.info_nce)
         for name, values in own.items():
             for value in values:
                 yield Case(

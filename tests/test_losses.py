@@ -113,6 +113,7 @@ LOSSES = {  # loss, a good y and target
     "distances": (nn.hinge_embedding, np.abs(DRAWN), np.sign(DRAWN + 0.1)),
     "many labels": (nn.multi_label_margin, DRAWN, (DRAWN > 0.3) * 1.0),
     "soft labels": (nn.multi_label_soft_margin, DRAWN, np.full((4, 3), 0.3)),
+    "masks": (nn.dice, DRAWN, (DRAWN > 0.3) * 1.0),
     "angles": (nn.cosine_distance, DRAWN, DRAWN[::-1]),
 }
 # their slope says nothing of y, that of hinge_embedding where the target is 1
@@ -230,6 +231,8 @@ LOG2, L3, E = math.log(2), math.log(3), math.e
 BCE = functools.partial(binary, from_logits=False)
 PER_ELEMENT = functools.partial(nn.kl_divergence, per_element=True)
 LOG_TARGET = functools.partial(nn.kl_divergence, log_target=True)
+OVERLAP = functools.partial(nn.dice, activation=None)
+MASK = functools.partial(nn.dice, activation="softmax")
 HUGE = float(np.finfo(np.float32).max)
 ENDS = [  # loss, y, target, value, dy; all exact in float32
     (softmax, [[1e4, -1e4]], [1], 2e4, [[1, -1]]),
@@ -288,6 +291,12 @@ ENDS = [  # loss, y, target, value, dy; all exact in float32
     (nn.multi_label_margin, [[1e4, -1e4]], [[0, 1]], 10000.5, [[0.5, -0.5]]),
     (nn.multi_label_soft_margin, [[1e4, -1e4]], [[0, 1]], 1e4, [[0.5, -0.5]]),
     (nn.multi_label_soft_margin, [[math.inf, 0]], [[1, 0]], LOG2 / 2, [[0, 0.25]]),
+    (nn.dice, [[[HUGE], [-HUGE]]], [[[1], [0]]], 0, [[[0], [0]]]),
+    (nn.dice, [[[math.inf], [-math.inf]]], [[[0], [1]]], 1, [[[0], [0]]]),
+    (nn.dice, [[[-HUGE], [-HUGE]]], [[[0], [0]]], 0, [[[0], [0]]]),
+    (OVERLAP, [[[0], [0]]], [[[0], [0]]], 0, None),
+    (MASK, [[[HUGE, -HUGE], [-HUGE, HUGE]]], [[0, 1]], 0, [[[0, 0], [0, 0]]]),
+    (MASK, [[[HUGE, -HUGE], [-HUGE, HUGE]]], [[1, 0]], 1, [[[0, 0], [0, 0]]]),
     (nn.cosine_distance, [[1e30, 1e30]], [[0, 1e-30]], 1 - 0.5**0.5, None),
     (
         nn.cosine_distance,
@@ -635,8 +644,105 @@ REFUSED = [  # loss, y, target, weights, error, message
         ValueError,
         "'anchor', 'positive', 'negative'., got 2",
     ),
+    (
+        nn.info_nce,
+        (zeros(2, 3, 4), zeros(2, 3, 4)),
+        zeros(2),
+        None,
+        ValueError,
+        r"vectors \(batch, width\), got \(2, 3, 4\)",
+    ),
+    (
+        nn.info_nce,
+        (zeros(2, 3), zeros(2, 3)),
+        zeros(2),
+        zeros(3),
+        ValueError,
+        r"weights \(2,\), got \(3,\)",
+    ),
+    (
+        nn.info_nce,
+        (zeros(2, 3), zeros(2, 3)),
+        zeros(2),
+        ints(2),
+        ValueError,
+        "y is .*float32, weights .*int32",
+    ),
+    (
+        nn.info_nce,
+        (zeros(0, 3), zeros(0, 3)),
+        zeros(0),
+        None,
+        ValueError,
+        r"examples, got losses of shape \(0,\)",
+    ),
+    (
+        nn.dice,
+        zeros(2),
+        zeros(2),
+        None,
+        ValueError,
+        r"y of shape \(batch, ..., classes\), got \(2,\)",
+    ),
+    (
+        nn.dice,
+        zeros(2, 3, 4),
+        ints(2, 4),
+        None,
+        ValueError,
+        r"labels \(2, 4\) for logits \(2, 3, 4\)",
+    ),
 ]
 BAD_OPTIONS = [  # loss, y, target, options, error, message
+    (
+        nn.triplet_margin,
+        (zeros(2, 3),) * 3,
+        None,
+        {"swap": 1},
+        TypeError,
+        "swap to be True or False, got 1",
+    ),
+    (
+        nn.info_nce,
+        (zeros(2, 3),) * 2,
+        None,
+        {"temperature": 0.0},
+        ValueError,
+        "temperature above 0, got 0.0",
+    ),
+    (
+        nn.info_nce,
+        (zeros(2, 3),) * 2,
+        None,
+        {"symmetric": 1},
+        TypeError,
+        "symmetric to be True or False, got 1",
+    ),
+    (
+        nn.info_nce,
+        (zeros(2, 3),) * 2,
+        None,
+        {"normalize": "no"},
+        TypeError,
+        "normalize to be True or False, got 'no'",
+    ),
+    (
+        nn.dice,
+        zeros(2, 3),
+        zeros(2, 3),
+        {"activation": "tanh"},
+        ValueError,
+        "activation 'sigmoid', 'softmax' or None, got 'tanh'",
+    ),
+    (
+        nn.dice,
+        zeros(2, 3),
+        zeros(2, 3),
+        {"class_weights": (0.0, 0.0, 0.0)},
+        ValueError,
+        r"a class weight above 0, got \(0.0, 0.0, 0.0\)",
+    ),
+    (nn.dice, zeros(2, 3), zeros(2, 3), {"epsilon": 0.0}, ValueError, "epsilon above"),
     (
         mse,
         zeros(2),
@@ -985,6 +1091,8 @@ CHECKED = [  # loss, shape of one output, target, error, message
         r"0 or 1, but target\[0, 1\] is 0.5",
     ),
     (nn.multi_label_soft_margin, (1,), [[1.5]], ValueError, r"in \[0, 1\], but"),
+    (nn.dice, (2, 3), [[0, 3]], ValueError, r"from 0 to 2, but label\[0, 1\] is 3"),
+    (nn.dice, (1,), [[1.5]], ValueError, r"in \[0, 1\], but target\[0, 0\] is 1.5"),
     (nn.hinge, (), [1.0, 0.0], ValueError, r"-1 or 1, but target\[1\] is 0.0"),
     (nn.squared_hinge, (), [2.0], ValueError, r"-1 or 1, but target\[0\] is 2.0"),
     (
@@ -1100,7 +1208,10 @@ def spread(weights, like):
 WAYS = [("mean", True), ("sum", False), ("none", True)]  # and whether weighted
 
 
-@pytest.mark.parametrize("case", loss_cases(), ids=str)
+SEPARATE = [case for case in loss_cases() if not case.layer.is_joint]
+
+
+@pytest.mark.parametrize("case", SEPARATE, ids=str)
 def test_every_reduction_is_one_of_the_same_values(
     backend, widest, epsilon, thorough, case
 ):
@@ -1264,6 +1375,40 @@ OPTIONS = [  # loss, y, target, options, values
         {"class_weights": (3.0, 1.0)},
         [(3 * LOG2 + 2 * LOG2) / 2],
     ),
+    (OVERLAP, [[[1], [1], [0]]], [[[1], [0], [0]]], {"epsilon": 1e-15}, [1 - 2 / 3]),
+    (OVERLAP, [[[1], [0]]], [[[0], [1]]], {"epsilon": 1.0}, [1 - 1 / 3]),
+    (
+        OVERLAP,
+        [[[1, 1], [1, 0]]],
+        [[[1, 1], [0, 0]]],
+        {"class_weights": (3.0, 1.0), "epsilon": 1e-15},
+        [3 / 4 * (1 - 2 / 3)],
+    ),
+    (
+        nn.triplet_margin,
+        ([[0, 0]], [[3, 4]], [[6, 4]]),
+        [],
+        {"swap": True, "margin": 0.0},
+        [2],
+    ),
+    (nn.triplet_margin, ([[0, 0]], [[3, 4]], [[0, 1]]), [], {"swap": True}, [5]),
+    (
+        nn.info_nce,
+        ([[3, 4], [0, 2]], [[6, 8], [5, 0]]),
+        [],
+        {"temperature": 0.5},
+        [math.log(1 + math.exp(1.2 - 2)), math.log(1 + math.exp(1.6))],
+    ),
+    (
+        nn.info_nce,
+        ([[1.0], [2.0]], [[1.0], [-1.0]]),
+        [],
+        {"temperature": 1.0, "normalize": False, "symmetric": True},
+        [
+            (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(1))) / 2,
+            (math.log(1 + math.exp(4)) + math.log(1 + math.exp(1))) / 2,
+        ],
+    ),
     (nn.cosine_distance, [[3, 4], [-6, -8]], [[3, 4], [3, 4]], {}, [0, 2]),
     (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [1], {"margin": 0.5}, [0.04]),
     (nn.cosine_embedding, ([[3, 4]], [[4, 3]]), [-1], {"margin": 0.5}, [0.46]),
@@ -1423,6 +1568,70 @@ def test_a_probability_outside_0_and_1_makes_the_loss_nan(y):
         for target in (0.25, 0.75):
             value, _ = BCE(np.asarray([y]), np.asarray([target]))
             assert np.isnan(value)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_a_pair_of_weight_0_is_not_compared_with_others(
+    backend, draw, widest, epsilon, reduction, symmetric
+):
+    """It may even be NaN. The other weights are those of their own pairs."""
+    y = {"first": draw(5, 3), "second": draw(5, 3)}
+    weights = np.asarray([0.5, 2.0, 0.0, 1.0, 1.5], widest)
+    rest = weights > 0
+    loss = functools.partial(nn.info_nce, temperature=0.5, symmetric=symmetric)
+    few = tree_map(lambda leaf: leaf[rest], y)
+    values, _ = loss(few, reduction="none")
+    for leaf in y.values():
+        leaf[~rest] = np.nan
+    function = compiled(backend, loss, (("reduction", reduction),))
+    value, dy = backend.to_numpy(function(*backend.asarray((y, y["first"], weights))))
+    w = weights[rest]
+    total = np.sum(w * values)
+    mean = total / np.sum(w)
+    expected = {"mean": mean, "sum": total, "none": w * values}[reduction]
+    value = value[rest] if reduction == "none" else value
+    np.testing.assert_allclose(value, expected, rtol=32 * epsilon)
+    few_dy = loss(few, None, w, reduction=reduction)[1]
+    for name, leaf in dy.items():
+        np.testing.assert_array_equal(leaf[~rest], 0)
+        np.testing.assert_allclose(leaf[rest], few_dy[name], atol=64 * epsilon)
+
+
+def test_pairs_are_compared_within_their_batch_and_not_with_padding(backend, draw):
+    """A batch of 4 and a short one of 2 count by their numbers of pairs."""
+    x, loss = draw(6, 3).astype("float32"), nn.info_nce
+    nodes = {"a": (nn.Dense(4), "x"), "b": (nn.Dense(4), "x")}
+    model = nn.Graph(**nodes, outputs=("a", "b"))
+    trainer = nn.Trainer(model, loss, nn.Fixed(), backend=backend, shape=(3,))
+    y = trainer.predict(x)
+    parts = [loss(tree_map(lambda leaf, r=r: leaf[r], y))[0] for r in HALVES]
+    expected = (4 * parts[0] + 2 * parts[1]) / 6
+    result = trainer.evaluate(x, x, batch_size=4)["loss"]
+    np.testing.assert_allclose(result, expected, rtol=1e-5)
+
+
+HALVES = (slice(0, 4), slice(4, 6))
+
+
+def test_vectors_that_are_equal_or_0_have_the_contrastive_loss_of_a_guess(backend):
+    """All n partners are alike: log n, without a slope."""
+    for y in (np.zeros((3, 2), np.float32), np.full((3, 2), HUGE, np.float32) / 2):
+        loss = compiled(backend, nn.info_nce, (("symmetric", True),))
+        value, dy = backend.to_numpy(loss(backend.asarray((y, y))))
+        np.testing.assert_allclose(value, L3, rtol=1e-6)
+        for leaf in dy:
+            np.testing.assert_allclose(leaf, 0, atol=1e-6)
+
+
+def test_a_swapped_triplet_has_the_slopes_of_the_shorter_distance(backend):
+    y = ([[0.0, 0.0]], [[3.0, 4.0]], [[6.0, 4.0]])
+    y = tuple(np.asarray(part, np.float32) for part in y)
+    loss = compiled(backend, nn.triplet_margin, (("swap", True), ("margin", 0.0)))
+    _, dy = backend.to_numpy(loss(backend.asarray(y)))
+    np.testing.assert_allclose(dy[0], [[-0.6, -0.8]], rtol=1e-6)
+    np.testing.assert_allclose(dy[1], [[1.6, 0.8]], rtol=1e-6)
+    np.testing.assert_allclose(dy[2], [[-1.0, 0.0]], rtol=1e-6)
 
 
 def test_a_triplet_needs_no_target(backend, draw):

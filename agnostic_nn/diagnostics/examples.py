@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from .. import blocks, layers, losses, optimizers
-from ..core.arrays import Array, Params, Shape, State, device, namespace
+from ..core.arrays import Array, Params, RowMask, Shape, State, device, namespace
 from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
 from .draws import (
@@ -85,6 +85,11 @@ class LossOf(Layer):
         """The name of the loss."""
         return self.loss.__name__
 
+    @property
+    def is_joint(self) -> bool:
+        """Whether the loss of an example depends on the outputs of other examples."""
+        return getattr(self.loss, "is_joint", False)
+
     def init(self, key: Array, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
         # Only the loss knows the shape of its values: evaluate it on a batch of one.
         xp = namespace(key)
@@ -106,10 +111,22 @@ class LossOf(Layer):
     def forward(
         self, params: Params, state: State, x: Any, *, train: Any = False
     ) -> tuple[Any, State, Any]:
+        if self.is_joint:
+            # padding rows must not change the values of other rows
+            weights = train.counts if isinstance(train, RowMask) else None
+            return self._weighted(x, weights)[0], state, x
         values, slopes = self.evaluate(x)
         return values, state, slopes
 
+    def _weighted(self, x: Any, weights: Array | None) -> tuple[Any, Any]:
+        """Return the weighted values, and the gradient of their sum by y."""
+        y, target, options = x["y"], x["target"], dict(self.options)
+        values, dy = self.loss(y, target, weights, reduction="none", **options)
+        return values, dy
+
     def backward(self, params: Params, cache: Any, dy: Array) -> tuple[Any, Params]:
+        if self.is_joint:
+            return {"y": self._weighted(cache, dy)[1], "target": None}, {}
         xp = namespace(dy)
 
         def scaled(slope: Any) -> Any:
@@ -325,10 +342,20 @@ LOSSES = (
         {"y": (6, 4), "target": (2,)},
         drawn(labels_without_last),
     ),
+    Example(
+        loss_of(losses.dice, activation="softmax", epsilon=0.1),
+        {"y": (3, 2, 4), "target": (3, 2, 4)},
+        drawn(probabilities),
+    ),
     Example(loss_of(losses.gaussian_nll), _GAUSSIAN, drawn(numbers, positive)),
     Example(loss_of(losses.hinge), _VECTOR, drawn(signs)),
     Example(loss_of(losses.hinge_embedding), _VECTOR, drawn(signs)),
     Example(loss_of(losses.huber, delta=0.7), _VECTOR, drawn(numbers)),
+    Example(
+        loss_of(losses.info_nce, temperature=0.5, symmetric=True),
+        {"y": {"first": (4,), "second": (4,)}, "target": (0,)},
+        drawn(numbers),
+    ),
     Example(
         loss_of(losses.kl_divergence), _ROWS, drawn(distributions, log_probabilities)
     ),

@@ -26,6 +26,7 @@ from . import (
     likelihood,
     margin,
     regression,
+    segmentation,
     sequence,
     similarity,
 )
@@ -35,6 +36,7 @@ from .combined import *
 from .likelihood import *
 from .margin import *
 from .regression import *
+from .segmentation import *
 from .sequence import *
 from .similarity import *
 
@@ -45,5 +47,6 @@ __all__ += combined.__all__
 __all__ += likelihood.__all__
 __all__ += margin.__all__
 __all__ += regression.__all__
+__all__ += segmentation.__all__
 __all__ += sequence.__all__
 __all__ += similarity.__all__

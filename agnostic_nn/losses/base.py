@@ -34,6 +34,7 @@ __all__ = [
     "check_labels",
     "check_numbers",
     "check_of",
+    "check_probabilities",
     "check_signs",
     "describe_loss",
     "expect_alike",
@@ -47,6 +48,7 @@ __all__ = [
     "one_hot",
     "probabilities_of",
     "reduced",
+    "reduced_jointly",
     "split_outputs",
     "takes_keyword",
     "takes_weights",
@@ -224,6 +226,28 @@ def reduced(
     return BatchLoss(value, slopes, terms, divisor, ratio)  # type: ignore[return-value]
 
 
+def reduced_jointly(
+    values: Array,
+    backward: Callable[[Array], Any],
+    weights: Array | None,
+    reduction: str,
+) -> tuple[Array, Any]:
+    """Return a loss and its dy, if the loss of an example depends on other examples.
+
+    `reduced` multiplies the slopes of each example by its share of the loss. That is
+    not possible here, because the outputs of an example have slopes in the losses of
+    several. So backward(dvalues) returns dy from the derivative of the loss by each of
+    the `values`, which is that share. The other arguments are those of `reduced`.
+    """
+    ones = namespace(values).ones_like(values)
+    result: Any = reduced(values, ones, weights, reduction)
+    if isinstance(result, BatchLoss):
+        # as in `reduced`, only `batch_loss` expects a `BatchLoss`
+        return replace(result, dy=backward(result.dy))  # type: ignore[return-value]
+    value, dvalues = result
+    return value, backward(dvalues)
+
+
 def _row_count(values: Array) -> int:
     return values.shape[0] if values.ndim else 1
 
@@ -248,6 +272,7 @@ def _scaled(slope: Array, share: Array) -> Array:
 def loss_function(
     check: Callable[..., None],
     probabilities: Callable[[Array], Array] | None = None,
+    is_joint: bool = False,
     **metrics: Metric,
 ) -> Callable[[F], F]:
     """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
@@ -261,11 +286,14 @@ def loss_function(
     probabilities
         The function from outputs to the probabilities that the loss makes of them, or
         None. Options of the loss that it needs are its keyword arguments.
+    is_joint
+        Whether the loss of an example depends on the outputs of other examples.
     metrics
         The metrics to report by default, by name: functions (y, target). Options of the
         loss that a metric needs are its keyword arguments.
     with_divisor
-        The same function, returning a `BatchLoss`. The loss must end in `reduced`.
+        The same function, returning a `BatchLoss`. The loss must end in `reduced` or
+        `reduced_jointly`.
 
     Outputs in float16 or bfloat16 are computed in float32: see `_in_float32`.
     """
@@ -287,6 +315,7 @@ def loss_function(
 
         loss.check = check
         loss.probabilities = probabilities
+        loss.is_joint = is_joint
         loss.metrics = metrics
         loss.with_divisor = with_divisor
         return cast(F, loss)
@@ -537,6 +566,16 @@ def check_numbers(target: Array, shape: Shape) -> None:
     if index is not None:
         raise ValueError(
             f"expected finite targets, but target{list(index)} is {target[index]}"
+        )
+
+
+def check_probabilities(target: Array, shape: Shape) -> None:
+    """Raise unless targets are in [0, 1]."""
+    check_numbers(target, shape)
+    index = first_true((target < 0) | (target > 1))
+    if index is not None:
+        raise ValueError(
+            f"expected targets in [0, 1], but target{list(index)} is {target[index]}"
         )
 
 

@@ -25,6 +25,7 @@ from .base import (
     at_label,
     check_labels,
     check_numbers,
+    check_probabilities,
     expect_alike,
     expect_single,
     loss_function,
@@ -324,16 +325,6 @@ def kl_divergence(
     return reduced(values, -p, weights, reduction)
 
 
-def _check_probabilities(target: Array, shape: Shape) -> None:
-    """Raise unless targets are in [0, 1]."""
-    check_numbers(target, shape)
-    index = first_true((target < 0) | (target > 1))
-    if index is not None:
-        raise ValueError(
-            f"expected targets in [0, 1], but target{list(index)} is {target[index]}"
-        )
-
-
 def _binary_probabilities(y: Array, *, from_logits: bool = True) -> Array:
     return sigmoid(y) if from_logits else y
 
@@ -344,7 +335,7 @@ def _accuracy_of_two(y: Array, target: Array, *, from_logits: bool = True) -> Ar
 
 
 @loss_function(
-    check=_check_probabilities,
+    check=check_probabilities,
     probabilities=_binary_probabilities,
     accuracy=_accuracy_of_two,
 )
@@ -451,7 +442,7 @@ def _of_probabilities(
 
 
 @loss_function(
-    check=_check_probabilities, probabilities=sigmoid, accuracy=binary_accuracy
+    check=check_probabilities, probabilities=sigmoid, accuracy=binary_accuracy
 )
 def multi_label_soft_margin(
     y: Array,

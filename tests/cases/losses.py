@@ -170,9 +170,44 @@ def ctc(t, g):
 
 def triplet(t, g):
     a, p, n = g.x["y"]
-    margin = options_of(g)["margin"]
     function = t.nn.functional.triplet_margin_loss
-    return function(a, p, n, margin=margin, eps=0.0, reduction="none")
+    return function(a, p, n, eps=0.0, reduction="none", **options_of(g))
+
+
+def dice(t, g):
+    """PyTorch has no Dice loss: its autograd gets the formula."""
+    options = options_of(g)
+    y, target = g.x["y"], g.x["target"]
+    classes = y.shape[-1]
+    if not target.is_floating_point():
+        target = t.eye(classes, dtype=y.dtype)[target.long()]
+    activation = options.get("activation", "sigmoid")
+    p = {"sigmoid": y.sigmoid(), "softmax": y.softmax(-1), None: y}[activation]
+    places = tuple(range(1, y.ndim - 1))
+    epsilon = options.get("epsilon", 1e-7)
+
+    def total(x):
+        return x.sum(places) if places else x
+
+    ratio = (2 * total(p * target) + epsilon) / (total(p) + total(target) + epsilon)
+    weights = t.tensor(options.get("class_weights", (1.0,) * classes), dtype=y.dtype)
+    return ((1 - ratio) * weights).sum(-1) / weights.sum()
+
+
+def contrast(t, g):
+    """PyTorch's cross entropy of similarities."""
+    options = options_of(g)
+    y = g.x["y"]
+    a, b = (y["first"], y["second"]) if isinstance(y, dict) else y
+    if options.get("normalize", True):
+        a, b = t.nn.functional.normalize(a), t.nn.functional.normalize(b)
+    similarity = a @ b.T / options.get("temperature", 0.07)
+    labels = t.arange(len(a))
+    rows = t.nn.functional.cross_entropy(similarity, labels, reduction="none")
+    if not options.get("symmetric", False):
+        return rows
+    columns = t.nn.functional.cross_entropy(similarity.T, labels, reduction="none")
+    return (rows + columns) / 2
 
 
 def cosine_distance(t, g):
@@ -217,10 +252,12 @@ TWINS = {
     nn.cosine_distance: cosine_distance,
     nn.cosine_embedding: pair,
     nn.ctc: ctc,
+    nn.dice: dice,
     nn.gaussian_nll: gaussian,
     nn.hinge: ranking,
     nn.hinge_embedding: each("hinge_embedding_loss"),
     nn.huber: each("huber_loss"),
+    nn.info_nce: contrast,
     nn.kl_divergence: divergence,
     nn.log_cosh: lambda t, g: (g.x["y"] - g.x["target"]).cosh().log(),
     nn.margin_ranking: order,
@@ -332,6 +369,37 @@ CASES = [
         draw=drawn(zeros_and_ones),
     ),
     Case(loss_of(nn.multi_label_soft_margin), ONE, draw=drawn(probabilities)),
+    Case(
+        loss_of(nn.triplet_margin, swap=True, margin=2.0),
+        {"y": ((2, 3, 4),) * 3, "target": (0,)},
+        draw=drawn(numbers),
+    ),
+    Case(
+        loss_of(nn.info_nce),
+        {"y": ((5,), (5,)), "target": (0,)},
+        draw=drawn(numbers),
+    ),
+    Case(
+        loss_of(nn.info_nce, normalize=False, temperature=2.0),
+        {"y": ((3,), (3,)), "target": (0,)},
+        draw=drawn(numbers),
+    ),
+    Case(
+        loss_of(nn.dice),
+        {"y": (5, 3, 1), "target": (5, 3, 1)},
+        draw=drawn(zeros_and_ones),
+    ),
+    Case(
+        loss_of(nn.dice, activation=None, class_weights=(0.0, 2.0, 1.0)),
+        {"y": (7, 3), "target": (7, 3)},
+        draw=drawn(probabilities, chances),
+    ),
+    Case(
+        loss_of(nn.dice, labels=True, activation="softmax"),
+        {"y": (5, 4), "target": (5,)},
+        draw=drawn(labels),
+    ),
+    Case(loss_of(nn.dice), ROW, draw=drawn(probabilities)),
     Case(
         loss_of(nn.ctc, labels=True),
         {"y": (7, 4), "target": LENGTHS},
