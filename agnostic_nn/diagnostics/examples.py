@@ -87,7 +87,7 @@ class LossOf(Layer):
 
     @property
     def is_joint(self) -> bool:
-        """Whether the loss of an example depends on the outputs of other examples."""
+        """True if the loss of an example depends on the outputs of other examples."""
         return getattr(self.loss, "is_joint", False)
 
     def init(self, key: Array, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
