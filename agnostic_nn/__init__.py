@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .losses.likelihood import *
     from .losses.margin import *
     from .losses.regression import *
+    from .losses.segmentation import *
     from .losses.sequence import *
     from .losses.similarity import *
     from .optimizers.adafactor import *
