@@ -17,7 +17,7 @@ from agnostic_nn import softmax_cross_entropy as softmax
 from agnostic_nn.core.trees import leaves, tree_map
 from agnostic_nn.diagnostics.examples import LOSSES as SPECIMENS
 from agnostic_nn.diagnostics.gradcheck.inputs import batched
-from agnostic_nn.losses.base import check_of, metrics_of, probabilities_of
+from agnostic_nn.losses.base import check_of, is_sum, metrics_of, probabilities_of
 from agnostic_nn.training.config import describe, rebuild
 
 
@@ -1299,6 +1299,66 @@ def test_an_infinite_slope_of_weight_0_is_left_out(backend):
         value, dy = run(backend, nn.poisson_nll, y, zeros(2), weights)
     assert value == 1
     np.testing.assert_array_equal(dy, [0, 1])
+
+
+SIGNED = np.asarray([-1.0, 2.0, 0.0, -0.5, 1.5, -2.0])
+
+
+def test_a_sum_takes_negative_weights_as_a_policy_gradient_does(backend, draw):
+    """dW = xᵀ (A (q - p)) with advantages A, in batches of any size."""
+    x = draw(6, 3).astype("float32")
+    actions = np.asarray([0, 2, 1, 1, 0, 2], np.int32)
+    loss = functools.partial(softmax, reduction="sum")
+    options = {"backend": backend, "shape": (3,)}
+    trainer = nn.Trainer(nn.Dense(3, bias=False), loss, nn.SGD(0.125), **options)
+    weight = backend.to_numpy(trainer.params)["weight"].astype("float64")
+    q = np.exp(x @ weight)
+    q = q / np.sum(q, axis=-1, keepdims=True)
+    expected = -np.sum(SIGNED * np.log(q[np.arange(6), actions]))
+    data = {"target": actions, "weights": SIGNED.astype("float32")}
+    for size in (4, 6):
+        value = trainer.evaluate(x, **data, batch_size=size)["loss"]
+        np.testing.assert_allclose(value, expected, rtol=1e-5, atol=1e-6)
+    trainer.fit(x, **data, batch_size=6, verbose=0)
+    gradient = x.T @ (SIGNED[:, None] * (q - np.eye(3)[actions]))
+    moved = backend.to_numpy(trainer.params)["weight"]
+    np.testing.assert_allclose(moved, weight - 0.125 * gradient, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        softmax,
+        nn.Weighted(softmax, 2.0),
+        lambda y, target, weights=None: softmax(y, target, weights),
+    ],
+    ids=["mean", "times 2", "custom"],
+)
+def test_a_mean_refuses_negative_weights_and_names_the_remedy(loss):
+    options = {"backend": "numpy", "shape": (3,)}
+    trainer = nn.Trainer(nn.Dense(3), loss, nn.SGD(0.1), **options)
+    with pytest.raises(ValueError, match=r"weights\[0\] is -1.0: .*reduction='sum'"):
+        trainer.fit(zeros(6, 3), ints(6), weights=SIGNED.astype("float32"), verbose=0)
+    assert trainer.steps == 0
+
+
+def test_which_losses_are_sums():
+    total, mean = functools.partial(softmax, reduction="sum"), softmax
+    assert is_sum(total)
+    assert is_sum(nn.Weighted(total, 0.5))
+    assert is_sum(nn.Losses(a=total, b=total))
+    assert not is_sum(mean)
+    assert not is_sum(functools.partial(softmax, reduction="none"))
+    assert not is_sum(nn.Losses(a=total, b=mean))
+
+
+def test_a_mean_of_negative_weights_divides_by_their_sum(backend, draw, epsilon):
+    y, target = draw(3, 2), draw(3, 2)
+    weights = np.asarray([-1.0, 0.5, -2.0], y.dtype)
+    value, dy = run(backend, mse, y, target, weights)
+    expected, slopes = mse(y, target, -weights)
+    np.testing.assert_allclose(value, expected, rtol=16 * epsilon)
+    np.testing.assert_allclose(dy, slopes, atol=16 * epsilon)
 
 
 # --- options --------------------------------------------------------------------------

@@ -8,6 +8,10 @@ A loss is a function `(y, target, weights=None, *, …, reduction="mean")` that 
 - "sum": Σ w·loss;
 - "none": one value per example or element. dy is then the gradient of their sum.
 
+Weights may be negative with "sum" and "none", such as the advantages of a policy
+gradient, Σ A · softmax_cross_entropy. A mean would divide by Σ w, which may be 0 or
+close to it, so a `Trainer` refuses negative weights for a mean.
+
 Over several batches, as in `Trainer.fit`, `Trainer.evaluate` and `Accumulate`, Σ w·loss
 and Σ w are summed first and divided once. A custom loss returns only a mean, which is
 assumed to be over its examples, weighted if there are weights. If it divides by

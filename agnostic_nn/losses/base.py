@@ -41,6 +41,7 @@ __all__ = [
     "expect_context",
     "expect_single",
     "expect_target",
+    "is_sum",
     "loss_function",
     "metrics_of",
     "nested_like",
@@ -178,6 +179,11 @@ def reduced(
     then Σ w v, which is 0 unless examples that do not count have a loss, such as
     smoothed labels of a class of weight 0.
 
+    Weights may be negative, such as the advantages of a policy gradient. That is meant
+    for sums: the Σ w of a mean may then be 0 by chance, where the mean is not defined,
+    or so close to 0 that it means little. A `Trainer` accepts them for a loss with
+    reduction="sum" only (see `is_sum`).
+
     dy is the derivative of the loss, or of the sum of all values if nothing is reduced:
     each slope times w / Σ w c, or times w. An example of weight 0 has no effect even if
     its loss is infinite. Σ w c is the divisor of the mean, which `batch_loss` returns.
@@ -214,7 +220,7 @@ def reduced(
         elif mean:
             divisor = xp.sum(share * counts)
         if mean:
-            share = share / xp.where(divisor > 0, divisor, 1.0)
+            share = share / xp.where(divisor != 0, divisor, 1.0)
         # `where`, because 0 times an infinite value would be NaN
         values = xp.where(share != 0, values, 0.0) * share
         value = values if reduction == "none" else xp.sum(values)
@@ -447,6 +453,18 @@ def metrics_of(loss: Loss) -> dict[str, Metric]:
         name: _bind_options(metric, loss.keywords)
         for name, metric in metrics_of(loss.func).items()
     }
+
+
+def is_sum(loss: Loss) -> bool:
+    """Return whether a loss of this library is a sum, by reduction="sum".
+
+    It does not divide by the weights, so they may be negative.
+    """
+    if isinstance(loss, partial):
+        return loss.keywords.get("reduction") == "sum" and hasattr(
+            loss.func, "with_divisor"
+        )
+    return getattr(loss, "is_sum", False) is True
 
 
 def probabilities_of(loss: Loss) -> Callable[[Array], Array] | None:

@@ -18,6 +18,7 @@ from .base import (
     batch_loss,
     check_of,
     describe_loss,
+    is_sum,
     metrics_of,
     probabilities_of,
     takes_keyword,
@@ -187,6 +188,11 @@ class Losses(_Combined):
             for metric, function in metrics_of(loss).items()
         }
 
+    @property
+    def is_sum(self) -> bool:
+        """True if all losses are sums (see `is_sum` in `base`)."""
+        return all(is_sum(loss) for _, loss in self.losses)
+
     def __repr__(self) -> str:
         named = [f"{name}={describe_loss(loss)}" for name, loss in self.losses]
         weights = {name: weight for name, weight in self.weights if weight != 1.0}
@@ -268,6 +274,11 @@ class Weighted(_Combined):
     def probabilities(self) -> Callable[[Array], Array] | None:
         """The function from outputs to probabilities of the loss, or None."""
         return probabilities_of(self.loss)
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the loss is a sum (see `is_sum` in `base`)."""
+        return is_sum(self.loss)
 
     def __repr__(self) -> str:
         return f"Weighted({describe_loss(self.loss)}, {self.weight!r})"

@@ -288,7 +288,7 @@ def _or_one(divisor: Any) -> Any:
     """Return the divisor, or 1 if it is 0 because no example counts."""
     if type(divisor) in (int, float):
         return divisor or 1.0
-    return namespace(divisor).where(divisor > 0, divisor, 1.0)
+    return namespace(divisor).where(divisor != 0, divisor, 1.0)
 
 
 def _times(g: Array, factor: Any) -> Array:

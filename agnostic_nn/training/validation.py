@@ -10,7 +10,7 @@ import numpy as np
 from ..core.backend import Backend
 from ..core.trees import leaves, named_leaves
 from ..layers import Layer
-from ..losses.base import Loss, check_of, describe_loss, takes_weights
+from ..losses.base import Loss, check_of, describe_loss, is_sum, takes_weights
 from .batches import Examples
 from .inputs import admit, converted, fetch
 from .run import CurrentRun
@@ -109,8 +109,19 @@ class InputValidator:
             raise ValueError(
                 f"expected weights of shape ({count},), got {checked.shape}"
             )
-        if not (np.isfinite(checked) & (checked >= 0)).all():
+        if not np.isfinite(checked).all():
             raise ValueError("expected finite weights of at least 0")
+        negative = np.argwhere(checked < 0)
+        if len(negative) and not is_sum(self.loss):
+            index = negative[0].tolist()
+            name = describe_loss(self.loss)
+            raise ValueError(
+                f"expected finite weights of at least 0, but weights{index} is "
+                f"{checked[tuple(index)]}: the mean that {name} computes divides by "
+                "the sum of the weights, which may then be 0. Negative weights, as of "
+                "a policy gradient, need a sum: functools.partial(loss, "
+                "reduction='sum')"
+            )
         return checked
 
     @cached_property
