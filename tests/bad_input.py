@@ -245,11 +245,11 @@ def _constructors():
         add(kind, width=3)
     add(nn.MultiHeadAttention, counted, heads=2)
     add(nn.BatchNorm, {"momentum": "share"})
-    add(nn.LayerNorm)
-    add(nn.RMSNorm)
+    add(nn.LayerNorm, {"axes": "count"})
+    add(nn.RMSNorm, {"axes": "count"})
     add(nn.UnitNorm, {"epsilon": "positive"})
     add(nn.GroupNorm, groups=2)
-    add(nn.InstanceNorm)
+    add(nn.InstanceNorm, {"running": "flag"})
     for kind in (nn.Dropout, nn.SpatialDropout, nn.DropPath):
         add(kind, {"rate": "share"})
     add(nn.GaussianNoise, {"deviation": "number"})
@@ -352,6 +352,8 @@ _NONE_IS_VALID = (
     (nn.Softplus, "threshold"),
     (nn.MultiHeadAttention, "window"),
     (nn.LSTM, "projection"),
+    (nn.BatchNorm, "momentum"),
+    (nn.InstanceNorm, "momentum"),
 )
 _ANY_RANK = (
     nn.AdaptiveMaxPool,

@@ -172,6 +172,12 @@ WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.InstanceNorm(), (1, 4), r"two or more positions, got \(batch, \*\(1, 4\)\)"),
     (nn.InstanceNorm(), (4,), r"two or more positions, got \(batch, \*\(4,\)\)"),
     (nn.RMSNorm(), (), r"RMSNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
+    (
+        nn.LayerNorm(axes=3),
+        (2, 4),
+        r"LayerNorm\(axes=3\) takes \(batch, \.\.\.\) with 3 or more axes after the "
+        r"batch, got \(batch, \*\(2, 4\)\)",
+    ),
 ]
 
 
@@ -189,6 +195,18 @@ REFUSED = [  # layer, shape of an example for init, shape of x, message
         (4,),
         (3, 5),
         r"LayerNorm takes \(batch, .*, 4\), got \(3, 5\)",
+    ),
+    (
+        nn.LayerNorm(axes=2),
+        (5, 4),
+        (3, 4, 5),
+        r"LayerNorm\(axes=2\) takes \(batch, \.\.\., 5, 4\), got \(3, 4, 5\)",
+    ),
+    (
+        nn.RMSNorm(axes=2, scale=False),
+        (5, 4),
+        (5, 4),
+        r"RMSNorm\(axes=2\) takes .* with 2 or more axes after the batch, got \(5, 4\)",
     ),
     (
         nn.GroupNorm(2),
@@ -224,6 +242,10 @@ def test_an_x_of_the_wrong_shape_is_an_error_that_gives_the_shape(
 INVALID = [  # call, error and message
     (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
     (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
+    (lambda: nn.LayerNorm(axes=0), ValueError, "axes of at least 1, got 0"),
+    (lambda: nn.LayerNorm(axes=(1, 2)), TypeError, "axes to be an integer"),
+    (lambda: nn.InstanceNorm(momentum=1.5), ValueError, "momentum in .0, 1., got 1.5"),
+    (lambda: nn.InstanceNorm(running=1), TypeError, "running to be True or False"),
     (lambda: nn.RMSNorm(epsilon=-1.0), ValueError, "epsilon of at least 0, got -1.0"),
     (
         lambda: nn.InstanceNorm(epsilon=float("nan")),
@@ -270,7 +292,64 @@ def test_a_single_real_row_does_not_change_the_statistics_of_batch_norm(backend)
 
 @pytest.mark.parametrize(
     "layer",
-    [nn.LayerNorm(), nn.RMSNorm(), nn.GroupNorm(2), nn.InstanceNorm(), nn.BatchNorm()],
+    [nn.BatchNorm(momentum=None), nn.InstanceNorm(running=True, momentum=None)],
+    ids=str,
+)
+def test_without_momentum_the_statistics_are_means_over_all_batches(
+    backend, draw, epsilon, layer
+):
+    """Prediction then uses them, and changes nothing."""
+    host = nn.backend("numpy").xp
+    params, state, _ = layer.init(nn.random.key(0, xp=host), (5, 2), host.float32)
+    means, variances = [], []
+    for rows in (3, 1, 4):
+        x = 2.0 + draw(rows, 5, 2).astype("float32")
+        groups = [x] if isinstance(layer, nn.BatchNorm) else list(x[:, None])
+        means.append(np.mean([g.mean(axis=(0, 1)) for g in groups], axis=0))
+        variances.append(np.mean([g.var(axis=(0, 1), ddof=1) for g in groups], axis=0))
+        _, state, *_ = run(backend, layer, params, state, x)
+    assert state["count"] == 3.0
+    np.testing.assert_allclose(state["mean"], np.mean(means, axis=0), rtol=2e-6)
+    np.testing.assert_allclose(state["variance"], np.mean(variances, axis=0), rtol=2e-6)
+    y, after, dx, _ = run(backend, layer, params, state, x, train=False)
+    spread = np.sqrt(state["variance"] + 1e-5)
+    np.testing.assert_allclose(y, (x - state["mean"]) / spread, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(dx, np.broadcast_to(1 / spread, x.shape), rtol=1e-6)
+    for name in state:
+        np.testing.assert_array_equal(after[name], state[name])
+
+
+def test_rows_that_pad_a_batch_do_not_count_in_the_statistics_of_instance_norm(
+    backend, draw
+):
+    layer = nn.InstanceNorm(running=True, momentum=0.3, scale=False, bias=False)
+    host = nn.backend("numpy").xp
+    _, state, _ = layer.init(nn.random.key(0, xp=host), (5, 2), host.float32)
+    x = draw(4, 5, 2).astype("float32")
+    _, expected, *_ = run(backend, layer, {}, state, x[:3])
+    counts = np.asarray([1, 1, 1, 0], "float32")
+    _, after, *_ = run(backend, layer, {}, state, x, train=counts)
+    for name in state:
+        np.testing.assert_allclose(after[name], expected[name], rtol=1e-6)
+        assert (expected[name] != state[name]).all()
+    for rows, train in ((4, 0.0 * counts), (0, True)):
+        _, after, *_ = run(backend, layer, {}, state, x[:rows], train=train)
+        for name in state:
+            np.testing.assert_array_equal(after[name], state[name])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LayerNorm(),
+        nn.LayerNorm(axes=2),
+        nn.RMSNorm(),
+        nn.RMSNorm(axes=2),
+        nn.GroupNorm(2),
+        nn.InstanceNorm(),
+        nn.InstanceNorm(running=True),
+        nn.BatchNorm(),
+    ],
     ids=str,
 )
 def test_float16_numbers_whose_squares_overflow_are_normalized(backend, layer):

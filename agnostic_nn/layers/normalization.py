@@ -1,9 +1,9 @@
 """Normalization: y = x̂ · scale + bias, with x̂ of mean 0 and variance 1.
 
 The layers differ in the axes that x̂ is normalized over. scale and bias have one
-element for each channel, the last axis of x. x̂ and the gradient are derived in
-`ops.normalization`. RMSNorm does not subtract the mean; the term Σ gⱼ of dL/dx, which
-comes through μ, is then absent.
+element for each channel, the last axis of x, or for each element of the last axes. x̂
+and the gradient are derived in `ops.normalization`. RMSNorm does not subtract the mean;
+the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
 """
 
 import math
@@ -108,16 +108,78 @@ class _Scaled(Layer):
         return dy * widened(params["scale"]) if self.scale else dy, grads
 
 
+class _LastAxes(_Scaled):
+    """Base of layers that normalize the last axes, which are flattened to rows."""
+
+    axes: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_count("axes", self.axes)
+
+    @property
+    def per_position(self) -> bool:  # type: ignore[override]
+        return self.axes == 1
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        if self.axes == 1:
+            return super().init(key, shape, dtype)
+        fits = len(shape) >= self.axes
+        message = (
+            "{}(axes={}) takes (batch, ...) with {} or more axes after the batch, "
+        )
+        message += "got (batch, *{})"
+        expect(fits, message, type(self).__name__, self.axes, self.axes, shape)
+        last = shape[-self.axes :]
+        flat, state, _ = super().init(key, (math.prod(last),), dtype)
+        xp = namespace(key)
+        params = {name: xp.reshape(leaf, last) for name, leaf in flat.items()}
+        return params, state, shape
+
+    def _expect_axes(self, x: Array, params: Params) -> None:
+        """Raise ValueError unless x ends in the axes of `params`."""
+        if self.axes == 1:
+            self._expect_width(x, params)
+            return
+        name = f"{type(self).__name__}(axes={self.axes})"
+        fits = x.ndim > self.axes
+        message = "{} takes (batch, ...) with {} or more axes after the batch, got {}"
+        expect(fits, message, name, self.axes, x.shape)
+        for leaf in params.values():
+            fits = x.shape[-self.axes :] == leaf.shape
+            last = ", ".join(map(str, leaf.shape))
+            expect(fits, "{} takes (batch, ..., {}), got {}", name, last, x.shape)
+
+    def _rows(self, x: Array) -> Array:
+        """Return x with its last axes as one."""
+        if self.axes == 1:
+            return x
+        shape = (*x.shape[: -self.axes], math.prod(x.shape[-self.axes :]))
+        return namespace(x).reshape(x, shape)
+
+    def _flat(self, params: Params) -> Params:
+        """Return the parameters as vectors."""
+        if self.axes == 1:
+            return params
+        return {k: namespace(p).reshape(p, (-1,)) for k, p in params.items()}
+
+    def _shaped(self, x: Array, like: Array) -> Array:
+        """Undo `_rows` or `_flat`."""
+        return x if self.axes == 1 else namespace(x).reshape(x, like.shape)
+
+
 @dataclass(frozen=True)
-class LayerNorm(_Scaled):
+class LayerNorm(_LastAxes):
     """y = x̂ · scale + bias, with x̂ normalized over the last axis.
 
         x̂ = (x - μ) / √(v + ε), with their mean μ and variance v
 
     x: (..., width) -> y: (..., width). Ba, Kiros & Hinton, arXiv:1607.06450, eq. 4.
 
-    `epsilon`: ε, added to the variance. `scale`, `bias`: whether there are these
-    parameters (PyTorch: elementwise_affine; Keras: scale, center).
+    `axes`: the number of last axes that x̂ is normalized over; scale and bias then have
+    their shape (PyTorch: the length of normalized_shape). `epsilon`: ε, added to the
+    variance. `scale`, `bias`: whether there are these parameters (PyTorch:
+    elementwise_affine; Keras: scale, center).
 
     Parameters: scale (width,), which starts at 1, and bias (width,), which starts at 0.
 
@@ -128,34 +190,38 @@ class LayerNorm(_Scaled):
 
         dx = (g - Σ g / N - x̂ Σ g x̂ / N) / s    dscale = Σ dy x̂    dbias = Σ dy
 
-    where the last two sums run over every axis but the last.
+    where the last two sums run over every axis but the last. With several axes, these
+    are one axis of N numbers.
     """
 
     _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
-
-    per_position = True
+    axes: int = 1
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        self._expect_width(x, params)
-        wide = tree_map(widened, params)
+        self._expect_axes(x, params)
+        wide = tree_map(widened, self._flat(params))
         scale = wide.get("scale")
         bias = wide.get("bias")
-        y, cache = normalize_rows(widened(x), scale, bias, self.epsilon)
-        return narrowed(y, x), state, cache
+        y, cache = normalize_rows(self._rows(widened(x)), scale, bias, self.epsilon)
+        return narrowed(self._shaped(y, x), x), state, cache
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
-        wide = tree_map(widened, params)
+        wide = tree_map(widened, self._flat(params))
         scale = wide.get("scale")
         bias = wide.get("bias")
-        dx, dscale, dbias = normalize_rows_backward(widened(dy), scale, bias, cache)
+        rows = self._rows(widened(dy))
+        dx, dscale, dbias = normalize_rows_backward(rows, scale, bias, cache)
         wide_grads = {"scale": dscale, "bias": dbias}
-        grads = {name: narrowed(wide_grads[name], p) for name, p in params.items()}
-        return narrowed(dx, dy), grads
+        grads = {
+            name: narrowed(self._shaped(wide_grads[name], p), p)
+            for name, p in params.items()
+        }
+        return narrowed(self._shaped(dx, dy), dy), grads
 
 
 class _PerExample(_Scaled):
@@ -204,12 +270,71 @@ class InstanceNorm(_PerExample):
     x: (batch, *space, width) -> y of the same shape. Ulyanov, Vedaldi & Lempitsky,
     arXiv:1607.08022. The options and parameters are those of `LayerNorm`. The gradient
     is that of `LayerNorm`, with sums over the N positions of an example in dx.
+
+    With `running` (track_running_stats) the layer has the state of `BatchNorm`: means
+    over the examples of a batch of μ and of the unbiased variance v N / (N - 1), which
+    are averaged over training steps with `momentum` as there. They replace μ and v in
+    prediction, where dx = g / s.
     """
 
     _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
+    running: bool = False
+    momentum: float | None = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_flag("running", self.running)
+        _expect_momentum(self.momentum)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        params, state, shape = super().init(key, shape, dtype)
+        if self.running:
+            state = _first_statistics(key, shape[-1], dtype, self.momentum)
+        return params, state, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        if not self.running:
+            return super().forward(params, state, x, train=train)
+        self._expect_width(x, {"mean": state["mean"]})
+        if not train:
+            normal, spread = _normalize_by_state(state, x, self.epsilon)
+            return self._scale_and_shift(params, normal, x), state, (normal, spread)
+        _, axes = self._groups(x.shape)
+        normal, mean, variance, spread = normalize(widened(x), axes, self.epsilon)
+        if x.shape[0] > 0:
+            size = math.prod(x.shape[1:-1])
+            statistics = {"mean": mean, "variance": variance * (size / (size - 1))}
+            state = self._after_batch(state, statistics, train)
+        return self._scale_and_shift(params, normal, x), state, (normal, spread)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        normal, spread = cache
+        if spread.ndim > 1:
+            return super().backward(params, cache, dy)
+        g, grads = self._scale_backward(params, normal, dy)
+        return narrowed(g / spread, dy), grads
+
+    def _after_batch(
+        self, state: State, statistics: dict[str, Array], train: bool | RowMask
+    ) -> State:
+        """Return the state after a batch with `statistics` of each example."""
+        width = state["mean"].shape[0]
+        xp = namespace(state["mean"])
+        rows = {k: xp.reshape(a, (-1, width)) for k, a in statistics.items()}
+        if not isinstance(train, RowMask):
+            batch = {name: xp.mean(leaf, axis=0) for name, leaf in rows.items()}
+            return _next_statistics(state, batch, self.momentum)
+        counts = xp.reshape(widened(train.counts), (-1, 1))
+        total = xp.sum(counts)
+        divisor = xp.maximum(total, 1.0)
+        batch = {name: sum_rows(counts * leaf) / divisor for name, leaf in rows.items()}
+        after = _next_statistics(state, batch, self.momentum)
+        return {k: xp.where(total > 0.0, after[k], old) for k, old in state.items()}
 
     def _groups(self, shape: Shape) -> tuple[Shape, tuple[int, ...]]:
         fits = math.prod(shape[1:-1]) > 1
@@ -256,11 +381,11 @@ class GroupNorm(_PerExample):
 
 
 @dataclass(frozen=True)
-class RMSNorm(_Scaled):
+class RMSNorm(_LastAxes):
     """y = x / s · scale, with s = √(Σ x² / N + ε) over the N numbers of the last axis.
 
     x: (..., width) -> y: (..., width). This is LayerNorm without subtracting the mean
-    (Zhang & Sennrich, arXiv:1910.07467, eq. 4).
+    (Zhang & Sennrich, arXiv:1910.07467, eq. 4). `axes` is that of `LayerNorm`.
 
     Parameters: scale (width,), which starts at 1, unless `scale` is false.
 
@@ -274,25 +399,28 @@ class RMSNorm(_Scaled):
     _: KW_ONLY
     epsilon: float = 1e-5
     scale: bool = True
+    axes: int = 1
 
     bias = False
-    per_position = True
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        self._expect_width(x, params)
+        self._expect_axes(x, params)
         xp = namespace(x)
-        wide = widened(x)
+        wide = self._rows(widened(x))
         spread = xp.sqrt(xp.mean(wide * wide, axis=-1, keepdims=True) + self.epsilon)
         normal = wide / spread
-        return self._scale_and_shift(params, normal, x), state, (normal, spread)
+        y = self._scale_and_shift(self._flat(params), normal, x)
+        return self._shaped(y, x), state, (normal, spread)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         normal, spread = cache
-        g, grads = self._scale_backward(params, normal, dy)
+        g, flat = self._scale_backward(self._flat(params), normal, self._rows(dy))
+        grads = {name: self._shaped(flat[name], p) for name, p in params.items()}
         projection = namespace(g).mean(g * normal, axis=-1, keepdims=True)
-        return narrowed((g - normal * projection) / spread, dy), grads
+        dx = narrowed((g - normal * projection) / spread, dy)
+        return self._shaped(dx, dy), grads
 
 
 @dataclass(frozen=True)
@@ -311,7 +439,13 @@ class BatchNorm(_Scaled):
 
         running ← momentum · running + (1 - momentum) · batch
 
-    `momentum` is that of Keras; PyTorch's is 1 minus this one. The variance of the
+    `momentum` is that of Keras; PyTorch's is 1 minus this one. With None, as in
+    PyTorch, running statistics are the means over all batches so far, and the state has
+    their number, `count`:
+
+        running ← running · count / (count + 1) + batch / (count + 1)
+
+    The variance of the
     batch is multiplied by N / (N - 1), the unbiased estimate, as in PyTorch. With
     `frozen` the running statistics are used in training too and are not updated, for
     fine-tuning on small batches.
@@ -333,7 +467,7 @@ class BatchNorm(_Scaled):
     """
 
     _: KW_ONLY
-    momentum: float = 0.9
+    momentum: float | None = 0.9
     epsilon: float = 1e-5
     scale: bool = True
     bias: bool = True
@@ -344,19 +478,11 @@ class BatchNorm(_Scaled):
     def __post_init__(self) -> None:
         expect_flag("frozen", self.frozen)
         super().__post_init__()
-        expect_number("momentum", self.momentum)
-        fits = 0.0 <= self.momentum <= 1.0
-        expect(fits, "expected a momentum in [0, 1], got {}", self.momentum)
+        _expect_momentum(self.momentum)
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         params, _, shape = super().init(key, shape, dtype)
-        xp = namespace(key)
-        place = device(key)
-        state = {
-            "mean": xp.zeros(shape[-1], dtype=dtype, device=place),
-            "variance": xp.ones(shape[-1], dtype=dtype, device=place),
-        }
-        return params, state, shape
+        return params, _first_statistics(key, shape[-1], dtype, self.momentum), shape
 
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
@@ -370,10 +496,9 @@ class BatchNorm(_Scaled):
             variance is undefined.
         """
         xp = namespace(x)
-        self._expect_width(x, state)
+        self._expect_width(x, {"mean": state["mean"]})
         if self.frozen or not train:
-            spread = xp.sqrt(widened(state["variance"]) + self.epsilon)
-            normal = (widened(x) - widened(state["mean"])) / spread
+            normal, spread = _normalize_by_state(state, x, self.epsilon)
             return self._scale_and_shift(params, normal, x), state, (normal, spread)
 
         size = math.prod(x.shape[:-1])
@@ -395,7 +520,7 @@ class BatchNorm(_Scaled):
             "mean": xp.reshape(mean, (-1,)),
             "variance": xp.reshape(variance, (-1,)) * unbias,
         }
-        after = {name: self._average(old, batch[name]) for name, old in state.items()}
+        after = _next_statistics(state, batch, self.momentum)
         if counts is None:
             state = after
         else:
@@ -415,9 +540,55 @@ class BatchNorm(_Scaled):
         axes = tuple(range(dy.ndim - 1))
         return narrowed(normalize_backward(g, normal, spread, axes, *counts), dy), grads
 
-    def _average(self, old: Array, new: Array) -> Array:
-        """Return the running statistic `old` after a batch with the statistic `new`."""
-        return narrowed(self.momentum * widened(old) + (1.0 - self.momentum) * new, old)
+
+def _expect_momentum(momentum: float | None) -> None:
+    """Raise unless `momentum` is a number in [0, 1] or None."""
+    if momentum is None:
+        return
+    expect_number("momentum", momentum)
+    fits = 0.0 <= momentum <= 1.0
+    expect(fits, "expected a momentum in [0, 1], got {}", momentum)
+
+
+def _first_statistics(
+    key: Key, width: int, dtype: Any, momentum: float | None
+) -> State:
+    """Return the state before training: mean 0, variance 1 and perhaps a count of 0."""
+    xp = namespace(key)
+    place = device(key)
+    state = {
+        "mean": xp.zeros(width, dtype=dtype, device=place),
+        "variance": xp.ones(width, dtype=dtype, device=place),
+    }
+    if momentum is None:
+        state["count"] = xp.zeros((), dtype=dtype, device=place)
+    return state
+
+
+def _next_statistics(
+    state: State, batch: dict[str, Array], momentum: float | None
+) -> State:
+    """Return the running statistics after a batch with the statistics `batch`."""
+    after = {}
+    keep: Any = momentum
+    share: Any = None if momentum is None else 1.0 - momentum
+    if momentum is None:
+        # float16 counts to 2048 only; after that the mean weights batches like a
+        # momentum of 2048 / 2049
+        total = widened(state["count"]) + 1.0
+        after["count"] = narrowed(total, state["count"])
+        share = 1.0 / total
+        keep = 1.0 - share
+    for name, new in batch.items():
+        old = state[name]
+        after[name] = narrowed(keep * widened(old) + share * new, old)
+    return {name: after[name] for name in state}
+
+
+def _normalize_by_state(state: State, x: Array, epsilon: float) -> tuple[Array, Array]:
+    """Return x̂ from the running statistics, and s, (width,)."""
+    spread = namespace(x).sqrt(widened(state["variance"]) + epsilon)
+    return (widened(x) - widened(state["mean"])) / spread, spread
 
 
 def _counts(train: bool | RowMask, x: Array) -> Array | None:

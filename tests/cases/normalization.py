@@ -20,14 +20,14 @@ def affine(g, normalize):
 
 def layer_norm(t, g):
     def normalize(scale, bias):
-        shape, epsilon = g.x.shape[-1:], g.layer.epsilon
+        shape, epsilon = g.x.shape[-g.layer.axes :], g.layer.epsilon
         return t.nn.functional.layer_norm(g.x, shape, scale, bias, epsilon)
 
     return affine(g, normalize)
 
 
 def rms_norm(t, g):
-    shape, epsilon = g.x.shape[-1:], g.layer.epsilon
+    shape, epsilon = g.x.shape[-g.layer.axes :], g.layer.epsilon
     return t.nn.functional.rms_norm(g.x, shape, g.params.get("scale"), epsilon)
 
 
@@ -45,25 +45,49 @@ def group_norm(t, g):
 def instance_norm(t, g):
     x = g.x.movedim(-1, 1)
 
+    after = {name: leaf.clone() for name, leaf in g.state.items()}
+
     def normalize(scale, bias):
         options = {"weight": scale, "bias": bias, "eps": g.layer.epsilon}
+        if g.layer.running:
+            options |= {
+                "running_mean": after["mean"],
+                "running_var": after["variance"],
+                "use_input_stats": g.train,
+                "momentum": share(g),
+            }
         return t.nn.functional.instance_norm(x, **options).movedim(1, -1)
 
-    return affine(g, normalize)
+    return affine(g, normalize), counted(g, after)
+
+
+def share(g):
+    """Return PyTorch's momentum, the share of the new batch."""
+    if g.layer.momentum is None:
+        return 1.0 / (float(g.state["count"]) + 1.0)
+    return 1.0 - g.layer.momentum
+
+
+def counted(g, after):
+    """Return the state `after` a step, with the number of batches."""
+    if g.train and "count" in after:
+        after["count"] = after["count"] + 1.0
+    return after
 
 
 def batch_norm(t, g):
-    mean, variance = g.state["mean"].clone(), g.state["variance"].clone()
+    after = {name: leaf.clone() for name, leaf in g.state.items()}
     # its channels are axis 1 where ours are the last
     x = g.x.reshape(-1, g.x.shape[-1])
 
     def normalize(scale, bias):
         is_training = g.train and not g.layer.frozen
-        options = is_training, 1.0 - g.layer.momentum, g.layer.epsilon
-        return t.nn.functional.batch_norm(x, mean, variance, scale, bias, *options)
+        options = is_training, share(g), g.layer.epsilon
+        statistics = after["mean"], after["variance"]
+        return t.nn.functional.batch_norm(x, *statistics, scale, bias, *options)
 
     y = affine(g, normalize).reshape(g.x.shape)
-    return y, {"mean": mean, "variance": variance}
+    return y, after if g.layer.frozen else counted(g, after)
 
 
 TWINS = {
@@ -85,6 +109,14 @@ CASES = [
     Case(nn.BatchNorm(epsilon=0.1), (257,), refuses=(0, 1)),
     Case(nn.BatchNorm(frozen=True), (2, 3)),
     Case(nn.BatchNorm(scale=False), (4,), refuses=(0, 1)),
+    Case(nn.BatchNorm(momentum=None), (2, 3), refuses=(0,)),
+    Case(nn.BatchNorm(momentum=None, frozen=True), (3,), thorough=True),
+    Case(nn.LayerNorm(axes=2), (2, 3, 5)),
+    Case(nn.LayerNorm(axes=3, bias=False), (3, 1, 7), thorough=True),
+    Case(nn.LayerNorm(axes=2, scale=False, bias=False), (2, 3), thorough=True),
+    Case(nn.RMSNorm(axes=2), (4, 3, 2)),
+    Case(nn.InstanceNorm(running=True), (5, 3)),
+    Case(nn.InstanceNorm(running=True, momentum=None, bias=False), (3, 2, 3)),
     Case(nn.LayerNorm(epsilon=1e-3), (2, 3)),
     Case(nn.LayerNorm(), (2, 1, 7), thorough=True),
     Case(nn.LayerNorm(), (257,)),
