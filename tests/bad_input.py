@@ -177,6 +177,8 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
     "projection": "count",
     "factor": "positive",
     "divisor_override": "positive",
+    "padding_idx": "length",
+    "max_norm": "positive",
     "warmup": "length",
     "start": "number",
     "stop": "number",
@@ -202,6 +204,8 @@ PARAMETERS = {  # of constructors, unless `CONSTRUCTORS` says otherwise
 OPTIONAL = {
     "stride": (None,),
     "divisor_override": (None,),
+    "padding_idx": (None,),
+    "max_norm": (None,),
     "key_heads": (None,),
     **dict.fromkeys(("head_width", "value_width", "output_width"), (None,)),
     **dict.fromkeys(("relative", "softcap"), (None,)),
@@ -226,6 +230,7 @@ def _constructors():
     pools = {"stride": "per axis"}
     add(nn.Dense, width=3)
     add(nn.Embedding, num_embeddings=3, width=2)
+    add(nn.EmbeddingBag, num_embeddings=3, width=2)
     add(nn.Unembedding, num_embeddings=3)
     add(nn.PositionEmbedding, length=3)
     add(nn.SinusoidalPositions)

@@ -9,6 +9,7 @@ from ..core.trees import shape_map
 
 __all__ = [
     "Draw",
+    "bags",
     "chances",
     "counts",
     "distributions",
@@ -113,6 +114,14 @@ def log_probabilities(generator: np.random.Generator, shape: Any) -> np.ndarray:
 
 
 # --- inputs of layers -----------------------------------------------------------------
+
+
+def bags(generator: np.random.Generator, shape: Any) -> Any:
+    """Return indices from 0 to 4, and a mask that hides some, all of the last bag."""
+    indices = generator.integers(0, 5, shape["x"])
+    mask = generator.random(shape["mask"]) < 0.6
+    mask[-1:] = shape["mask"][0] < 2
+    return {"x": indices, "mask": mask}
 
 
 def masked(generator: np.random.Generator, shape: Any) -> Any:

@@ -15,6 +15,7 @@ from ..core.trees import shape_map, tree_map
 from ..layers.base import Layer
 from .draws import (
     Draw,
+    bags,
     chances,
     counts,
     distributions,
@@ -199,6 +200,7 @@ LAYERS = (
     Example(layers.Dropout(0.3), (5,)),
     Example(layers.ELU(1.5), (2, 3)),
     Example(layers.Embedding(5, 3), (4,)),
+    Example(layers.EmbeddingBag(5, 3), {"x": (4,), "mask": (4,)}, bags),
     Example(layers.Flatten(), (2, 3)),
     Example(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
     Example(layers.GEGLU(), (6,)),

@@ -1,6 +1,7 @@
 """Dense layers and look-ups in tables."""
 
 import agnostic_nn as nn
+from agnostic_nn.diagnostics.draws import bags
 
 from . import Case
 
@@ -9,9 +10,35 @@ def dense(t, g):
     return t.nn.functional.linear(g.x, g.params["weight"].T, g.params.get("bias"))
 
 
+def embedding(t, g):
+    """Without PyTorch's max_norm, which changes the weight in place."""
+    weight, limit = g.params["weight"], g.layer.max_norm
+    if limit is not None:
+        weight = weight * (limit / weight.norm(dim=-1, keepdim=True)).clamp(max=1.0)
+    y = t.nn.functional.embedding(g.x, weight, padding_idx=g.layer.padding_idx)
+    if g.layer.padding_idx is not None:
+        y = y * (g.x != g.layer.padding_idx).unsqueeze(-1)
+    return y
+
+
+def bag(t, g):
+    """With a mask, hidden indices are replaced by padding, a further row of 0."""
+    weight, mode, hidden = g.params["weight"], g.layer.mode, g.layer.padding_idx
+    x = g.x
+    if isinstance(x, dict):
+        hidden = weight.shape[0]
+        weight = t.cat([weight, t.zeros_like(weight[:1])])
+        x = t.where(x["mask"], x["x"], hidden)
+    y = t.nn.functional.embedding_bag(
+        x.reshape(-1, x.shape[-1]), weight, mode=mode, padding_idx=hidden
+    )
+    return y.reshape(*x.shape[:-1], -1)
+
+
 TWINS = {
     nn.Dense: dense,
-    nn.Embedding: lambda t, g: t.nn.functional.embedding(g.x, g.params["weight"]),
+    nn.Embedding: embedding,
+    nn.EmbeddingBag: bag,
     nn.Unembedding: lambda t, g: t.nn.functional.linear(g.x, g.params["weight"]),
 }
 
@@ -22,5 +49,12 @@ CASES = [
     Case(nn.Dense(2), (2, 1, 2, 3), thorough=True),
     Case(nn.Dense(5, initializer=nn.Orthogonal()), (257,)),
     Case(nn.Embedding(5, 3), ()),
+    Case(nn.Embedding(5, 3, padding_idx=2), (7,)),
+    Case(nn.Embedding(5, 3, max_norm=0.04), (7,)),
+    Case(nn.Embedding(3, 5, max_norm=0.6, padding_idx=0), (4, 2), thorough=True),
+    Case(nn.EmbeddingBag(5, 3, mode="sum"), {"x": (7,), "mask": (7,)}, draw=bags),
+    Case(nn.EmbeddingBag(5, 3, mode="max"), {"x": (7,), "mask": (7,)}, draw=bags),
+    Case(nn.EmbeddingBag(5, 3, padding_idx=1), (4,)),
+    Case(nn.EmbeddingBag(5, 2, mode="max", padding_idx=0), (2, 9), thorough=True),
     Case(nn.Embedding(3, 2), (2, 3), thorough=True),
 ]
