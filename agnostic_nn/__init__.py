@@ -51,6 +51,7 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .layers.embedding import *
     from .layers.merging import *
     from .layers.normalization import *
+    from .layers.patches import *
     from .layers.pooling import *
     from .layers.recurrent import *
     from .layers.regularization import *

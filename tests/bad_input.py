@@ -246,6 +246,10 @@ def _constructors():
     add(nn.Crop)
     add(nn.Pad)
     add(nn.Resize, size=2)
+    add(nn.PixelShuffle)
+    add(nn.PixelUnshuffle)
+    add(nn.Unfold, window=2)
+    add(nn.Fold, size=4, window=2)
     for kind in (nn.RNN, nn.GRU, nn.LSTM):
         add(kind, width=3)
     add(nn.MultiHeadAttention, counted, heads=2)
@@ -368,6 +372,10 @@ _ANY_RANK = (
     nn.Crop,
     nn.Pad,
     nn.Resize,
+    nn.PixelShuffle,
+    nn.PixelUnshuffle,
+    nn.Unfold,
+    nn.Fold,
 )
 _FINAL = (
     schedules.Linear,

@@ -13,6 +13,7 @@ In reading order:
     pooling           maxima and means of windows
     resampling        upsampling, padding, cropping
     resizing          interpolation to any size
+    patches           pixel shuffles, and windows as channels
     reshaping         reshape, transpose, user-defined rearrangements
     merging           sum, product and concatenation of several arrays
     recurrent         RNN, GRU, LSTM
@@ -27,6 +28,7 @@ from . import (
     embedding,
     merging,
     normalization,
+    patches,
     pooling,
     recurrent,
     regularization,
@@ -42,6 +44,7 @@ from .dense import *
 from .embedding import *
 from .merging import *
 from .normalization import *
+from .patches import *
 from .pooling import *
 from .positions import PositionEmbedding, RotaryPositions, SinusoidalPositions
 from .recurrent import *
@@ -64,6 +67,7 @@ __all__ += dense.__all__
 __all__ += embedding.__all__
 __all__ += merging.__all__
 __all__ += normalization.__all__
+__all__ += patches.__all__
 __all__ += pooling.__all__
 __all__ += recurrent.__all__
 __all__ += regularization.__all__
