@@ -525,7 +525,7 @@ def test_a_loss_is_described_by_its_docstring():
     assert "∂L/∂y = f'(e) = sign e" in text
     assert "In a mean it is divided" in text
     assert "  where y is z, target is t\n" in text
-    assert first_argument(nn.binary_cross_entropy) == "logits"
+    assert first_argument(nn.softmax_cross_entropy) == "logits"
     assert "In a mean" not in loss_text(projected)
     assert loss_text(projected).startswith(projected.__doc__)
 

@@ -15,6 +15,7 @@ from agnostic_nn import binary_cross_entropy as binary
 from agnostic_nn import mean_squared_error as mse
 from agnostic_nn import softmax_cross_entropy as softmax
 from agnostic_nn.core.trees import leaves, tree_map
+from agnostic_nn.diagnostics import draws
 from agnostic_nn.diagnostics.examples import LOSSES as SPECIMENS
 from agnostic_nn.diagnostics.gradcheck.inputs import batched
 from agnostic_nn.losses.base import check_of, is_sum, metrics_of, probabilities_of
@@ -1876,6 +1877,118 @@ def test_several_losses_refuse_what_is_none(arguments, error, message):
 def test_several_losses_refuse_other_outputs(losses, y, target, message):
     with pytest.raises(ValueError, match=message):
         losses(y, target)
+
+
+# --- losses between two outputs -------------------------------------------------------
+
+BETWEEN = {  # a loss, and how its target is drawn
+    "squares": (mse, draws.numbers),
+    "absolute": (nn.mean_absolute_error, draws.numbers),
+    "huber": (functools.partial(nn.huber, delta=0.5), draws.numbers),
+    "log_cosh": (nn.log_cosh, draws.numbers),
+    "cosine": (nn.cosine_distance, draws.numbers),
+    "kl": (nn.kl_divergence, draws.distributions),
+    "kl of logarithms": (LOG_TARGET, draws.numbers),
+    "kl of elements": (PER_ELEMENT, draws.probabilities),
+    "softmax": (softmax, draws.probabilities),
+    "focal": (
+        functools.partial(softmax, gamma=2.0, label_smoothing=0.1),
+        draws.probabilities,
+    ),
+    "binary": (functools.partial(binary, positive_weight=3.0), draws.probabilities),
+    "probabilities": (BCE, draws.probabilities),
+}
+
+
+@pytest.mark.parametrize(("loss", "target"), BETWEEN.values(), ids=BETWEEN)
+def test_a_loss_between_outputs_has_gradients_for_both(loss, target):
+    """By central differences, and by autograd where another library is installed."""
+
+    def between(y, unused, weights=None, *, reduction="mean"):
+        if reduction == "none":  # a sum, as one value of all examples
+            reduction = "sum"
+        options = getattr(loss, "keywords", {})
+        function = getattr(loss, "func", loss)
+        reduced = functools.partial(function, **options, reduction=reduction)
+        return nn.BetweenOutputs(reduced)(y, unused, weights)
+
+    generator = np.random.default_rng(0)
+    shape = {"y": (4, 3), "target": (4, 3)}
+    y = (generator.uniform(0.1, 0.9, (4, 3)), target(generator, shape))
+    value, dy = between(y, None)
+    np.testing.assert_allclose(value, loss(*y)[0], rtol=1e-12)
+    np.testing.assert_allclose(dy[0], loss(*y)[1], rtol=1e-12)
+    expected = slopes(lambda t: loss(y[0], t)[0], y[1])
+    is_inside = y[1] > 1e-4 if target is draws.distributions else y[1] > -math.inf
+    np.testing.assert_allclose(dy[1][is_inside], expected[is_inside], atol=1e-8)
+    weights = np.asarray([0.5, 2.0, 0.0, 1.0])
+    _, dy = between(dict(zip(("output", "target"), y, strict=True)), None, weights)
+    expected = slopes(lambda t: loss(y[0], t, weights)[0], y[1])
+    np.testing.assert_allclose(dy["target"][is_inside], expected[is_inside], atol=1e-8)
+
+
+def test_two_networks_learn_from_each_other(backend, draw):
+    """A step moves both, by the gradients of ‖x a - x b‖²."""
+    x = draw(6, 3).astype("float32")
+    nodes = {name: (nn.Dense(2, bias=False), "x") for name in ("a", "b")}
+    model = nn.Graph(**nodes, outputs=("a", "b"))
+    loss = nn.BetweenOutputs(mse)
+    trainer = nn.Trainer(model, loss, nn.SGD(0.5), backend=backend, shape=(3,))
+    before = backend.to_numpy(trainer.params)
+    y = trainer.predict(x)
+    trainer.fit(x, x, batch_size=6, shuffle=False, verbose=0)
+    after = backend.to_numpy(trainer.params)
+    gradient = x.T @ (2.0 * (y[0] - y[1]) / 12)
+    moved = {name: after[name]["weight"] - before[name]["weight"] for name in nodes}
+    np.testing.assert_allclose(moved["a"], -0.5 * gradient, atol=1e-5)
+    np.testing.assert_allclose(moved["b"], 0.5 * gradient, atol=1e-5)
+
+
+def test_a_loss_between_outputs_is_one_of_several_losses(draw):
+    y = {"pair": (draw(3, 2), draw(3, 2)), "label": draw(3, 4)}
+    labels = np.asarray([0, 3, 1], np.int32)
+    loss = nn.Losses(pair=nn.BetweenOutputs(mse), label=softmax, weights={"pair": 2.0})
+    value, dy = loss(y, {"pair": labels, "label": labels})
+    expected = 2.0 * mse(*y["pair"])[0] + softmax(y["label"], labels)[0]
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    np.testing.assert_array_equal(dy["pair"][1], -dy["pair"][0])
+
+
+@pytest.mark.parametrize(
+    ("loss", "error", "message"),
+    [
+        (nn.hinge, ValueError, "with a derivative by its target, .*got hinge"),
+        (lambda y, target: (0.0, y), ValueError, "with a derivative by its target"),
+        (
+            functools.partial(softmax, class_weights=(1.0, 2.0)),
+            ValueError,
+            r"softmax_cross_entropy by its target has no option \['class_weights'\]",
+        ),
+        (functools.partial(mse, reduction="none"), ValueError, "a mean or a sum"),
+        (3, TypeError, "the loss to be a function"),
+    ],
+)
+def test_a_loss_without_a_gradient_of_targets_is_refused(loss, error, message):
+    with pytest.raises(error, match=message):
+        nn.BetweenOutputs(loss)
+
+
+def test_a_loss_between_outputs_needs_two_of_one_shape():
+    with pytest.raises(ValueError, match=r"'output', 'target'., as a dict or a tuple"):
+        nn.BetweenOutputs(mse)(zeros(2), None)
+    with pytest.raises(ValueError, match=r"output is .* \(2,\), but target is"):
+        nn.BetweenOutputs(mse)((zeros(2), zeros(3)), None)
+
+
+def test_a_loss_between_outputs_prints_and_is_rebuilt():
+    loss = nn.BetweenOutputs(functools.partial(nn.huber, delta=0.5))
+    assert repr(loss) == "BetweenOutputs(partial(huber, delta=0.5))"
+    again = rebuild(json.loads(json.dumps(describe(loss))))
+    assert repr(again) == repr(loss)
+    y = (np.ones((2, 2), "float16"), np.zeros((2, 2), "float16"))
+    value, dy = again(y, None)
+    assert value.dtype == np.float32
+    assert {leaf.dtype.name for leaf in dy} == {"float16"}
 
 
 # --- float16 --------------------------------------------------------------------------

@@ -9,7 +9,7 @@ and calls `reduced`. Options are plain Python values, which `functools.partial` 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial, wraps
-from inspect import signature
+from inspect import Parameter, signature
 from typing import Any, NamedTuple, TypeVar, cast
 
 from ..core.arrays import Array, Metric, Shape, device, first_true, namespace, size
@@ -31,6 +31,7 @@ __all__ = [
     "along_classes",
     "at_label",
     "batch_loss",
+    "between_outputs",
     "check_labels",
     "check_numbers",
     "check_of",
@@ -41,9 +42,11 @@ __all__ = [
     "expect_context",
     "expect_single",
     "expect_target",
+    "expect_target_slopes",
     "is_sum",
     "loss_function",
     "metrics_of",
+    "negated",
     "nested_like",
     "no_context",
     "one_hot",
@@ -254,6 +257,51 @@ def reduced_jointly(
     return value, backward(dvalues)
 
 
+_BETWEEN = ("output", "target")
+
+
+def expect_target_slopes(loss: Loss) -> None:
+    """Raise unless a loss has derivatives by its target, also with its options."""
+    function = loss.func if isinstance(loss, partial) else loss
+    options = loss.keywords if isinstance(loss, partial) else {}
+    slopes: Any = getattr(function, "target_slopes", None)
+    is_valid = callable(slopes) and not getattr(loss, "args", ())
+    message = (
+        "expected a loss with a derivative by its target, such as mean_squared_error "
+        "or kl_divergence, got {}"
+    )
+    expect(is_valid, message, describe_loss(loss))
+    taken = signature(slopes).parameters.values()
+    takes_all = any(parameter.kind is Parameter.VAR_KEYWORD for parameter in taken)
+    names = {"reduction", *(parameter.name for parameter in taken)}
+    refused = sorted(options.keys() - names)
+    message = "the derivative of {} by its target has no option {}"
+    expect(takes_all or not refused, message, describe_loss(function), refused)
+    expect(options.get("reduction") != "none", "expected a mean or a sum, got 'none'")
+
+
+def between_outputs(loss: Loss, y: Any, weights: Array | None) -> BatchLoss:
+    """Return the loss of two outputs, of which the second is the target, and dy."""
+    options = dict(loss.keywords) if isinstance(loss, partial) else {}
+    function: Any = loss.func if isinstance(loss, partial) else loss
+    reduction = options.pop("reduction", "mean")
+
+    def compute(y: Any, weights: Array | None) -> Any:
+        output, target = split_outputs(y, _BETWEEN)
+        values, slopes = function(output, target, reduction="none", **options)
+        target_slopes = function.target_slopes(output, target, slopes, **options)
+        both = nested_like(y, _BETWEEN, slopes, target_slopes)
+        return reduced(values, both, weights, _WithDivisor(reduction))
+
+    result: BatchLoss = _in_float32(compute)(y, weights)
+    return result
+
+
+def negated(y: Array, target: Array, slopes: Array, **options: Any) -> Array:
+    """Return -∂L/∂y, the derivative by t of a function of y - t."""
+    return -slopes
+
+
 def _row_count(values: Array) -> int:
     return values.shape[0] if values.ndim else 1
 
@@ -279,6 +327,7 @@ def loss_function(
     check: Callable[..., None],
     probabilities: Callable[[Array], Array] | None = None,
     is_joint: bool = False,
+    target_slopes: Callable[..., Array] | None = None,
     **metrics: Metric,
 ) -> Callable[[F], F]:
     """Return a decorator that gives a loss what `batch_loss` and a `Trainer` look for.
@@ -294,6 +343,10 @@ def loss_function(
         None. Options of the loss that it needs are its keyword arguments.
     is_joint
         Whether the loss of an example depends on the outputs of other examples.
+    target_slopes
+        target_slopes(y, target, slopes) returns the derivatives of the values by the
+        target, for `BetweenOutputs`; slopes are those by y. Options of the loss that it
+        needs are its keyword arguments. None if there are none.
     metrics
         The metrics to report by default, by name: functions (y, target). Options of the
         loss that a metric needs are its keyword arguments.
@@ -323,6 +376,7 @@ def loss_function(
         loss.probabilities = probabilities
         loss.is_joint = is_joint
         loss.metrics = metrics
+        loss.target_slopes = target_slopes
         loss.with_divisor = with_divisor
         return cast(F, loss)
 

@@ -135,7 +135,28 @@ def _softmax(logits: Array) -> Array:
     return namespace(logits).exp(log_softmax(logits))
 
 
-@loss_function(check=_check_classes, probabilities=_softmax, accuracy=accuracy)
+def _softmax_target_slopes(
+    logits: Array,
+    target: Array,
+    slopes: Array,
+    *,
+    label_smoothing: float = 0.0,
+    gamma: float = 0.0,
+) -> Array:
+    """Return ∂L/∂pₖ = -(1 - ε) (1 - qₖ)^γ log qₖ, for distributions p."""
+    xp = namespace(logits)
+    expect_alike(logits, target)
+    log_q = log_softmax(logits)
+    modulation = (-xp.expm1(log_q)) ** gamma if gamma else 1.0
+    return -(1.0 - label_smoothing) * modulation * log_q
+
+
+@loss_function(
+    check=_check_classes,
+    probabilities=_softmax,
+    target_slopes=_softmax_target_slopes,
+    accuracy=accuracy,
+)
 def softmax_cross_entropy(
     logits: Array,
     target: Array,
@@ -275,7 +296,32 @@ def _check_kl_target(target: Array, shape: Shape, *, log_target: bool = False) -
     _check_distributions(xp.exp(finite), shape)
 
 
-@loss_function(check=_check_kl_target, probabilities=_exp, accuracy=accuracy)
+def _kl_target_slopes(
+    y: Array,
+    target: Array,
+    slopes: Array,
+    *,
+    log_target: bool = False,
+    per_element: bool = False,
+) -> Array:
+    """Return ∂L/∂pₖ = log pₖ - yₖ + 1, or ∂L/∂log pₖ, pₖ times as much.
+
+    It is 0 where pₖ = 0.
+    """
+    xp = namespace(y)
+    p = xp.exp(target) if log_target else target
+    is_positive = p > 0
+    log_p = target if log_target else xp.log(xp.where(is_positive, p, 1.0))
+    by_p = xp.where(is_positive, log_p - y + 1.0, 0.0)
+    return p * by_p if log_target else by_p
+
+
+@loss_function(
+    check=_check_kl_target,
+    probabilities=_exp,
+    target_slopes=_kl_target_slopes,
+    accuracy=accuracy,
+)
 def kl_divergence(
     y: Array,
     target: Array,
@@ -334,9 +380,28 @@ def _accuracy_of_two(y: Array, target: Array, *, from_logits: bool = True) -> Ar
     return binary_accuracy(y if from_logits else y - 0.5, target)
 
 
+def _binary_target_slopes(
+    y: Array,
+    target: Array,
+    slopes: Array,
+    *,
+    from_logits: bool = True,
+    positive_weight: float | tuple[float, ...] = 1.0,
+) -> Array:
+    """Return ∂L/∂t, the value for t = 1 minus that for t = 0, as L is linear in t."""
+    xp = namespace(y)
+    options: Any = {"from_logits": from_logits, "positive_weight": positive_weight}
+
+    def value(t: Array) -> Array:
+        return binary_cross_entropy(y, t, reduction="none", **options)[0]
+
+    return value(xp.ones_like(y)) - value(xp.zeros_like(y))
+
+
 @loss_function(
     check=check_probabilities,
     probabilities=_binary_probabilities,
+    target_slopes=_binary_target_slopes,
     accuracy=_accuracy_of_two,
 )
 def binary_cross_entropy(

@@ -16,15 +16,17 @@ from .base import (
     Loss,
     Term,
     batch_loss,
+    between_outputs,
     check_of,
     describe_loss,
+    expect_target_slopes,
     is_sum,
     metrics_of,
     probabilities_of,
     takes_keyword,
 )
 
-__all__ = ["Losses", "Weighted"]
+__all__ = ["BetweenOutputs", "Losses", "Weighted"]
 
 Weight = float | Callable[[Array], Array]
 
@@ -282,6 +284,69 @@ class Weighted(_Combined):
 
     def __repr__(self) -> str:
         return f"Weighted({describe_loss(self.loss)}, {self.weight!r})"
+
+
+@dataclass(frozen=True)
+class BetweenOutputs(_Combined):
+    """L(y["output"], y["target"]), a loss between two outputs, with gradients for both.
+
+        BetweenOutputs(kl_divergence)
+
+    Other losses have no gradient for their target. Here the target is an output of the
+    model as well, so both sides are trained, such as two networks that learn from each
+    other. To keep one side as it is, pass its outputs as the target of the loss, or as
+    the `context` of a `Trainer`. Next to other losses it is one of `Losses`, and the
+    graph of the model has an output that is a tuple or a dict.
+
+    y: {"output": a, "target": b}, or a tuple of the two, with the same shape and dtype.
+    The target that is passed is not used. Distributions as targets are not checked, so
+    the model should end in `Softmax` (or in `LogSoftmax`, with log_target=True).
+
+    loss: a regression loss, `cosine_distance`, `kl_divergence`, `binary_cross_entropy`,
+    or `softmax_cross_entropy` of distributions without class weights, or a
+    `functools.partial` of it.
+
+    Gradient
+    --------
+    ∂L/∂a is that of the loss. ∂L/∂b depends on the loss:
+
+        function of a - b        -∂L/∂a
+        cosine_distance          that by y, with a and b exchanged
+        kl_divergence            log b - a + 1, or b̂ (b - a + 1) with b̂ = exp b for
+                                 log_target
+        softmax_cross_entropy    -log softmax(a)
+        binary_cross_entropy     -log σ(a) + log σ(-a) = -a
+
+    Raises
+    ------
+    ValueError
+        If the loss or one of its options has no derivative by the target. When called:
+        if y is not two arrays of one shape and dtype.
+    """
+
+    loss: Loss
+
+    def __post_init__(self) -> None:
+        expect_function("the loss", self.loss, "y, target")
+        expect_target_slopes(self.loss)
+
+    def takes_keyword(self, name: str) -> bool:
+        """Return False: neither "step" nor "context" is passed."""
+        return False
+
+    def with_divisor(
+        self, y: Any, target: Any, weights: Any = None, **keywords: Any
+    ) -> BatchLoss:
+        """Return the loss with its divisor (see `BatchLoss`)."""
+        return between_outputs(self.loss, y, weights)
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the loss is a sum (see `is_sum` in `base`)."""
+        return is_sum(self.loss)
+
+    def __repr__(self) -> str:
+        return f"BetweenOutputs({describe_loss(self.loss)})"
 
 
 def _expect_weight(name: str, weight: Any) -> None:

@@ -4,8 +4,9 @@ Before reduction a loss is f(e) for each element. Since ∂e/∂y = 1,
 
     ∂L/∂yᵢ = f'(eᵢ)
 
-so each loss here is defined by f and f'. y and target have the same shape, which may be
-any, and the same real dtype. With reduction="none" there is one value per element.
+so each loss here is defined by f and f'. Since ∂e/∂t = -1, ∂L/∂t = -∂L/∂y. y and target
+have the same shape, which may be any, and the same real dtype. With reduction="none"
+there is one value per element.
 """
 
 import math
@@ -13,12 +14,12 @@ from typing import Any
 
 from ..core.arrays import Array, namespace
 from ..core.errors import expect_positive
-from .base import check_numbers, expect_alike, loss_function, reduced
+from .base import check_numbers, expect_alike, loss_function, negated, reduced
 
 __all__ = ["huber", "log_cosh", "mean_absolute_error", "mean_squared_error"]
 
 
-@loss_function(check=check_numbers)
+@loss_function(check=check_numbers, target_slopes=negated)
 def mean_squared_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
@@ -40,7 +41,7 @@ def mean_squared_error(
     return reduced(error * error, 2.0 * error, weights, reduction)
 
 
-@loss_function(check=check_numbers)
+@loss_function(check=check_numbers, target_slopes=negated)
 def mean_absolute_error(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
@@ -63,7 +64,7 @@ def mean_absolute_error(
     return reduced(xp.abs(error), xp.sign(error), weights, reduction)
 
 
-@loss_function(check=check_numbers)
+@loss_function(check=check_numbers, target_slopes=negated)
 def huber(
     y: Array,
     target: Array,
@@ -95,7 +96,7 @@ def huber(
     return reduced(clipped * (error - 0.5 * clipped), clipped, weights, reduction)
 
 
-@loss_function(check=check_numbers)
+@loss_function(check=check_numbers, target_slopes=negated)
 def log_cosh(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:

@@ -52,7 +52,12 @@ def _cosine_slope(
     return difference / xp.where(is_zero, 1.0, length)
 
 
-@loss_function(check=check_numbers)
+def _with_roles_exchanged(y: Array, target: Array, slopes: Array) -> Array:
+    """Return ∂L/∂t of `cosine_distance`, whose value is the same for (t, y)."""
+    return cosine_distance(target, y, reduction="none")[1]
+
+
+@loss_function(check=check_numbers, target_slopes=_with_roles_exchanged)
 def cosine_distance(
     y: Array, target: Array, weights: Array | None = None, *, reduction: str = "mean"
 ) -> tuple[Array, Any]:
