@@ -259,7 +259,8 @@ def _constructors():
     add(nn.UnitNorm, {"epsilon": "positive"})
     add(nn.GroupNorm, groups=2)
     add(nn.InstanceNorm, {"running": "flag"})
-    for kind in (nn.Dropout, nn.SpatialDropout, nn.DropPath):
+    add(nn.Bilinear, width=3)
+    for kind in (nn.Dropout, nn.SpatialDropout, nn.DropPath, nn.AlphaDropout):
         add(kind, {"rate": "share"})
     add(nn.GaussianNoise, {"deviation": "number"})
     for kind in (nn.LeakyReLU, nn.ELU, nn.CELU, nn.GELU, nn.HardTanh, nn.PReLU):

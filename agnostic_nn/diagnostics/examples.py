@@ -152,10 +152,12 @@ LAYERS = (
     Example(layers.AdaptiveAveragePool((3, 2)), (7, 5, 2)),
     Example(layers.AdaptiveMaxPool(3), (7, 5, 2)),
     Example(layers.Add(), ((5, 3),) * 3),
+    Example(layers.AlphaDropout(0.3), (5,)),
     Example(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
     Example(layers.AveragePool2D((2, 3)), (5, 7, 2)),
     Example(layers.AveragePool3D(2, stride=1), (3, 2, 4, 2)),
     Example(layers.BatchNorm(), (4,)),
+    Example(layers.Bilinear(4), ((2, 3), (2, 5))),
     Example(layers.CELU(0.5), (2, 3)),
     Example(layers.Concatenate(), ((5, 3), (5, 2))),
     Example(

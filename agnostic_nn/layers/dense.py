@@ -1,4 +1,4 @@
-"""Dense: an affine map of the last axis."""
+"""Dense: an affine map of the last axis. Bilinear: a bilinear map of two arrays."""
 
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any
@@ -20,7 +20,7 @@ from ..ops import sum_rows
 from .base import Layer
 from .shapes import as_matrix, matrix_as
 
-__all__ = ["Dense"]
+__all__ = ["Bilinear", "Dense"]
 
 
 @dataclass(frozen=True)
@@ -101,3 +101,109 @@ class Dense(Layer):
         if self.bias:
             grads["bias"] = sum_rows(rows)
         return grads
+
+
+@dataclass(frozen=True)
+class Bilinear(Layer):
+    """y_k = Σ_ij u_i A_ijk v_j + b_k, for a tuple x = (u, v).
+
+    u: (..., n), v: (..., m) -> y: (..., width). The leading axes of u and v are equal.
+
+    `width`: the length of the last axis of y (out_features). `bias`: whether b is
+    added.
+
+    Parameters: weight (n, m, width), A above, which is drawn as a matrix with n · m
+    inputs, and, unless `bias` is false, bias (width,), which starts at 0. PyTorch
+    stores A as (width, n, m).
+
+    Gradient
+    --------
+    y is linear in u, in v, in A and in b. With T_jk = Σ_i u_i A_ijk,
+
+        du_i = Σ_jk A_ijk v_j dy_k        dv_j = Σ_k T_jk dy_k
+        dA_ijk = Σ u_i v_j dy_k           db = Σ dy
+
+    where Σ without an index runs over every axis but the last.
+    """
+
+    width: int
+    _: KW_ONLY
+    bias: bool = True
+    initializer: Initializer = field(default=glorot_uniform, repr=False)
+
+    per_position = True
+
+    def __post_init__(self) -> None:
+        expect_flag("bias", self.bias)
+        expect_initializer("initializer", self.initializer)
+        expect_count("width", self.width)
+
+    def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
+        fits = isinstance(shape, tuple) and len(shape) == 2
+        fits = fits and all(isinstance(part, tuple) and part for part in shape)
+        message = "Bilinear takes a tuple of two arrays (batch, ..., length), got {}"
+        expect(fits, message, shape)
+        (*leading, n), (*others, m) = shape
+        fits = leading == others
+        message = "Bilinear takes two arrays that differ in the last axis only, got {}"
+        expect(fits, message, shape)
+        xp = namespace(key)
+        weight = self.initializer(key, (n * m, self.width), dtype)
+        params = {"weight": xp.reshape(weight, (n, m, self.width))}
+        if self.bias:
+            params["bias"] = xp.zeros(self.width, dtype=dtype, device=device(key))
+        return params, {}, (*leading, self.width)
+
+    def forward(
+        self, params: Params, state: State, x: Any, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        weight = params["weight"]
+        u, v = x
+        xp = namespace(u, v, weight)
+        n, m, width = weight.shape
+        fits = u.shape[-1:] == (n,) and v.shape[-1:] == (m,)
+        fits = fits and u.shape[:-1] == v.shape[:-1]
+        message = "Bilinear takes (..., {}) and (..., {}), got {} and {}"
+        expect(fits, message, n, m, u.shape, v.shape)
+        for part in x:
+            fits = part.dtype == weight.dtype
+            expect(fits, "Bilinear holds {}, got {}", weight.dtype, part.dtype)
+        products = as_matrix(v)[:, None, :] @ self._products(weight, u)
+        y = xp.reshape(products, (*u.shape[:-1], width))
+        if self.bias:
+            y = y + params["bias"]
+        return y, state, x
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
+        weight = params["weight"]
+        xp = namespace(dy)
+        u, v = cache
+        weight_rows = xp.reshape(weight, (weight.shape[0], -1))
+        du = _outer(v, dy) @ weight_rows.T
+        columns = as_matrix(dy)[:, :, None]
+        dv = self._products(weight, u) @ columns
+        dx = xp.reshape(du, u.shape), xp.reshape(dv, v.shape)
+        return dx, self.backward_params(params, cache, dy)
+
+    def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
+        u, v = cache
+        dweight = as_matrix(u).T @ _outer(v, dy)
+        shape = params["weight"].shape
+        grads = {"weight": namespace(dy).reshape(dweight, shape)}
+        if self.bias:
+            grads["bias"] = sum_rows(as_matrix(dy))
+        return grads
+
+    def _products(self, weight: Array, u: Array) -> Array:
+        """Return T above for each row of u, (rows, m, width)."""
+        xp = namespace(u)
+        n, m, width = weight.shape
+        rows = as_matrix(u) @ xp.reshape(weight, (n, m * width))
+        return xp.reshape(rows, (rows.shape[0], m, width))
+
+
+def _outer(v: Array, dy: Array) -> Array:
+    """Return v_j dy_k for each row, (rows, m · width)."""
+    products = as_matrix(v)[:, :, None] * as_matrix(dy)[:, None, :]
+    rows, m, width = products.shape
+    return namespace(dy).reshape(products, (rows, m * width))

@@ -23,7 +23,7 @@ from ..core.random import bernoulli, split, uniform
 from ..ops import is_narrow, narrowed
 from .base import Layer
 
-__all__ = ["DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
+__all__ = ["AlphaDropout", "DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
 
 
 @dataclass(frozen=True)
@@ -106,6 +106,45 @@ class DropPath(Dropout):
 
     def _mask_shape(self, shape: Shape) -> Shape:
         return (shape[0], *(1 for _ in shape[1:]))
+
+
+# the limit of SELU at -∞, -λα
+_SELU_LIMIT = -1.7580993408473766
+
+
+@dataclass(frozen=True)
+class AlphaDropout(Dropout):
+    """y = a (x · mask + α (1 - mask)) + b in training, y = x in prediction.
+
+        a = 1 / √(q + α² q (1 - q))        b = -a (1 - q) α        q = 1 - rate
+
+    α = -1.758… is the limit of SELU at -∞. If the elements of x have mean 0 and
+    variance 1, as after SELU, so have those of y (Klambauer et al., "Self-Normalizing
+    Neural Networks", arXiv:1706.02515, section "Alpha Dropout").
+
+    x: (batch, ...) -> y of the same shape. `rate`: probability that an element becomes
+    α instead of x.
+
+    State: a random key, replaced at every training step.
+
+    Gradient
+    --------
+    The mask does not depend on x, so dx = dy · a · mask.
+    """
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        if not train:
+            return x, state, ()
+        keys = split(state["key"], 2)
+        q = 1.0 - self.rate
+        mask = namespace(x).astype(bernoulli(keys[0, :], q, x.shape), x.dtype)
+        a = 1.0 / math.sqrt(q + _SELU_LIMIT**2 * q * (1.0 - q))
+        # a α (1 - mask) + b = -a α mask + a α q
+        factors = a * mask
+        constants = (a * _SELU_LIMIT) * (q - mask)
+        return x * factors + constants, {"key": keys[1, :]}, factors
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,13 @@ def bag(t, g):
     return y.reshape(*x.shape[:-1], -1)
 
 
+def bilinear(t, g):
+    weight = g.params["weight"].movedim(-1, 0)
+    return t.nn.functional.bilinear(*g.x, weight, g.params.get("bias"))
+
+
 TWINS = {
+    nn.Bilinear: bilinear,
     nn.Dense: dense,
     nn.Embedding: embedding,
     nn.EmbeddingBag: bag,
@@ -48,6 +54,9 @@ CASES = [
     Case(nn.Dense(3), (2, 4)),
     Case(nn.Dense(2), (2, 1, 2, 3), thorough=True),
     Case(nn.Dense(5, initializer=nn.Orthogonal()), (257,)),
+    Case(nn.Bilinear(3, bias=False), ((4,), (4,))),
+    Case(nn.Bilinear(1), ((2, 3, 1), (2, 3, 7)), thorough=True),
+    Case(nn.Bilinear(5), ((17,), (3,))),
     Case(nn.Embedding(5, 3), ()),
     Case(nn.Embedding(5, 3, padding_idx=2), (7,)),
     Case(nn.Embedding(5, 3, max_norm=0.04), (7,)),

@@ -7,6 +7,7 @@ from . import Case
 OWN_MASK, OWN_NOISE = "PyTorch draws other masks", "PyTorch draws other noise"
 
 TWINS = {
+    nn.AlphaDropout: OWN_MASK,
     nn.DropPath: OWN_NOISE,
     nn.Dropout: OWN_MASK,
     nn.GaussianNoise: OWN_NOISE,
@@ -16,5 +17,6 @@ TWINS = {
 CASES = [
     Case(nn.Dropout(0.0), (5,), lambda t, g: g.x),
     Case(nn.Dropout(0.3), (3, 3), thorough=True),
+    Case(nn.AlphaDropout(0.0), (5,), lambda t, g: g.x),
     Case(nn.SpatialDropout(0.3), (4,), thorough=True),
 ]
