@@ -203,11 +203,11 @@ LAYERS = (
     Example(layers.ELU(1.5), (2, 3)),
     Example(layers.Embedding(5, 3), (4,)),
     Example(layers.EmbeddingBag(5, 3), {"x": (4,), "mask": (4,)}, bags),
+    Example(layers.Flatten(), (2, 3)),
     Example(
         layers.Fold((5, 4), (3, 2), stride=(2, 1), padding=((1, 0), (0, 1))),
         (2, 4, 12),
     ),
-    Example(layers.Flatten(), (2, 3)),
     Example(blocks.Freeze(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
     Example(layers.GEGLU(), (6,)),
     Example(layers.GELU(), (5,)),
