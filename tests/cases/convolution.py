@@ -76,6 +76,10 @@ def sweep(length=7, window=3):
 
 CASES = [
     Case(
+        Conv2D(4, 3, padding=((2, 1), (0, 2)), padding_mode="reflect", bias=False),
+        (4, 3, 2),
+    ),
+    Case(
         Conv1D(4, 3, stride=2, padding=((3, 1),), padding_mode="reflect", groups=2),
         (4, 2),
     ),

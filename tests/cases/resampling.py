@@ -117,6 +117,9 @@ def resized():
 
 CASES = [
     *resized(),
+    Case(nn.Resize((2, 7)), (5, 3, 2)),
+    Case(nn.Resize((7, 3), mode="nearest"), (3, 5, 2)),
+    Case(nn.Resize((6, 2), mode="cubic", antialias=True), (3, 5, 2)),
     Case(nn.Resize((3, 5, 1)), (2, 3, 4, 1)),
     Case(nn.Resize((1, 4, 3), mode="nearest-exact"), (2, 3, 5, 1), thorough=True),
     Case(nn.Resize((3, 2, 5), align_corners=True), (2, 3, 4, 1), thorough=True),
@@ -124,6 +127,7 @@ CASES = [
     Case(nn.Resize(30, antialias=True), (70, 1), thorough=True),
     Case(nn.Resize((5, 4)), (3, 2, 16), thorough=True),
     *pads(),
+    Case(nn.Pad(((1, 2), (0, 3)), value=0.5), (3, 2, 2)),
     Case(nn.Pad(), (3, 2), thorough=True),
     Case(nn.Pad(2, value=-3), (2, 1, 2, 1), thorough=True),
     Case(nn.Pad(4, "replicate"), (1, 1, 2), thorough=True),
