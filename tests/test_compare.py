@@ -459,11 +459,13 @@ def test_a_wrong_starting_weight_is_seen_before_the_first_step(pretend):
     assert "but different on" in summary(report, verbose=True)
 
 
-def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
-    def stretch(results):
-        (params, *rest), value, finite = results
-        return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
+def stretch(results):
+    """Enlarge the parameters after a step by one per cent."""
+    (params, *rest), value, finite = results
+    return (nn.trees.tree_map(lambda p: p * 1.01, params), *rest), value, finite
 
+
+def test_the_step_at_which_the_tolerance_is_left_is_named(pretend):
     result = only(run_comparison(SPIRALS, [pretend(jit=changed_at(3, stretch))]))
     assert result.status == "differs"
     assert (
@@ -527,6 +529,25 @@ def test_a_lower_precision_inside_multiplications_is_seen_at_the_first_step(
 
     monkeypatch.setattr(nn.Dense, "forward", rough)
     assert only(run_comparison(SPIRALS, ["numpy"])).first_difference.step == 1
+
+
+def test_a_difference_that_a_second_training_does_not_repeat_is_not_checked(pretend):
+    trainings = count()
+
+    def jit(function, device, donate=()):
+        if donate and next(trainings) == 0:
+            return changed_at(3, stretch)(function, device, donate)
+        return HOST.jit(function, device, donate)
+
+    report = run_comparison(SPIRALS, [pretend(jit=jit)], sizes=())
+    result = only(report)
+    assert result.status == "not checked"
+    assert not result.differences
+    assert result.verdict.endswith("the training does not repeat itself")
+    assert {each.reason for each in result.not_checked} == {
+        "a second training on this backend agrees; --repeat shows what changes"
+    }
+    assert "a second training on this backend agrees" in headline(report)
 
 
 def test_a_loss_of_nan_exceeds_the_tolerance_and_json_stays_strict(pretend, tmp_path):

@@ -23,6 +23,7 @@ from .probes import batch_step, stored
 from .repeat import with_repeats
 from .running import Run, Task, cast, run, sha256
 from .schema import (
+    TRAINED,
     ArrayDeviation,
     BatchTime,
     Deviations,
@@ -30,6 +31,7 @@ from .schema import (
     LayerCost,
     MeasuredPrecision,
     Memory,
+    NotChecked,
     Result,
     StepTolerance,
 )
@@ -103,6 +105,10 @@ def result_of(
             measured, issue = _precision(backend)
             result = replace(result, measured_precision=measured, precision_issue=issue)
         judged = _judged(result, task, backend, trained, context, controls)
+        if judged.differences and all(
+            d.quantity in TRAINED for d in judged.differences
+        ):
+            judged = _judged_twice(judged, task, backend, context, controls, bars)
         if context.is_half:
             plain = _in_float32(judged, finished)
             differs = judged.status == DIFFERS
@@ -118,6 +124,38 @@ def result_of(
         )
     except Exception as error:  # one backend that fails must not stop the others
         return replace(result, error=one_line(f"{type(error).__name__}: {error}"))
+
+
+def _judged_twice(
+    result: Result,
+    task: Task,
+    backend: Backend,
+    context: Context,
+    controls: Controls,
+    bars: Progress,
+) -> Result:
+    """Train again, because all parts of single steps agree and the training differs.
+
+    If the second training agrees, the difference is not a property of the backend: its
+    trainings do not repeat. Then the difference is reported as not checked.
+    """
+    again = run(
+        *(task.in_dtype(context.dtype), backend, stored(context.dtype)),
+        *("second training", bars, (), context.references),
+    )
+    second = _judged(result, task, backend, again, context, controls)
+    if second.differences:
+        return result
+    reason = "a second training on this backend agrees; --repeat shows what changes"
+    unclear = tuple(NotChecked(**vars(d), reason=reason) for d in result.differences)
+    return replace(
+        result,
+        status=NOT_CHECKED,
+        verdict="agrees in single steps; the training does not repeat itself",
+        first_difference=None,
+        differences=(),
+        not_checked=(*unclear, *result.not_checked),
+    )
 
 
 def _in_float32(result: Result, finished: Sequence[Result]) -> Result | None:

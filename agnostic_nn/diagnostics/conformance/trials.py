@@ -22,6 +22,7 @@ from .sources import MissingSources, needs, source_files
 
 __all__ = ["SECTIONS", "TESTED_IN", "Trial", "Wrong", "same"]
 
+SOURCES = ("replicate", "reflect", "circular")  # modes of padding
 ROUNDINGS = 16.0  # tolerance of one computation, in ε of the dtype
 
 
@@ -174,6 +175,10 @@ def _ops() -> Iterator[Trial]:
         "erf": lambda a: ops.erf(a["numbers"]),
         "erfc": lambda a: ops.erfc(a["numbers"]),
         "expm1_below": lambda a: ops.expm1_below(-(a["numbers"] * a["numbers"])),
+        "extend": lambda a: tuple(ops.extend(a["x"], ((2, 1),), m) for m in SOURCES),
+        "extend_input": lambda a: tuple(
+            ops.extend_input(a["x"], ((1, 1),), mode) for mode in SOURCES
+        ),
         "largest": pooled,
         "log_softmax": lambda a: ops.log_softmax(100.0 * a["x"]),
         "norm": lambda a: ops.norm(a["numbers"]),
@@ -192,7 +197,7 @@ def _ops() -> Iterator[Trial]:
         "pad_impl": lambda a: ops.pad_impl(a["x"], ((1, 2),), 0.5),
         "tanh": lambda a: ops.tanh(a["numbers"]),
     }
-    for gate in ("gelu", "gelu_curve", "silu", "mish"):
+    for gate in ("gelu", "gelu_curve", "silu", "mish", "tanh_shrink"):
         for name in (gate, f"{gate}_slope"):
             functions[name] = partial(_elementwise, getattr(ops, name))
     for name in ops.__all__:
