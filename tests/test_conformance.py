@@ -443,7 +443,7 @@ def test_the_example_adapter_has_every_name():
 
 def test_the_command_prints_and_writes_its_findings(tmp_path, capsys):
     files = tmp_path / "new" / "found.json", tmp_path / "new" / "found.md"
-    command = ["conformance", "numpy", "--bare", "--only=losses"]
+    command = ["conformance", "numpy", "--bare", "--only=losses", "--verbose"]
     assert main([*command, f"--json={files[0]}", f"--markdown={files[1]}"]) == 0
     out = capsys.readouterr().out
     data, page = json.loads(files[0].read_text("utf-8")), files[1].read_text("utf-8")
