@@ -236,3 +236,18 @@ def test_it_trains_and_its_parameters_are_those_of_the_model(backend, half, tmp_
     y = model.predict(trainer.params, trainer.state, backend.asarray(x))
     difference = relative_error(trainer.predict(x), backend.to_numpy(y))
     assert 0.0 < difference < 4 * epsilon(half)
+
+
+class Remembers(nn.Layer):
+    """y = x, with the sum of x as its state."""
+
+    def forward(self, params, state, x, *, train=False):
+        return x, {"sum": x[0, ...] + x[1, ...]}, ()
+
+
+def test_a_state_that_is_computed_in_half_precision_becomes_float32_again():
+    state = {"sum": np.zeros((3,), "float32")}
+    x = np.ones((2, 3), "float32")
+    layer = nn.MixedPrecision(Remembers(), "float16")
+    _, new_state, _ = layer.forward({}, state, x, train=True)
+    assert new_state["sum"].dtype == "float32"
