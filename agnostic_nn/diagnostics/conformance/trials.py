@@ -230,8 +230,6 @@ TESTED_IN = {
     "convolve": "Conv2D",
     "convolve_input": "Conv2D",
     "convolve_weight": "Conv2D",
-    "extend": "Pad",
-    "extend_input": "Pad",
     "is_narrow": "GELU",
     "largest_input": "largest",
     "lstm": "LSTM",
