@@ -156,8 +156,10 @@ class WiderGradient(Gain):
 
 
 class WiderState(nn.BatchNorm):
-    def _average(self, old, new):
-        return super()._average(old, np.asarray(new, dtype=np.float64))
+    def forward(self, params, state, x, *, train=False):
+        y, after, cache = super().forward(params, state, x, train=train)
+        after = {name: np.asarray(leaf, np.float64) for name, leaf in after.items()}
+        return y, after if train else state, cache
 
 
 class PromisesAnotherShape(nn.Dense):

@@ -21,7 +21,7 @@ from ..core.arrays import (
 )
 from ..core.errors import expect, expect_choice, expect_number
 from ..core.fields import set_fields
-from ..core.windows import Pads, expect_sources, padding_per_axis, per_axis
+from ..core.windows import expect_sources, padding_per_axis, per_axis
 from ..ops import crop, extend, extend_input, pad
 from .base import Layer
 
@@ -133,7 +133,7 @@ class _Edges(Layer):
 
     one_array = True
 
-    padding: int | tuple[int, ...] | Pads
+    padding: int | tuple[int | tuple[int, int], ...]
 
     def __post_init__(self) -> None:
         if isinstance(self.padding, str):
@@ -164,7 +164,7 @@ class ZeroPad(_Edges):
     for both sides or a pair (before, after).
     """
 
-    padding: int | tuple[int, ...] | Pads = 1
+    padding: int | tuple[int | tuple[int, int], ...] = 1
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         pairs = self._pairs((0, *shape))
@@ -212,7 +212,7 @@ class Pad(_Edges):
     "constant" leaves them out.
     """
 
-    padding: int | tuple[int, ...] | Pads = 1
+    padding: int | tuple[int | tuple[int, int], ...] = 1
     mode: str = "constant"
     _: KW_ONLY
     value: float = 0.0
@@ -257,7 +257,7 @@ class Crop(_Edges):
     `padding`: number of elements to remove, as in `ZeroPad` (Keras: cropping).
     """
 
-    padding: int | tuple[int, ...] | Pads = 1
+    padding: int | tuple[int | tuple[int, int], ...] = 1
 
     def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
         return {}, {}, (*self._out_lengths((0, *shape)), shape[-1])

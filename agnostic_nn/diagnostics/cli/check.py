@@ -222,10 +222,12 @@ def _with_float64(name: str) -> Backend:
 
 def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
     """Return name, layer, shape and draw of each layer or loss to check."""
-    from ..examples import LAYERS, LOSSES
+    from ..examples import LAYERS, LOSSES, Example
     from ..loading import load_layer
 
-    examples = {example.name: example for example in (*LAYERS, *LOSSES)}
+    examples: dict[str, list[Example]] = {}
+    for example in (*LAYERS, *LOSSES):
+        examples.setdefault(example.name, []).append(example)
     if not requested and shape is not None:
         raise _InvalidArguments("--shape needs the name of a layer to which it applies")
     chosen: list[tuple[Any, ...]] = []
@@ -236,9 +238,9 @@ def _chosen(requested: list[str], shape: Any) -> list[tuple[Any, ...]]:
                 raise _InvalidArguments(f"the input shape of {name} is needed: {usage}")
             chosen.append((name, load_layer(name), shape, None))
         elif name in examples:
-            example = examples[name]
-            example_shape = example.shape if shape is None else shape
-            chosen.append((name, example.layer, example_shape, example.draw))
+            for example in examples[name]:
+                example_shape = example.shape if shape is None else shape
+                chosen.append((name, example.layer, example_shape, example.draw))
         else:
             near = get_close_matches(name, examples, 1)
             suggestion = f"did you mean {near[0]}?" if near else ""

@@ -141,7 +141,9 @@ def _judged_twice(
     """
     again = run(
         *(task.in_dtype(context.dtype), backend, stored(context.dtype)),
-        *("second training", bars, (), context.references),
+        title="second training",
+        progress=bars,
+        references=context.references,
     )
     second = _judged(result, task, backend, again, context, controls)
     if second.differences:
