@@ -751,6 +751,19 @@ def test_a_sentence_has_one_capital_also_if_runs_are_missing(spirals):
     assert "; both backends agree with" in headline(report)
 
 
+def test_libraries_that_differ_in_the_same_layer_point_to_its_code(spirals):
+    report = ending(spirals, "differs", "differs")
+    hint = "the place is the same on all of them, so check this layer's code"
+    assert hint not in headline(report)  # two devices of one library
+    one, other = report.results
+    several = replace(report, results=(one, replace(other, backend="jax")))
+    assert headline(several).endswith(f"; {hint}")
+    (found,) = other.differences
+    elsewhere = (replace(found, description="the output of layer 2 (Dense)"),)
+    apart = replace(other, backend="jax", differences=elsewhere)
+    assert hint not in headline(replace(report, results=(one, apart)))
+
+
 def test_the_page_begins_with_the_same_sentence(spirals):
     pytest.importorskip("jinja2", reason="the extra `report` is not installed")
     pytest.importorskip("matplotlib", reason="the extra `report` is not installed")

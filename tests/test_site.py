@@ -18,7 +18,7 @@ DOCS = Path(__file__).parents[1] / "docs"
 PAGES = sorted(
     path
     for path in DOCS.rglob("*.md")
-    if path.parent.name in ("tutorials", "guides", "explanations", "migration")
+    if path.parent.name in ("docs", "tutorials", "guides", "explanations", "migration")
 )
 BLOCK = re.compile(
     r'^(?P<indent> *)```(?P<language>\w+)(?: title="(?P<title>[^"]*)")?\n'

@@ -36,6 +36,10 @@ def headline(report: Report) -> str:
         if len(differs) < len(named):
             count = f"{len(differs)} of {len(named)} {kind}"
         clauses.append(f"{count} differ by more than rounding: {listed}")
+    if len(differs) == len(named) and _have_one_cause([r for _, r in differs]):
+        clauses.append(
+            "the place is the same on all of them, so check this layer's code"
+        )
     clauses += [f"{name} {r.verdict}" for name, r in unrepeated]
     clauses += _grouped(by_status.get("failed", []), _failure, kind, len(named))
     clauses += _grouped(by_status.get("not checked", []), _because, kind, len(named))
@@ -43,6 +47,17 @@ def headline(report: Report) -> str:
     if agree:
         clauses.append(_agreeing(report, [name for name, _ in agree], kind))
     return "; ".join([*clauses[:1], *map(_inside_a_sentence, clauses[1:])])
+
+
+def _have_one_cause(results: list[Result]) -> bool:
+    """Return whether several libraries differ first in the same result of a layer.
+
+    Then the cause is probably in the code that they share.
+    """
+    places = {(r.differences[0].step, r.differences[0].description) for r in results}
+    is_in_layer = all(r.differences[0].layer for r in results)
+    libraries = {r.backend for r in results}
+    return len(libraries) > 1 and len(places) == 1 and is_in_layer
 
 
 def _inside_a_sentence(clause: str) -> str:
