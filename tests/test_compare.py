@@ -758,8 +758,8 @@ def test_libraries_that_differ_in_the_same_layer_point_to_its_code(spirals):
     one, other = report.results
     several = replace(report, results=(one, replace(other, backend="jax")))
     assert headline(several).endswith(f"; {hint}")
-    (found,) = other.differences
-    elsewhere = (replace(found, description="the output of layer 2 (Dense)"),)
+    (difference,) = other.differences
+    elsewhere = (replace(difference, description="the output of layer 2 (Dense)"),)
     apart = replace(other, backend="jax", differences=elsewhere)
     assert hint not in headline(replace(report, results=(one, apart)))
 
