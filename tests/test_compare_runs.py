@@ -378,10 +378,10 @@ def test_changes_since_the_interrupt_are_listed_with_both_values(
 def test_another_model_or_start_is_refused(interrupted, folder, monkeypatch, capsys):
     run = interrupted()
     del sys.modules["mine"]
-    Path("mine.py").write_text(MINE.replace("Dense(4)", "Dense(5)"), encoding="utf-8")
+    Path("mine.py").write_text(MINE.replace("Dense(4)", "Dense(12)"), encoding="utf-8")
     text = refusal(capsys, run)
     assert "workload: model was 'Sequential(Dense(width=4" in text
-    assert "is 'Sequential(Dense(width=5" in text
+    assert "is 'Sequential(Dense(width=12" in text
     assert "starting parameters: SHA-256 was '" in text
 
 

@@ -216,7 +216,7 @@ def test_a_library_without_the_dtype_is_named():
     params, _, _ = layer.init(
         random.key(0, xp=nn.backend("numpy").xp), (1,), np.dtype("float32")
     )
-    with pytest.raises(ValueError, match="numpy has no bfloat16"):
+    with pytest.raises(ValueError, match="library of these arrays has no bfloat16"):
         layer.forward(params, {}, np.ones((1, 1), "float32"))
 
 

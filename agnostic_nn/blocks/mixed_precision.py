@@ -242,7 +242,7 @@ class _Converted(Layer):
             return leaf
         xp = namespace(leaf)
         dtype = getattr(xp, self.dtype or "", None)
-        expect(dtype is not None, "{} has no {}", xp.__name__, self.dtype)
+        expect(dtype is not None, "the library of these arrays has no {}", self.dtype)
         return xp.astype(leaf, dtype)
 
 

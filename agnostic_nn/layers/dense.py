@@ -105,23 +105,23 @@ class Dense(Layer):
 
 @dataclass(frozen=True)
 class Bilinear(Layer):
-    """y_k = Σ_ij u_i A_ijk v_j + b_k, for a tuple x = (u, v).
+    """y_k = Σ_ij u_i W[i, j, k] v_j + b_k, for a tuple x = (u, v).
 
     u: (..., n), v: (..., m) -> y: (..., width). The leading axes of u and v are equal.
 
     `width`: the length of the last axis of y (out_features). `bias`: whether b is
     added.
 
-    Parameters: weight (n, m, width), A above, which is drawn as a matrix with n · m
+    Parameters: weight (n, m, width), W above, which is drawn as a matrix with n · m
     inputs, and, unless `bias` is false, bias (width,), which starts at 0. PyTorch
-    stores A as (width, n, m).
+    stores W as (width, n, m).
 
     Gradient
     --------
-    y is linear in u, in v, in A and in b. With T_jk = Σ_i u_i A_ijk,
+    y is linear in u, in v, in W and in b. With T_jk = Σ_i u_i W[i, j, k],
 
-        du_i = Σ_jk A_ijk v_j dy_k        dv_j = Σ_k T_jk dy_k
-        dA_ijk = Σ u_i v_j dy_k           db = Σ dy
+        du_i = Σ_jk W[i, j, k] v_j dy_k    dv_j = Σ_k T_jk dy_k
+        dW[i, j, k] = Σ u_i v_j dy_k       db = Σ dy
 
     where Σ without an index runs over every axis but the last.
     """
