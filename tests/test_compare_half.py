@@ -308,6 +308,8 @@ def test_the_emulation_of_one_layer_leaves_the_others_in_float32():
 
 
 def test_the_terminal_and_the_files_answer_the_question(right, tmp_path):
+    pytest.importorskip("jinja2", reason="the extra `report` is not installed")
+    pytest.importorskip("matplotlib", reason="the extra `report` is not installed")
     text = summary(right)
     assert "May I train in float16 on numpy:cpu? Yes: test accuracy" in " ".join(
         text.split()

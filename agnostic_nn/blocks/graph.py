@@ -34,6 +34,7 @@ from ..core.random import split
 from ..core.trees import leaves, tree_map, tree_sum
 from ..layers.base import Layer
 from ..layers.shapes import empty_like
+from ..ops.precision import sum_of_two
 from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Graph", "Shared"]
@@ -417,7 +418,7 @@ def _add_gradients(totals: dict[str, Any], paths: Any, gradients: Any) -> None:
 def _sum_at(tree: Any, path: list[str], gradient: Any) -> Any:
     """Return a tree of gradients with another one added to its subtree at a path."""
     if not path:
-        return tree_sum(tree, gradient)
+        return tree_sum(tree, gradient, sum_of_two)
     name, *rest = path
     if isinstance(tree, tuple):
         i = int(name)

@@ -11,6 +11,7 @@ from ..core.random import split
 from ..core.trees import tree_sum
 from ..layers.base import Layer
 from ..layers.merging import Add, Concatenate, Multiply
+from ..ops.precision import sum_of_two
 from .base import Block, common_input_kind, expect_layers, with_fields
 
 __all__ = ["Parallel"]
@@ -97,7 +98,7 @@ class Parallel(Block):
         layers = zip(self.layers, params, caches, dy, strict=True)
         for layer, p, layer_cache, layer_dy in layers:
             layer_dx, layer_grads = layer.backward(p, layer_cache, layer_dy)
-            dx = tree_sum(dx, layer_dx)
+            dx = tree_sum(dx, layer_dx, sum_of_two)
             grads.append(layer_grads)
         return dx, tuple(grads)
 

@@ -11,6 +11,7 @@ from ..core.random import fold
 from ..core.trees import tree_map, tree_sum
 from ..layers.base import Layer
 from ..layers.reshaping import Identity
+from ..ops.precision import sum_of_two
 from .base import expect_layers, with_fields
 from .sequential import Sequential
 
@@ -66,7 +67,7 @@ class Residual(Sequential):
         f_state, g_state = self._split(state)
         y, f_state, f_cache = super().forward(f_params, f_state, x, train=train)
         g_y, g_state, g_cache = self._g.forward(g_params, g_state, x, train=train)
-        y = tree_map(_add, _addend(g_y, y), y)
+        y = tree_map(sum_of_two, _addend(g_y, y), y)
         return y, self._join(f_state, g_state), self._join(f_cache, g_cache)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
@@ -76,9 +77,9 @@ class Residual(Sequential):
         g_dx, g_grads = self._g.backward(g_params, g_cache, dy)
         if isinstance(dx, dict) and not isinstance(g_dx, dict):
             # of a dict of inputs, only "x" was added
-            dx = {**dx, "x": tree_sum(g_dx, dx["x"])}
+            dx = {**dx, "x": tree_sum(g_dx, dx["x"], sum_of_two)}
         else:
-            dx = tree_sum(g_dx, dx)
+            dx = tree_sum(g_dx, dx, sum_of_two)
         return dx, self._join(f_grads, g_grads)
 
     def predict(self, params: Params, state: State, x: Array) -> Array:
@@ -86,7 +87,7 @@ class Residual(Sequential):
         f_state, g_state = self._split(state)
         y = super().predict(f_params, f_state, x)
         g_y = self._g.predict(g_params, g_state, x)
-        return tree_map(_add, _addend(g_y, y), y)
+        return tree_map(sum_of_two, _addend(g_y, y), y)
 
     def backward_params(self, params: Params, cache: Cache, dy: Array) -> Params:
         f_params, g_params = self._split(params)
@@ -108,7 +109,7 @@ class Residual(Sequential):
         f_memory, g_memory = self._split(memory)
         y, f_memory = super().advance(f_params, f_state, f_memory, x)
         g_y, g_memory = self._g.advance(g_params, g_state, g_memory, x)
-        return tree_map(_add, _addend(g_y, y), y), self._join(f_memory, g_memory)
+        return tree_map(sum_of_two, _addend(g_y, y), y), self._join(f_memory, g_memory)
 
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         mapped = super().map_layers(function)
@@ -138,7 +139,3 @@ def _addend(g_y: Any, y: Any) -> Any:
     """Return the part of the shortcut's output, or of its shape, that is added to y."""
     only_x = isinstance(g_y, dict) and not isinstance(y, dict)
     return g_y.get("x") if only_x else g_y
-
-
-def _add(g_y: Any, y: Any) -> Any:
-    return g_y + y

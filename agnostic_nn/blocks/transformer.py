@@ -14,6 +14,7 @@ from ..layers.base import Layer, not_a_layer
 from ..layers.dense import Dense
 from ..layers.normalization import LayerNorm
 from ..layers.regularization import Dropout
+from ..ops.precision import sum_of_two
 from .base import Block, with_fields
 from .sequential import Sequential
 
@@ -131,7 +132,8 @@ class TransformerBlock(Block):
             if isinstance(dx, dict):
                 dsource = dx.get("source", dsource)
                 dx = dx["x"]
-            dy = dy + (run_backward(f"{name}_norm", dx) if self.pre_norm else dx)
+            dx = run_backward(f"{name}_norm", dx) if self.pre_norm else dx
+            dy = sum_of_two(dy, dx)
         return nest_like_x(self, dy, (None, dsource, None), present), grads
 
     def predict(self, params: Params, state: State, x: Any) -> Array:
@@ -209,7 +211,7 @@ class TransformerBlock(Block):
         for name in self._parts:
             x = run(f"{name}_norm", y) if self.pre_norm else y
             x = run(name, _with(x, others.get(name)))
-            y = y + (run(f"{name}_dropout", x) if self.dropout else x)
+            y = sum_of_two(y, run(f"{name}_dropout", x) if self.dropout else x)
             if not self.pre_norm:
                 y = run(f"{name}_norm", y)
         return y

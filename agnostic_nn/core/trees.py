@@ -38,10 +38,15 @@ def tree_map(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
     return function(tree, *rest)
 
 
-def tree_sum(a: Any, b: Any) -> Any:
+def _sum(a: Any, b: Any) -> Any:
+    return a + b
+
+
+def tree_sum(a: Any, b: Any, add: Callable[[Any, Any], Any] = _sum) -> Any:
     """Return the sum, leaf by leaf, of two gradients with respect to the same inputs.
 
-    None stands for the gradient of a leaf or a tree that has none; None plus g is g.
+    add: returns the sum of two leaves. None stands for the gradient of a leaf or a tree
+    that has none; None plus g is g.
 
     Raises
     ------
@@ -51,12 +56,13 @@ def tree_sum(a: Any, b: Any) -> Any:
     if a is None or b is None:
         return b if a is None else a
     if isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        return {k: tree_sum(v, b[k]) for k, v in a.items()}
+        return {k: tree_sum(v, b[k], add) for k, v in a.items()}
     if isinstance(a, tuple) and isinstance(b, tuple) and len(a) == len(b):
-        return tuple(tree_sum(left, right) for left, right in zip(a, b, strict=True))
+        pairs = zip(a, b, strict=True)
+        return tuple(tree_sum(left, right, add) for left, right in pairs)
     if any(isinstance(tree, dict | tuple) for tree in (a, b)):
         raise _trees_differ(a, b)
-    return a + b
+    return add(a, b)
 
 
 def named_leaves(tree: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

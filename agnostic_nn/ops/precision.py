@@ -2,7 +2,7 @@
 
 from ..core.arrays import Array, float_bits, namespace
 
-__all__ = ["is_narrow", "narrowed", "widened"]
+__all__ = ["is_narrow", "narrowed", "sum_of_two", "widened"]
 
 
 def is_narrow(x: Array) -> bool:
@@ -18,3 +18,11 @@ def widened(x: Array) -> Array:
 def narrowed(x: Array, like: Array) -> Array:
     """Return x in the dtype of `like` if that is narrower than float32, else x."""
     return namespace(x).astype(x, like.dtype) if is_narrow(like) else x
+
+
+def sum_of_two(a: Array, b: Array) -> Array:
+    """Return a + b, in float32 if one is narrower than that and the other is not.
+
+    The standard does not define sums of two dtypes of which one is float16 or bfloat16.
+    """
+    return a + b if a.dtype == b.dtype else widened(a) + widened(b)
