@@ -13,7 +13,7 @@ def nearest(x: Any, dtype: str) -> Any:
     """Return x with each real number rounded to the nearest one of a dtype.
 
     dtype: a name such as "bfloat16". The result is in float64, and infinite where a
-    number is too large. Other numbers than real ones stay as they are.
+    number is too large. Integers and booleans are not changed.
 
     A compiler may leave out the rounding in a cast to bfloat16 and back, and XLA does.
     Arguments that are rounded here are exact in every such cast.

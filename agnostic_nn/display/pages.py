@@ -71,7 +71,7 @@ def render(template: str, **values: Any) -> str:
 def _unbroken_numbers(text: str) -> Any:
     """Return text as HTML that does not break a number such as 2e-06 between lines.
 
-    What is between backticks becomes code.
+    Text between backticks becomes code.
     """
     span = r'<span class="whole">\g<0></span>'
     marked = re.sub(r"\d[\d.]*e-\d+", span, html.escape(text))

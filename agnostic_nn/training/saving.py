@@ -1,4 +1,4 @@
-"""Snapshot: the progress of a trainer as it is written to a file and read back."""
+"""Write the progress of a trainer to a file, and read it."""
 
 import os
 from collections.abc import Callable
