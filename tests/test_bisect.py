@@ -339,7 +339,7 @@ INSIDE = {
         ("1#1", "TransformerBlock", "forward around its layers"),
     ),
     "the sum of gradients": (
-        (parallel, "tree_sum", lambda old: lambda a, b: b),
+        (parallel, "tree_sum", lambda old: lambda a, b, add: b),
         ("2", "Parallel", "backward around its layers: dx"),
     ),
 }
@@ -355,15 +355,17 @@ def test_a_fault_inside_a_block_is_named(backend, thorough, fault):
     assert not any(finding.ratios[0] > 1.0 for finding in result.findings)
 
 
-@pytest.mark.parametrize("change", ["_add", "tree_sum"])
-def test_a_residual_that_loses_a_term_is_named(backend, change):
-    lost = patched((residual, change, lambda old: lambda a, b: b))
-    first = bisected(IMAGES, images(), "numpy", broken(backend, lost)).first
-    parts = {
-        "_add": "forward around its layers",
-        "tree_sum": "backward around its layers: dx",
-    }
-    assert (first.path, first.part) == ("4", parts[change])
+@pytest.mark.parametrize(
+    ("function", "lost", "part"),
+    [
+        ("tree_map", lambda add, a, b: b, "forward around its layers"),
+        ("tree_sum", lambda a, b, add: b, "backward around its layers: dx"),
+    ],
+)
+def test_a_residual_that_loses_a_term_is_named(backend, function, lost, part):
+    changes = patched((residual, function, lambda old: lost))
+    first = bisected(IMAGES, images(), "numpy", broken(backend, changes)).first
+    assert (first.path, first.part) == ("4", part)
 
 
 # --- predictions, repeated calls and later steps --------------------------------------
@@ -506,7 +508,7 @@ def test_a_gradient_of_shared_parameters_that_is_not_summed_is_named():
         both=(nn.Add(), "one", "two"),
     )
     data = tuple(np.random.default_rng(0).standard_normal((2, 8, 3)).astype(np.float32))
-    lost = (graph, "tree_sum", lambda old: lambda a, b: b)
+    lost = (graph, "tree_sum", lambda old: lambda a, b, add: b)
     result = bisected(model, data, "numpy", eager([lost]))
     parts = {
         finding.part

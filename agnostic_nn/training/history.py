@@ -159,7 +159,7 @@ def _shown_once() -> Any:
     from matplotlib import pyplot
     from matplotlib.figure import Figure
 
-    class Plot(Figure):
+    class Plot(Figure):  # type: ignore[misc]
         """A figure that is closed, and so not shown again, when IPython shows it."""
 
         def _ipython_display_(self) -> None:

@@ -445,7 +445,10 @@ def blocks() -> Iterator[Fault]:
     from agnostic_nn.blocks import graph, residual
 
     def second(old):
-        return lambda a, b: b if a is not None and b is not None else old(a, b)
+        def last(a, b, add):
+            return old(a, b, add) if a is None or b is None else b
+
+        return last
 
     around = "around its layers"
     yield Fault(
@@ -456,7 +459,7 @@ def blocks() -> Iterator[Fault]:
             ("8",),
             (f"forward {around}",),
         ),
-        lambda: [(residual, "_add", lambda old: lambda a, b: b)],
+        lambda: [(residual, "tree_map", lambda old: lambda add, a, b: b)],
     )
     yield Fault(
         *(
@@ -473,12 +476,14 @@ def blocks() -> Iterator[Fault]:
         *(("",), (f"backward {around}",), lambda: [(graph, "tree_sum", second)]),
     )
     for size in SIZES:
+
+        def scaled_sum(old, size=size):
+            return lambda add, a, b: a + b * (1.0 + size)
+
         yield Fault(
             *("blocks", f"the added term times {1 + size:g}", "CNN", ("8",)),
             (f"forward {around}",),
-            lambda size=size: [
-                (residual, "_add", lambda old: lambda a, b: a + b * (1.0 + size))
-            ],
+            lambda scaled_sum=scaled_sum: [(residual, "tree_map", scaled_sum)],
         )
 
         def chain(old, size=size):
