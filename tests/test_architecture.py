@@ -81,7 +81,7 @@ LEVELS = (
         *("diagnostics.cost", "diagnostics.gradcheck.checks", "diagnostics.loading"),
         "training.mean_loss",
     },
-    {"diagnostics.gradcheck", "training.epoch_means"},
+    {"diagnostics.gradcheck", "training.epoch_means", "training.input_shapes"},
     {"training.run", "training.step_report"},
     {"training.advance", "training.callbacks", "training.validation"},
     {"training.callback_memory"},

@@ -75,6 +75,11 @@ class Examples:
             tree_map(select, self.x), tree_map(select, self.target), weights
         )
 
+    @property
+    def shape(self) -> Any:
+        """The shape of one x."""
+        return tree_map(lambda leaf: tuple(leaf.shape[1:]), self.x)
+
     def in_memory(self) -> "Examples":
         """Return the same examples, those of a mapped file read into memory."""
         arrays = leaves((self.x, self.target))

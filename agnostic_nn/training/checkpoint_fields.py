@@ -19,6 +19,7 @@ from .batches import EpochProgress
 from .checkpoint import CheckpointError, OpenedCheckpoint
 from .config import describe, rebuild
 from .epoch_means import NO_MEANS, EpochMeans
+from .input_shapes import fits_limits
 from .inputs import as_shape
 from .safetensors_format import short
 from .steps import Carry
@@ -38,13 +39,15 @@ _MAX_COUNT = 2**53  # of steps and examples: no training reaches it
 class CheckpointFields:
     """The fields of a description other than the model, the loss and the optimizer.
 
-    open, means: progress of the open epoch, and its means so far. largest: the longest
-    user-supplied batch. kept: names of the copies that `Trainer.keep` made. fit: the
-    memory of the callbacks of an interrupted `fit`, by key, and best: the keys of those
-    that keep weights; see `RunMemory`.
+    limits: the shape that the user chose, where None may be any length, or None. open,
+    means: progress of the open epoch, and its means so far. longest: the length of the
+    longest user-supplied batch, by the shapes of the examples. kept: names of the
+    copies that `Trainer.keep` made. fit: the memory of the callbacks of an interrupted
+    `fit`, by key, and best: the keys of those that keep weights; see `RunMemory`.
     """
 
     shape: Shape
+    limits: Any
     dtype: str
     seed: int
     steps: int
@@ -52,7 +55,7 @@ class CheckpointFields:
     open: EpochProgress
     means: EpochMeans
     keep_finite: bool
-    largest: int
+    longest: dict[str, int]
     notes: dict[str, Any]
     kept: tuple[str, ...]
     fit: dict[str, dict[str, Any]] | None
@@ -91,8 +94,15 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         for memory in fit.values():
             _expect_dict("fit", memory)
     means = data.get("means")
+    shape = _shape(data["shape"])
+    longest = data.get("longest", {})
+    _expect_dict("longest", longest)
+    for count in longest.values():
+        _count("each length of longest", count)
     return CheckpointFields(
-        shape=_shape(data["shape"]),
+        shape=shape,
+        # a file without the field is older: its trainer takes no other shape
+        limits=_limits(data.get("limits", shape), shape),
         dtype=dtype,
         seed=_count("seed", data["seed"], 2**64),
         steps=_count("steps", data["steps"]),
@@ -100,7 +110,7 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         open=_progress(data["open"], data["steps"]),
         means=NO_MEANS if means is None else EpochMeans.from_json(means),
         keep_finite=keep_finite,
-        largest=_count("largest", data.get("largest", 0)),
+        longest=longest,
         notes=notes,
         kept=_names("kept", data.get("kept", [])),
         fit=fit,
@@ -131,6 +141,17 @@ def _shape(value: Any) -> Any:
         else:
             pending += node.values() if isinstance(node, dict) else node
     return shape
+
+
+def _limits(value: Any, shape: Any) -> Any:
+    if value is None:
+        return None
+    limits = as_shape(value, free=True)
+    is_valid = fits_limits(shape, limits)
+    expect(
+        is_valid, "expected limits that shape fits, got {} and {}", short(limits), shape
+    )
+    return limits
 
 
 def _progress(value: Any, steps: int) -> EpochProgress:

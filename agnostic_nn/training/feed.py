@@ -12,12 +12,14 @@ from ..core.trees import leaves, shape_map, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
 from .batches import Examples
+from .input_shapes import shape_text
 from .validation import InputValidator
 
 __all__ = [
     "Augment",
     "BatchFeeder",
     "Call",
+    "longest_so_far",
     "multiplications_per_row",
     "padded",
     "to_device",
@@ -30,6 +32,8 @@ Augment = Callable[[Any, Any, np.random.Generator], tuple[Any, Any]]
 # amount to some milliseconds, and the bytes of x.
 _MAX_MULTIPLICATIONS = 2**27
 _MAX_BYTES = 2**22
+# the number of shapes for which the longest batch is remembered
+_MAX_SHAPES = 1024
 
 
 class Call(NamedTuple):
@@ -50,8 +54,8 @@ class BatchFeeder:
     """Turns batches of examples into the arguments of the steps.
 
     batch_size, count: the number of examples in each batch and of all of them, or 0 for
-    batches that a user supplies. rows_for: from the length of such a batch to that
-    which it is padded to. augment: the user's function, or None; its generator is fixed
+    batches that a user supplies. rows_for: from such a batch to the length which it is
+    padded to. augment: the user's function, or None; its generator is fixed
     by `seed`. check(x, target, weights): turns its result into examples.
     multiplications(): about how many a step takes for each row. together: whether one
     call may take several steps.
@@ -60,7 +64,7 @@ class BatchFeeder:
     validator: InputValidator
     batch_size: int
     count: int
-    rows_for: Callable[[int], int]
+    rows_for: Callable[[Examples], int]
     augment: Augment | None
     check: Callable[..., Examples]
     multiplications: Callable[[], int]
@@ -96,7 +100,7 @@ class BatchFeeder:
             rows = self.batch_size
             needs_counts = self._has_short_batch(rows)
         else:
-            rows = self.rows_for(len(examples))
+            rows = self.rows_for(examples)
             # Any batch may be short, so all of them have counts where the loss allows
             # it: the step is then compiled once.
             needs_counts = validator.takes_weights or len(examples) < rows
@@ -156,6 +160,21 @@ class BatchFeeder:
                 f"augment turned {len(examples)} examples into {len(changed)}"
             )
         return changed
+
+
+def longest_so_far(lengths: dict[str, int], examples: Examples) -> int:
+    """Return the length of the longest batch so far with examples of these shapes.
+
+    lengths: those so far, by the shapes; this updates it. Batches of each shape are
+    padded to one length, so that a step is compiled once for each shape.
+    """
+    targets = tree_map(lambda leaf: tuple(leaf.shape[1:]), examples.target)
+    shapes = f"{shape_text(examples.shape)} -> {shape_text(targets)}"
+    longest = max(lengths.pop(shapes, 0), len(examples))
+    while len(lengths) >= _MAX_SHAPES:
+        del lengths[next(iter(lengths))]
+    lengths[shapes] = longest
+    return longest
 
 
 def multiplications_per_row(model: Layer, params: Params, shape: Shape) -> int:

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import device, first_true, namespace
+from ..core.arrays import Shape, device, first_true, namespace
 from ..core.backend import Backend
 from ..core.errors import expect
-from ..core.trees import leaves, named_leaves, shape_map, tree_map
+from ..core.trees import leaves, named_leaves, tree_map
 from ..layers.base import kinds
 
 __all__ = [
@@ -60,16 +60,16 @@ def admit(
     check: Callable[[Any], None] | None,
     *,
     count: int | None = None,
-    shape: Any = None,
+    expect_shape: Callable[[Any], None] | None = None,
     input_kinds: Any = "",
 ) -> Admitted:
     """Visit each array of `data` once: fetch it to the host, check and convert it.
 
     check: raises for an invalid value; it gets the arrays before they are converted.
     count: the expected number of examples; None for an x, whose arrays only have to
-    agree. shape: the expected shape of one example, nested like the data, if known.
-    input_kinds: that of a layer, if the data are its x. Numbers without a dtype are
-    converted to the dtype of the model where it takes real numbers.
+    agree. expect_shape: raises if the examples are of a shape that a model does not
+    take. input_kinds: that of a layer, if the data are its x. Numbers without a dtype
+    are converted to the dtype of the model where it takes real numbers.
 
     Raises
     ------
@@ -103,8 +103,8 @@ def admit(
         expect_lengths(name, arrays)
     else:
         _expect_count(name, arrays, count)
-    if shape is not None:
-        expect_shapes(name, arrays, shape)
+    if expect_shape is not None:
+        expect_shape(arrays)
     if problem is None:
         problem = _first_problem(name, arrays, check, any(leaves(nesting)), problems)
     if problem is not None:
@@ -337,12 +337,17 @@ def chunks(data: Any) -> Iterator[tuple[int, Any]]:
         yield start, tree_map(lambda leaf: np.asarray(leaf[rows]), data)  # noqa: B023
 
 
-def as_shape(data: Any) -> Any:
-    """Return a shape, or a tree of shapes, from lists and tuples of integers."""
+def as_shape(data: Any, *, free: bool = False) -> Any:
+    """Return a shape, or a tree of shapes, from lists and tuples of integers.
+
+    free: whether a length may be None, which means any.
+    """
     if isinstance(data, dict):
-        return {name: as_shape(shape) for name, shape in data.items()}
+        return {name: as_shape(shape, free=free) for name, shape in data.items()}
     if isinstance(data, list | tuple):
-        return tuple(as_shape(entry) for entry in data)
+        return tuple(as_shape(entry, free=free) for entry in data)
+    if free and data is None:
+        return None
     return as_integer("each length of a shape", data, 0)
 
 
@@ -386,24 +391,44 @@ def _expect_count(name: str, data: Any, count: int) -> None:
 
 
 def expect_shapes(name: str, data: Any, shapes: Any) -> None:
-    """Raise ValueError unless data hold examples of `shapes`, a tree nested alike."""
+    """Raise ValueError unless data hold examples of `shapes`, a tree nested alike.
+
+    A length that is None may be any.
+    """
     if tree_map(lambda leaf: leaf.shape[1:], data) == shapes:
         return
     arrays = dict(named_leaves(data, name))
     # Lists, since a shape is a tuple and would be taken for a branch of the tree.
-    expected = dict(named_leaves(shape_map(list, shapes), name))
+    expected = dict(named_leaves(_with_lists(shapes), name))
     if arrays.keys() != expected.keys():
         raise ValueError(
             f"the model takes {' and '.join(expected)}, got {' and '.join(arrays)}"
         )
     for path, leaf in arrays.items():
-        if list(leaf.shape[1:]) != expected[path]:
+        if not _fits(leaf.shape[1:], expected[path]):
             shape = ", ".join(["examples", *map(str, expected[path])])
             message = f"the model takes {path} of shape ({shape}), got {leaf.shape}"
-            if list(leaf.shape) == expected[path]:
+            if _fits(leaf.shape, expected[path]):
                 batch = (1, *leaf.shape)
                 message += f": pass one example as {path}[None], of shape {batch}"
             raise ValueError(message)
+
+
+def _with_lists(shapes: Any) -> Any:
+    """Return a tree of shapes with a list for each shape."""
+    if isinstance(shapes, dict):
+        return {name: _with_lists(part) for name, part in shapes.items()}
+    if any(isinstance(entry, tuple | dict) for entry in shapes):
+        return tuple([_with_lists(part) for part in shapes])
+    return list(shapes)
+
+
+def _fits(shape: Shape, lengths: list[int | None]) -> bool:
+    """Return whether a shape has these lengths, of which None may be any."""
+    if len(shape) != len(lengths):
+        return False
+    pairs = zip(shape, lengths, strict=True)
+    return all(length is None or actual == length for actual, length in pairs)
 
 
 def expect_lengths(name: str, data: Any) -> None:

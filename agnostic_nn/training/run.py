@@ -33,6 +33,7 @@ class Run(NamedTuple):
     carry: Carry | None = None
     shape: Shape | None = None
     out_shape: Shape | None = None
+    limits: Any = None  # the lengths that the user chose, where None may be any
     steps: int = 0
     epoch: int = 0
     open: EpochProgress = NO_OPEN_EPOCH
@@ -153,11 +154,19 @@ class CurrentRun:
         """Move a carry from the host to the backend and continue from it."""
         self.change(carry=self._backend.asarray(carry), is_shared=False)
 
-    def build(self, shape: Shape) -> None:
-        """Draw initial weights for examples of `shape`, replacing those there are."""
+    def build(self, shape: Shape, limits: Any = None) -> None:
+        """Draw initial weights for examples of `shape`, replacing those there are.
+
+        limits: the shape that the user chose, if any, which may have None for lengths.
+        """
         carry, out_shape = self.draw(shape)
-        carry = self._backend.asarray(carry)
-        self.change(carry=carry, shape=shape, out_shape=out_shape, is_shared=False)
+        self.change(
+            carry=self._backend.asarray(carry),
+            shape=shape,
+            out_shape=out_shape,
+            limits=limits,
+            is_shared=False,
+        )
 
     def draw(self, shape: Shape) -> tuple[Carry, Shape]:
         """Return the carry before the first step, on the host, and the shape of a y."""

@@ -26,14 +26,15 @@ class Snapshot(NamedTuple):
 
     run: its carry is on the host when it is written, and on the backend after it was
     read. kept: the copies that `Trainer.keep` made. memory: that of the callbacks of an
-    interrupted `fit`. longest_batch: of those that a user supplied.
+    interrupted `fit`. longest_batches: the lengths of the longest of those that a user
+    supplied, by the shapes of their examples.
     """
 
     run: Run
     kept: dict[str, Carry]
     memory: RunMemory | None
     notes: dict[str, Any]
-    longest_batch: int
+    longest_batches: dict[str, int]
 
 
 def write_snapshot(
@@ -55,11 +56,12 @@ def write_snapshot(
     tree |= {f"best {i}": memory.best[key] for i, key in enumerate(best)}
     description = settings | {
         "shape": run.shape,
+        "limits": run.limits,
         "steps": run.steps,
         "epoch": run.epoch,
         "open": run.open,
         "means": run.means.as_json() if run.open.batches_done else None,
-        "largest": snapshot.longest_batch,
+        "longest": snapshot.longest_batches,
         "notes": snapshot.notes,
         "kept": kept,
         "fit": None if snapshot.memory is None else memory.notes,
@@ -107,6 +109,7 @@ def read_snapshot(
             carry,
             saved.shape,
             out_shape,
+            saved.limits,
             saved.steps,
             saved.epoch,
             saved.open,
@@ -115,5 +118,5 @@ def read_snapshot(
         kept={name: tree[f"kept {i}"] for i, name in enumerate(saved.kept)},
         memory=memory,
         notes=saved.notes,
-        longest_batch=saved.largest,
+        longest_batches=saved.longest,
     )

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.arrays import Array, Metric, Moments, Params, Shape, State, namespace
+from ..core.arrays import Array, Metric, Moments, Params, State, namespace
 from ..core.backend import Backend
 from ..core.backend import backend as choose
 from ..core.errors import (
@@ -47,8 +47,15 @@ from .config import describe
 from .context import Context
 from .epochs import EpochLoop
 from .evaluation import Evaluator
-from .feed import Augment, BatchFeeder, multiplications_per_row, padded
+from .feed import (
+    Augment,
+    BatchFeeder,
+    longest_so_far,
+    multiplications_per_row,
+    padded,
+)
 from .history import History
+from .input_shapes import has_free
 from .inputs import as_integer, as_shape, fetch, type_and_length
 from .interrupts import DeferredInterrupts
 from .progress import progress
@@ -108,8 +115,12 @@ class Trainer:
     dtype
         The dtype that the model computes in, "float32" or "float64".
     shape
-        The shape of one example, or a tree of shapes; by default that of the first
-        data.
+        The shape of one example, or a tree of shapes. A length that is None may differ
+        from call to call and from batch to batch: `shape=(None, 8)` takes sequences of
+        any length. Without a shape, weights are drawn for the first data, and any
+        length may differ that the parameters do not depend on. Either way a length that
+        the model fixes, such as the last axis before a `Dense`, is refused if it
+        differs. See the guide about data for the compiled programs.
     metrics
         {name: function from (y, target) to values per example}, as
         `agnostic_nn.metrics` says; by default those of the loss, such as accuracy.
@@ -159,7 +170,7 @@ class Trainer:
         backend: Backend | str | None = None,
         seed: int = 0,
         dtype: str = "float32",
-        shape: Shape | None = None,
+        shape: Any = None,
         metrics: dict[str, Metric] | None = None,
         keep_finite: bool = True,
         context: Any = None,
@@ -186,7 +197,8 @@ class Trainer:
         self.context = context
         self.notes: dict[str, Any] = {}
         self._current = CurrentRun(model, optimizer, self.backend, self.seed, dtype)
-        self._longest_batch = 0  # user-supplied batches are padded to this length
+        # user-supplied batches are padded to the longest with examples of their shapes
+        self._longest_batches: dict[str, int] = {}
         self._kept: dict[str, Carry] = {}
         self._memory: RunMemory | None = None  # of the current or an interrupted `fit`
         jit = self.backend.jit
@@ -242,20 +254,43 @@ class Trainer:
             zip(names, (*plain, *measured), strict=True)
         )
 
-    def build(self, shape: Shape) -> None:
-        """Draw initial weights for examples of `shape`, replacing those there are."""
-        self._current.build(as_shape(shape))
+    def build(self, shape: Any) -> None:
+        """Draw initial weights for examples of `shape`, replacing those there are.
+
+        A length that is None may be any that the model takes: see `shape` of `Trainer`.
+
+        Raises
+        ------
+        ValueError
+            If the model does not take examples of that shape, or its parameters depend
+            on a length that is None.
+        """
+        limits = as_shape(shape, free=True)
+        is_fixed = not has_free(limits)
+        drawn_for = limits if is_fixed else self._validator.shapes.drawn_for(limits)
+        self._current.build(drawn_for, limits)
         self._forget_interrupted_run()
 
     @property
-    def shape(self) -> Shape | None:
-        """The shape of one example, or None before weights are drawn."""
-        return self._current.settled().shape
+    def shape(self) -> Any:
+        """The shape of one example, or None before weights are drawn.
+
+        It is the `shape` that the trainer was created with, or else that of the first
+        data.
+        """
+        run = self._current.settled()
+        return run.shape if run.limits is None else run.limits
 
     @property
-    def out_shape(self) -> Shape | None:
-        """The shape of one output, or None before weights are drawn."""
-        return self._current.settled().out_shape
+    def out_shape(self) -> Any:
+        """The shape of one output for `shape`, or None before weights are drawn.
+
+        It has None for each length that depends on one that is None in `shape`.
+        """
+        run = self._current.settled()
+        if run.limits is None or not has_free(run.limits):
+            return run.out_shape
+        return self._validator.shapes.free_out_shape(run.limits)
 
     @property
     def steps(self) -> int:
@@ -586,9 +621,10 @@ class Trainer:
             target, weights), which is iterated again in each epoch (to finish an epoch,
             its first batches are skipped); a function from the number of the epoch, 0,
             1, …, to such an iterable; or an iterator such as a generator, which
-            continues where it stopped. Batches shorter than the longest so far are
-            padded to its length. An epoch is `steps_per_epoch` batches, by default all
-            of them.
+            continues where it stopped. Batches may differ in the lengths that the
+            model does not fix. One with fewer examples than the longest so far of the
+            same shape is padded to that length. An epoch is `steps_per_epoch` batches,
+            by default all of them.
         validation
             (x, target) to evaluate after each epoch, without weights.
         weights
@@ -672,7 +708,7 @@ class Trainer:
             callback.one_step_per_call and type(callback).step is not Callback.step
             for callback in callback_list
         )
-        feeder = self._feeder(source.layout, augment, step_by_step)
+        feeder = self._feeder(source, augment, step_by_step)
         last_step = math.inf if steps is None else self.steps + steps
         with (
             self._remembering(callback_list) as bound_callbacks,
@@ -745,13 +781,19 @@ class Trainer:
         return ("epoch", "steps", "loss", *metrics, *validation, "seconds")
 
     def _feeder(
-        self, layout: tuple[int, int, bool], augment: Augment | None, step_by_step: bool
+        self,
+        source: StoredBatches | StreamedBatches,
+        augment: Augment | None,
+        step_by_step: bool,
     ) -> BatchFeeder:
-        """Return the feeder for batches of a layout, see `EpochProgress`.
+        """Return the feeder for the batches of a source.
 
         step_by_step: whether each call takes one step.
         """
-        batch_size, count, _ = layout
+        batch_size, count, _ = source.layout
+        example_shape: Any = ()
+        if isinstance(source, StoredBatches):
+            example_shape = source.examples.shape
         return BatchFeeder(
             self._validator,
             batch_size=batch_size,
@@ -760,7 +802,7 @@ class Trainer:
             augment=augment,
             check=self.examples,
             multiplications=lambda: multiplications_per_row(
-                self.model, self._current.carry()[0], self.shape or ()
+                self.model, self._current.carry()[0], example_shape
             ),
             seed=self.seed,
             # A context function is called before each step, and a loss may read this
@@ -771,10 +813,9 @@ class Trainer:
             ),
         )
 
-    def _rows_for(self, count: int) -> int:
-        """Return the length that a user's batch of `count` examples is padded to."""
-        self._longest_batch = max(self._longest_batch, count)
-        return self._longest_batch
+    def _rows_for(self, examples: Examples) -> int:
+        """Return the length that a batch of a user's is padded to."""
+        return longest_so_far(self._longest_batches, examples)
 
     # --- evaluation and prediction
     # ------------------------------------------------------
@@ -904,7 +945,7 @@ class Trainer:
         """
         batch_size = as_integer("batch_size", batch_size)
         params, state, _ = self._current.carry()
-        shape = self.shape or ()
+        shape = self._current.settled().shape or ()
         table = summarize(self.model, params, state, shape, self.dtype, batch_size)
         step = make_step(
             self.model, self.loss, self.optimizer, keep_finite=self.keep_finite
@@ -992,7 +1033,7 @@ class Trainer:
                 kept=dict(self._kept),
                 memory=None if self._memory is None else self._memory.copy(),
                 notes=copy.deepcopy(self.notes),
-                longest_batch=self._longest_batch,
+                longest_batches=dict(self._longest_batches),
             )
         )
         if run.carry is not None:
@@ -1080,14 +1121,16 @@ class Trainer:
 
     def _snapshot(self, run: Run) -> Snapshot:
         """Return the progress of this trainer, which is at `run`."""
-        return Snapshot(run, self._kept, self._memory, self.notes, self._longest_batch)
+        return Snapshot(
+            run, self._kept, self._memory, self.notes, self._longest_batches
+        )
 
     def _continue_from(self, snapshot: Snapshot) -> None:
         self._current.run = snapshot.run
         self._kept = snapshot.kept
         self._memory = snapshot.memory
         self.notes = snapshot.notes
-        self._longest_batch = snapshot.longest_batch
+        self._longest_batches = snapshot.longest_batches
 
 
 def _expect_same_leaves(new: dict[str, Any], expected: dict[str, Any]) -> None:

@@ -2,16 +2,17 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
 
 from ..core.backend import Backend
-from ..core.trees import leaves, named_leaves
+from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
 from ..losses.base import Loss, check_of, describe_loss, is_sum, takes_weights
 from .batches import Examples
+from .input_shapes import InputShapes
 from .inputs import admit, converted, fetch
 from .run import CurrentRun
 
@@ -42,24 +43,33 @@ class InputValidator:
                 f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x")
             )
             raise ValueError(f"expected at least one example, got {shapes}")
-        target = self._checked_target(target, count, current.settled().out_shape)
+        run = current.settled()
+        shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), x)
+        is_built = shape == run.shape
+        out_shape = run.out_shape if is_built else self.shapes.out_shape(shape)
+        target = self._checked_target(target, count, out_shape)
         if weights is not None:
             weights = self._checked_weights(weights, count)
         return Examples(x, target, weights)
 
     def input(self, x: Any, current: CurrentRun) -> Any:
         """Return x, checked; draw the weights of the model if there are none."""
-        shape = current.settled().shape
+        run = current.settled()
+        expect_shape = None
+        if run.shape is not None:
+            expect_shape = partial(
+                self.shapes.expect, built=run.shape, limits=run.limits
+            )
         admitted = admit(
             "x",
             x,
             self.backend,
             self.dtype,
             self.model.check,
-            shape=shape,
+            expect_shape=expect_shape,
             input_kinds=self.model.input_kinds,
         )
-        if shape is None:
+        if run.shape is None:
             current.build(admitted.shape)
         if admitted.problem is not None:
             raise admitted.problem
@@ -93,6 +103,11 @@ class InputValidator:
                 raise
 
         return check_target
+
+    @cached_property
+    def shapes(self) -> InputShapes:
+        """The shapes of examples that the model takes."""
+        return InputShapes(self.model, self.dtype)
 
     @cached_property
     def _check_of_loss(self) -> Callable[..., None] | None:

@@ -49,7 +49,8 @@ DESCRIPTION = {
     "steps": 7,
     "epoch": 2,
     "open": [0, 0, 0, True],
-    "largest": 0,
+    "limits": [4],
+    "longest": {},
     "notes": {},
     "kept": [],
 }
@@ -340,7 +341,8 @@ ALLOWED = {  # of WRONG, by its text
     "keep_finite": ["True"],
     "notes": ["{}", "{'type': 'Dense'}"],
     "kept": ["[]"],
-    "largest": [],
+    "limits": ["None"],
+    "longest": ["{}"],
 }
 
 
@@ -363,7 +365,8 @@ def descriptions() -> Iterator[tuple[str, bytes]]:
         }
         yield f"format {str(wrong)[:20]}", encode(message)
     for name in DESCRIPTION:
-        if name in ("keep_finite", "largest", "notes", "kept", "format"):
+        optional = ("keep_finite", "limits", "longest", "notes", "kept", "format")
+        if name in optional:
             continue  # an older file may lack them
         yield f"no {name}", encode({k: v for k, v in DESCRIPTION.items() if k != name})
     for name in (*DESCRIPTION, "fit", "best"):
