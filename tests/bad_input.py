@@ -278,6 +278,8 @@ def _constructors():
     add(nn.MixedPrecision, {"scale": "positive"}, layer=nn.Dense(3), dtype="float16")
     add(nn.Recompute, layer=nn.Dense(3))
     add(nn.Freeze, layer=nn.Dense(3))
+    add(nn.LoRA, {"scale": "positive"}, layer=nn.Dense(3), rank=2)
+    add(nn.WeightNorm, layer=nn.Dense(3))
     block = {"activation": "layer", "cross": "layer"}
     add(nn.TransformerBlock, block, attention=nn.MultiHeadAttention(2), hidden=4)
     for name in optimizers.__all__:

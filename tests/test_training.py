@@ -1474,3 +1474,46 @@ def test_parameters_of_another_model_are_refused(backend, change, message):
             change(tree_map(np.asarray, backend.to_numpy(trainer.params)))
         )
     assert_same_bits(host(trainer), before)
+
+
+def test_start_from_keeps_the_moments_that_it_is_given(backend):
+    trainer = make(backend, shape=(4,))
+    trainer.fit(X, LABELS, epochs=1, verbose=0)
+    learned = trainer.params, trainer.state, trainer.moments
+    before = tree_map(np.array, backend.to_numpy(learned))
+    trainer.step(X, LABELS)
+    after = host(trainer)
+    trainer.start_from(*learned[:2], moments=learned[2])
+    trainer.step(X, LABELS)  # the same step again
+    assert_same_bits(host(trainer), after)
+    assert_same_bits(leaves(backend.to_numpy(learned)), leaves(before))
+    with pytest.raises(ValueError, match=r"moments.m.0.bias is nothing, expected"):
+        trainer.start_from(learned[0], moments=())
+    wrong = {**before[2], "step": np.zeros(3, "int32")}
+    with pytest.raises(ValueError, match=r"moments.step is int32 \(3,\), expected"):
+        trainer.start_from(learned[0], moments=wrong)
+    assert_same_bits(host(trainer), after)
+
+
+def test_the_state_can_be_replaced(backend):
+    model = nn.Sequential(nn.Dense(3), nn.BatchNorm())
+    trainer = make(backend, model, shape=(4,))
+    trainer.step(X, LABELS)
+    params, moments = trainer.params, trainer.moments
+    _, norm = trainer.state
+    trainer.state = ({}, {**norm, "mean": np.asarray([1.0, 2.0, 3.0], "float32")})
+    mean = backend.to_numpy(trainer.state[1]["mean"])
+    np.testing.assert_array_equal(mean, [1.0, 2.0, 3.0])
+    for old, new in ((params, trainer.params), (moments, trainer.moments)):
+        assert_same_bits(leaves(backend.to_numpy(old)), leaves(backend.to_numpy(new)))
+    shift = trainer.predict(X[:2])
+    trainer.state = ({}, {**norm, "mean": np.asarray([2.0, 2.0, 3.0], "float32")})
+    assert (trainer.predict(X[:2]) != shift)[:, 0].all()
+    trainer.step(X, LABELS)
+    for wrong, message in (
+        (({},), "state.1.mean is nothing, expected float32"),
+        (({}, {**norm, "mean": np.zeros(2, "float32")}), r"float32 \(2,\), expected"),
+        (({}, {**norm, "mean": np.zeros(3)}), "state.1.mean is float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer.state = wrong

@@ -6,6 +6,7 @@ from .graph import Graph, Shared
 from .mixed_precision import MixedPrecision
 from .parallel import Parallel
 from .recompute import Recompute
+from .reparametrized import LoRA, WeightNorm
 from .repeat import Repeat
 from .residual import Residual
 from .sequential import Sequential
@@ -15,6 +16,7 @@ __all__ = [
     "Block",
     "Freeze",
     "Graph",
+    "LoRA",
     "MixedPrecision",
     "Parallel",
     "Recompute",
@@ -23,4 +25,5 @@ __all__ = [
     "Sequential",
     "Shared",
     "TransformerBlock",
+    "WeightNorm",
 ]

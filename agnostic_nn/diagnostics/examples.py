@@ -226,6 +226,7 @@ LAYERS = (
     Example(layers.Identity(), (5, 3)),
     Example(layers.InstanceNorm(), (3, 5, 2)),
     Example(layers.LSTM(4), _SEQUENCE),
+    Example(blocks.LoRA(layers.Dense(3), 2, scale=0.5), (4,)),
     Example(layers.Lambda(every_other), _SEQUENCE),
     Example(layers.LayerNorm(), (5,)),
     Example(layers.LeakyReLU(), (5,)),
@@ -320,6 +321,7 @@ LAYERS = (
     ),
     Example(layers.UnitNorm(), (2, 5)),
     Example(layers.Upsample((2, 3), mode="linear"), (5, 3, 2)),
+    Example(blocks.WeightNorm(layers.Dense(3)), (4,)),
     Example(layers.ZeroPad(((1, 2), (0, 3))), (3, 2, 2)),
 )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..blocks import Block
+from ..blocks import Block, Freeze, LoRA
 from ..core.arrays import Params, Shape, State
 from ..core.trees import leaves, shape_map, tree_map
 from ..display.tables import (
@@ -235,8 +235,9 @@ def summarize(
         params, state = blanks_like((params, state))
         x = blanks_like(_like_input(model.input_kinds, shape, dtype, batch_size))
         trained = {leaf.memory for leaf in leaves(params)}
-        constant = trained | {leaf.memory for leaf in leaves(state)}
-        observed = _Recorder(counter, notes, trained).observed(model, "", None)
+        held = {leaf.memory for leaf in leaves(state)}
+        constant = trained | held
+        observed = _Recorder(counter, notes, trained, held).observed(model, "", None)
         y, _, cache = observed.forward(params, state, x, train=True)
         forward = counter.operations.copy()
         cached = list(cached_arrays(cache, 0))
@@ -273,15 +274,20 @@ class _Recorder:
 
     notes: in the order of first calls. The number of a note is the owner of its layer's
     operations in the counter, and the key under which the layer's cache is put into a
-    dict.
+    dict. trained, held: the memory of the parameters and of the state.
     """
 
     def __init__(
-        self, counter: CostCounter, notes: list[_Note], trained: set[Memory]
+        self,
+        counter: CostCounter,
+        notes: list[_Note],
+        trained: set[Memory],
+        held: set[Memory],
     ) -> None:
         self.counter = counter
         self.notes = notes
         self.trained = trained
+        self.held = held
         self.counted: set[tuple[Memory, int]] = set()
 
     def observed(self, layer: Layer, path: str, above: _Note | None) -> Layer:
@@ -305,6 +311,9 @@ class _Recorder:
                 y, state, cache = method(params, state, x, **mode)
             note.shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), y)
             self._count(note, params)
+            if isinstance(note.layer, Freeze | LoRA):
+                # what no layer inside got as it is, but converted or adapted
+                self._count(note, state["params"])
             return y, state, {number: cache}
 
         def backward(
@@ -329,7 +338,7 @@ class _Recorder:
                 self.counted.add(leaf.place)
                 learns = leaf.memory in self.trained
                 note.parameters += leaf.size * learns
-                note.frozen += leaf.size * (not learns)
+                note.frozen += leaf.size * (leaf.memory in self.held)
 
 
 def _rows(notes: list[_Note], constant: set[Memory]) -> Iterator[Row]:

@@ -404,8 +404,20 @@ class Trainer:
 
     @property
     def state(self) -> State:
-        """The state that layers carry from step to step, on the backend."""
+        """The state that layers carry from step to step, on the backend.
+
+        Assign another one, of NumPy arrays or arrays of the backend, with the nesting,
+        shapes and dtypes of the current one: the running statistics of a norm, or the
+        constants of `Freeze` and `LoRA`. Parameters and moments do not change.
+        """
         return self._current.shared_carry()[1]
+
+    @state.setter
+    def state(self, state: State) -> None:
+        params, old, moments = self._current.shared_carry()
+        new = self._checked("state", state, self.backend.to_numpy(old))
+        carry = params, self.backend.asarray(new), moments
+        self._current.change(carry=carry, is_shared=True)
 
     @property
     def moments(self) -> Moments:
@@ -442,29 +454,46 @@ class Trainer:
             )
         self._context.set(context)
 
-    def start_from(self, params: Params, state: State | None = None) -> None:
-        """Continue from other parameters, and another state if given, with new moments.
+    def start_from(
+        self,
+        params: Params,
+        state: State | None = None,
+        *,
+        moments: Moments | None = None,
+    ) -> None:
+        """Continue from other parameters, and another state if given.
 
         The arrays are NumPy's or this backend's, with the nesting, shapes and dtypes of
         the current ones: for example the parameters of another model, frozen by
         `Freeze.freeze`.
+
+        moments: those of the optimizer, such as `trainer.moments` to keep them. By
+        default they begin again, as before the first step.
 
         Raises
         ------
         ValueError
             If a leaf is missing, unknown, or of another shape or dtype.
         """
-        old_params, old_state = self.backend.to_numpy(self._current.carry()[:2])
-        old = {"params": old_params, "state": old_state}
-        new = {"params": params, "state": old_state if state is None else state}
-        new = tree_map(lambda leaf: fetch("params", leaf, self.backend)[0], new)
-        _expect_same_leaves(dict(named_leaves(new)), dict(named_leaves(old)))
-        # trees of different nesting can have the same paths
-        for name, tree in new.items():
-            expect_nested(name, tree, old[name])
-        moments = self.optimizer.init(new["params"])
-        self._current.set_carry((new["params"], new["state"], moments))
+        old = self.backend.to_numpy(self._current.carry())
+        new_params = self._checked("params", params, old[0])
+        new_state = old[1] if state is None else self._checked("state", state, old[1])
+        if moments is None:
+            new_moments = self.optimizer.init(new_params)
+        else:
+            new_moments = self._checked("moments", moments, old[2])
+        self._current.set_carry((new_params, new_state, new_moments))
         self._forget_interrupted_run()
+
+    def _checked(self, name: str, tree: Any, like: Any) -> Any:
+        """Return a tree on the host; raise unless its leaves and nesting are `like`."""
+        new = tree_map(lambda leaf: fetch(name, leaf, self.backend)[0], tree)
+        _expect_same_leaves(
+            dict(named_leaves(new, name)), dict(named_leaves(like, name))
+        )
+        # trees of different nesting can have the same paths
+        expect_nested(name, new, like)
+        return new
 
     def keep(self, name: str | Callback) -> None:
         """Keep a copy of the parameters, state and moments on the host, as `name`.

@@ -138,6 +138,43 @@ def sequential_example(t, g):
     return dense(t, second, t.tanh(dense(t, first, g.x)))
 
 
+def adapted(t, g):
+    """Dense with W + s A B, whose W and b are in the state."""
+    held, weights = g.state["params"], g.params["weight"]
+    weight = held["weight"] + g.layer.scale * weights["a"] @ weights["b"]
+    return dense(t, {**held, "weight": weight}, g.x), g.state
+
+
+def adapted_block(t, g):
+    """Two adapted weights; the bias and the norm between them are constant."""
+    held, (first, _, last) = g.state["params"], g.params
+    weights = [
+        layer["weight"] + 0.5 * adapter["weight"]["a"] @ adapter["weight"]["b"]
+        for layer, adapter in ((held[0], first), (held[2], last))
+    ]
+    hidden = dense(t, {**held[0], "weight": weights[0]}, g.x)
+    norm, state = held[1], g.state["state"]
+    y, after = batch_norm(t, norm, state[1], hidden, g.train)
+    y = dense(t, {**held[2], "weight": weights[1]}, y)
+    return y, {"params": held, "state": (state[0], after, state[2])}
+
+
+def weight_normed(t, g):
+    weight = g.params["weight"]
+    axes = tuple(range(weight["direction"].ndim - 1))
+    norm = t.linalg.vector_norm(weight["direction"], dim=axes)
+    w = weight["scale"] * weight["direction"] / norm
+    return dense(t, {**g.params, "weight": w}, g.x)
+
+
+def weight_normed_convolution(t, g):
+    direction, scale = g.params["weight"]["direction"], g.params["weight"]["scale"]
+    kernel = t._weight_norm(direction, scale.reshape(1, 1, -1), 2)
+    kernel = kernel.permute(2, 1, 0)
+    y = t.nn.functional.conv1d(g.x.permute(0, 2, 1), kernel, g.params["bias"])
+    return y.permute(0, 2, 1)
+
+
 TWINS = {
     nn.Add: lambda t, g: sum(g.x),
     nn.Concatenate: lambda t, g: t.cat(g.x, dim=g.layer.axis),
@@ -146,6 +183,7 @@ TWINS = {
     nn.Graph: graph_example,
     nn.Identity: lambda t, g: g.x,
     nn.Lambda: lambda t, g: g.x[:, ::2],
+    nn.LoRA: adapted,
     nn.MixedPrecision: lambda t, g: t.tanh(dense(t, g.params[0], g.x)),
     nn.Multiply: lambda t, g: t.stack(g.x).prod(0),
     nn.Parallel: lambda t, g: dense(t, g.params[0], g.x) + t.tanh(g.x),
@@ -155,10 +193,12 @@ TWINS = {
     nn.Residual: residual_example,
     nn.Sequential: sequential_example,
     nn.Transpose: lambda t, g: g.x.permute(0, *g.layer.axes),
+    nn.WeightNorm: weight_normed,
 }
 
 # the cases below compile richer ones
-COVERED = (nn.Concatenate, nn.Freeze, nn.Graph, nn.Parallel, nn.Recompute, nn.Repeat)
+COVERED = (nn.Concatenate, nn.Freeze, nn.Graph, nn.LoRA, nn.Parallel, nn.Recompute)
+COVERED += (nn.Repeat, nn.WeightNorm)
 LIMITS = {kind: {"thorough": True} for kind in (*COVERED, nn.Transpose)}
 
 CHAIN = (nn.Dense(4), nn.BatchNorm(), nn.Tanh())
@@ -170,6 +210,13 @@ CASES = [
     Case(nn.Multiply(), ((5,),), thorough=True),
     Case(nn.Concatenate(axis=1), ((5, 3), (2, 3), (1, 3))),
     Case(nn.Sequential(), (4,), lambda t, g: g.x),
+    Case(
+        nn.LoRA(nn.Sequential(nn.Dense(4), nn.BatchNorm(), nn.Dense(2)), 1, scale=0.5),
+        (3,),
+        adapted_block,
+        refuses=(0, 1),
+    ),
+    Case(nn.WeightNorm(nn.Conv1D(3, 2)), (5, 2), weight_normed_convolution),
     Case(
         nn.Sequential(nn.Embedding(7, 4), nn.Flatten(), nn.Dense(2)),
         (3,),
