@@ -27,6 +27,7 @@ from .initializers import (
 from .layers import *
 from .losses import *
 from .metrics import (
+    OverAll,
     absolute_error,
     accuracy,
     binary_accuracy,
@@ -85,6 +86,7 @@ __all__ += ["Constant", "Orthogonal", "TruncatedNormal", "VarianceScaling"]
 __all__ += ["glorot_normal", "glorot_uniform", "he_normal", "he_uniform"]
 __all__ += ["lecun_normal", "lecun_uniform"]
 __all__ += [
+    "OverAll",
     "absolute_error",
     "accuracy",
     "binary_accuracy",

@@ -10,20 +10,25 @@ number on the host.
 dict, and for each of these names `finish` gets {"mean": ..., "variance": ...} over all
 examples instead of the mean.
 
+A metric that is neither, such as the area under a curve, is `OverAll` of a function
+that gets the outputs and targets of all examples at once.
+
 Options, such as k, are set with `functools.partial`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from .core.arrays import Array, Metric, device, expect_axis, namespace
-from .core.errors import expect, expect_count, expect_integer
+from .core.errors import expect, expect_count, expect_function, expect_integer
 from .core.trees import leaves, tree_map
 from .ops import log_softmax
 
 __all__ = [
+    "OverAll",
     "absolute_error",
     "accuracy",
     "batch_means",
@@ -33,11 +38,56 @@ __all__ = [
     "finish_of",
     "finished_by",
     "is_plain_mean",
+    "per_example",
     "perplexity",
     "r2",
     "stacked_again",
     "top_k_accuracy",
 ]
+
+
+@dataclass(frozen=True)
+class OverAll:
+    """function(y, target) of the outputs and targets of all examples together.
+
+        metrics={"auc": nn.OverAll(lambda y, target: roc_auc_score(target, y[:, 0]))}
+
+    It is for metrics that are not means over examples, such as F1 or the area under the
+    ROC curve. `evaluate` and, with validation data, `fit` collect the outputs of all
+    batches on the host and call the function once; `fit` reports the result for the
+    validation data only, and also calls it before the first step, so that a function
+    that fails does so then. Training steps do not compute it. It needs memory for the
+    outputs of all examples.
+
+    function: gets y and target as NumPy arrays in the order of the examples, or trees
+    of them, as the model returns and the loss takes them, and returns a number. Those
+    of scikit-learn take the target first. It is not part of a compiled step, so it may
+    read and call anything.
+
+    Raises
+    ------
+    TypeError
+        If `function` is not a function of (y, target). In `evaluate` and `fit`, if it
+        does not return a real number.
+    """
+
+    function: Callable[[Any, Any], Any]
+
+    def __post_init__(self) -> None:
+        expect_function("the function of OverAll", self.function, "y, target")
+
+    def __call__(self, y: Any, target: Any) -> Any:
+        """Return function(y, target)."""
+        return self.function(y, target)
+
+
+def per_example(metrics: Mapping[str, Metric]) -> dict[str, Metric]:
+    """Return the metrics that return values for each example, without `OverAll`."""
+    return {
+        name: metric
+        for name, metric in metrics.items()
+        if not isinstance(metric, OverAll)
+    }
 
 
 def finished_by(

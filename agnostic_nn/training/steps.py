@@ -19,6 +19,7 @@ __all__ = [
     "Carry",
     "Terms",
     "evaluate_batch",
+    "evaluate_with_outputs",
     "expect_task",
     "make_loop",
     "make_step",
@@ -285,11 +286,30 @@ def evaluate_batch(
     counts, weights, t and context are those of `make_step`. Metrics leave out padding
     rows, and ignore weights.
     """
+    arguments = params, state, x, target, counts, weights, t, context
+    value, terms, means, _ = evaluate_with_outputs(model, loss, metrics, *arguments)
+    return value, terms, means
+
+
+def evaluate_with_outputs(
+    model: Layer,
+    loss: Loss,
+    metrics: dict[str, Metric],
+    params: Params,
+    state: State,
+    x: Any,
+    target: Any,
+    counts: Array | None = None,
+    weights: Array | None = None,
+    t: Array | None = None,
+    context: Any = None,
+) -> tuple[Array, Terms, list[Any], Any]:
+    """Return the results of `evaluate_batch`, and the outputs of the model."""
     y = model.predict(params, state, x)
     weights = counts if weights is None else weights
     result = batch_loss(loss, y, target, weights, step=t, context=context)
     means = _metric_means(metrics, y, target, counts, context)
-    return result.value, _terms(result), list(means.values())
+    return result.value, _terms(result), list(means.values()), y
 
 
 def _metric_means(

@@ -35,6 +35,7 @@ from ..losses.base import (
     probabilities_of,
     takes_keyword,
 )
+from ..metrics import per_example
 from ..optimizers import Average, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
@@ -65,6 +66,7 @@ from .saving import Snapshot, read_snapshot, write_snapshot
 from .steps import (
     Carry,
     evaluate_batch,
+    evaluate_with_outputs,
     expect_task,
     make_loop,
     make_step,
@@ -124,7 +126,8 @@ class Trainer:
     metrics
         {name: function from (y, target) to values per example}, as
         `agnostic_nn.metrics` says; by default those of the loss, such as accuracy.
-        `fit` reports them for the training and the validation data.
+        `fit` reports them for the training and the validation data. `OverAll` is a
+        metric of all outputs and targets at once.
     keep_finite
         Skip a step whose loss or gradients are not finite, and stop `fit` there.
     context
@@ -203,9 +206,10 @@ class Trainer:
         self._memory: RunMemory | None = None  # of the current or an interrupted `fit`
         jit = self.backend.jit
         self.__dict__.update(self._with_steps(optimizer))
-        self._evaluate_batch = jit(
-            partial(evaluate_batch, model, loss, dict(self.metrics))
-        )
+        step_metrics = per_example(self.metrics)
+        has_others = len(step_metrics) < len(self.metrics)
+        evaluate = evaluate_with_outputs if has_others else evaluate_batch
+        self._evaluate_batch = jit(partial(evaluate, model, loss, step_metrics))
         self._evaluator = Evaluator(self._validator, self.metrics, self._evaluate_batch)
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(model.predict)
@@ -248,7 +252,8 @@ class Trainer:
             return jit(step, donate=(0,)), jit(loop, donate=(0,))
 
         plain = pair({})
-        measured = pair(self.metrics) if self.metrics else plain
+        step_metrics = per_example(self.metrics)
+        measured = pair(step_metrics) if step_metrics else plain
         names = ("_step", "_steps", "_measured_step", "_measured_steps")
         return {"_optimizer": optimizer} | dict(
             zip(names, (*plain, *measured), strict=True)
@@ -730,7 +735,7 @@ class Trainer:
                 batch_size,
                 self._last_arguments(),
             )
-        metrics = self.metrics if training_metrics else {}
+        metrics = per_example(self.metrics) if training_metrics else {}
         fields = self._row_fields(metrics, held_out is not None)
         expect_fields(self, callback_list, fields)
         step_by_step = any(

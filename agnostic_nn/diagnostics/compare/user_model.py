@@ -20,7 +20,7 @@ from ...losses.base import (
     takes_keyword,
     takes_weights,
 )
-from ...metrics import absolute_error
+from ...metrics import OverAll, absolute_error
 from ...optimizers import Adam, Optimizer
 from ...training import Trainer, make_step
 from ...training.batches import Examples
@@ -60,6 +60,11 @@ def custom_workload(
     TypeError, ValueError
         As raised by `Trainer` if the model, the data and the loss do not fit.
     """
+    if isinstance(metric, OverAll):
+        raise TypeError(
+            "expected a metric with values for each example, which every backend "
+            f"computes step by step, got {metric!r}: apply it to `Trainer.predict`"
+        )
     batch_size = as_integer("batch_size", batch_size)
     optimizer = Adam() if optimizer is None else optimizer
     loss = _default_loss(target) if loss is None else loss
