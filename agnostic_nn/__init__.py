@@ -59,6 +59,8 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .layers.resampling import *
     from .layers.reshaping import *
     from .layers.resizing import *
+    from .layers.sampling import *
+    from .layers.unpooling import *
     from .losses.classification import *
     from .losses.combined import *
     from .losses.likelihood import *

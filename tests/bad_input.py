@@ -238,7 +238,10 @@ def _constructors():
     for kind in (nn.Conv1D, nn.Conv2D, nn.ConvTranspose2D):
         add(kind, width=4, window=3)
     for kind in (nn.MaxPool1D, nn.MaxPool2D, nn.AveragePool2D):
-        add(kind, pools)
+        add(kind, pools | {"return_indices": "flag"})
+    add(nn.LpPool2D, pools | {"p": "positive", "absolute": "flag"})
+    unpooling = {"size": "per axis"}
+    add(nn.MaxUnpool, pools | unpooling)
     add(nn.AdaptiveMaxPool, size=2)
     add(nn.AdaptiveAveragePool, size=2)
     add(nn.Upsample)
@@ -246,6 +249,8 @@ def _constructors():
     add(nn.Crop)
     add(nn.Pad)
     add(nn.Resize, size=2)
+    add(nn.GridSample, {"align_corners": "flag", "padding": "choice"})
+    add(nn.AffineGrid, {"align_corners": "flag"}, size=(2, 3))
     add(nn.PixelShuffle)
     add(nn.PixelUnshuffle)
     add(nn.Unfold, window=2)
@@ -256,12 +261,15 @@ def _constructors():
     add(nn.BatchNorm, {"momentum": "share"})
     add(nn.LayerNorm, {"axes": "count"})
     add(nn.RMSNorm, {"axes": "count"})
+    response = {"size": "count", "k": "positive"}
+    add(nn.LocalResponseNorm, response, size=3)
     add(nn.UnitNorm, {"epsilon": "positive"})
     add(nn.GroupNorm, groups=2)
     add(nn.InstanceNorm, {"running": "flag"})
     add(nn.Bilinear, width=3)
     for kind in (nn.Dropout, nn.SpatialDropout, nn.DropPath, nn.AlphaDropout):
         add(kind, {"rate": "share"})
+    add(nn.FeatureAlphaDropout, {"rate": "share"})
     add(nn.GaussianNoise, {"deviation": "number"})
     for kind in (nn.LeakyReLU, nn.ELU, nn.CELU, nn.GELU, nn.HardTanh, nn.PReLU):
         add(kind)
@@ -360,6 +368,7 @@ def _is_right(kind, parameter, value):
 
 _NONE_IS_VALID = (
     (nn.Resize, "factors"),
+    (nn.MaxUnpool, "size"),
     (nn.TransformerBlock, "cross"),
     (nn.Softplus, "threshold"),
     (nn.MultiHeadAttention, "window"),
@@ -379,6 +388,8 @@ _ANY_RANK = (
     nn.PixelUnshuffle,
     nn.Unfold,
     nn.Fold,
+    nn.MaxUnpool,
+    nn.AffineGrid,
 )
 _FINAL = (
     schedules.Linear,

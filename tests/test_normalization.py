@@ -165,12 +165,39 @@ def test_a_frozen_batch_norm_accepts_a_batch_of_one(backend):
     np.testing.assert_array_equal(dx, np.ones_like(x))
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_a_local_response_sums_the_neighbours_that_exist(backend, size):
+    """With beta=1, k=1 and alpha=size, y is x / (1 + Σ x²)."""
+    layer = nn.LocalResponseNorm(size, alpha=size, beta=1)
+    x = np.asarray([[1, 2, 0, -3, 1]], "float32")
+    y, _, dx, _ = run(backend, layer, {}, {}, x)
+    before = size // 2
+    squares = [float(number) ** 2 for number in x[0]]
+    sums = [
+        sum(squares[max(c - before, 0) : c + size - before]) for c in range(x.shape[1])
+    ]
+    np.testing.assert_allclose(y[0], x[0] / (1.0 + np.asarray(sums)), rtol=1e-6)
+    assert dx.shape == x.shape
+
+
+def test_a_local_response_of_float16_is_computed_in_float32(backend):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip("this library has no float16")
+    x = np.full((1, 3), 1000.0, "float16")  # the square overflows
+    layer = nn.LocalResponseNorm(1, alpha=1, beta=0.5)
+    y, _, dx, _ = run(backend, layer, {}, {}, x)
+    np.testing.assert_array_equal(y, np.ones_like(x))
+    assert dx.dtype == "float16"
+    assert np.all(np.isfinite(dx))
+
+
 WRONG_SHAPES = [  # layer, shape of one example, message
     (nn.GroupNorm(3), (5, 4), "4 channels cannot be split into 3 groups"),
     (nn.GroupNorm(4), (4,), r"two or more numbers a group, got \(batch, \*\(4,\)\)"),
     (nn.GroupNorm(2), (), r"GroupNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
     (nn.InstanceNorm(), (1, 4), r"two or more positions, got \(batch, \*\(1, 4\)\)"),
     (nn.InstanceNorm(), (4,), r"two or more positions, got \(batch, \*\(4,\)\)"),
+    (nn.LocalResponseNorm(3), (), r"LocalResponseNorm takes .*, got \(batch,\)"),
     (nn.RMSNorm(), (), r"RMSNorm takes \(batch, \.\.\., width\), got \(batch,\)"),
     (
         nn.LayerNorm(axes=3),
@@ -240,6 +267,9 @@ def test_an_x_of_the_wrong_shape_is_an_error_that_gives_the_shape(
 
 
 INVALID = [  # call, error and message
+    (lambda: nn.LocalResponseNorm(0), ValueError, "size of at least 1, got 0"),
+    (lambda: nn.LocalResponseNorm(2, k=0), ValueError, "k above 0, got 0"),
+    (lambda: nn.LocalResponseNorm(2, beta=-1), ValueError, "beta of at least 0"),
     (lambda: nn.GroupNorm(0), ValueError, "groups of at least 1, got 0"),
     (lambda: nn.GroupNorm(2.0), TypeError, "groups to be an integer"),
     (lambda: nn.LayerNorm(axes=0), ValueError, "axes of at least 1, got 0"),

@@ -268,6 +268,37 @@ def test_padding_same_gives_the_same_windows_with_ceil_mode():
         assert shapes[0] == shapes[1] == (-(-n // s), 1), (n, k, s)
 
 
+NORMS = [  # layer, x, y, dx for a dy of 1
+    (nn.LpPool1D(2), [3, 4, 0, 0], [5, 0], [0.6, 0.8, 0, 0]),
+    (nn.LpPool1D(2, p=1), [3, -4, 0, 0], [-1, 0], [1, 1, 1, 1]),
+    (nn.LpPool1D(2, p=1, absolute=True), [3, -4, 0, 0], [7, 0], [1, -1, 0, 0]),
+    (nn.LpPool1D(2, p=3, absolute=True), [0, -2, 0, 0], [2, 0], [0, -1, 0, 0]),
+    (nn.LpPool1D(2, p=3), [-2, 2, 0, 1], [0, 1], [0, 0, 0, 1]),
+    # a window beyond the end has fewer elements; PyTorch would make 4√2 of 4
+    (nn.LpPool1D(2, ceil_mode=True), [3, 4, 4], [5, 4], [0.6, 0.8, 1]),
+    (nn.LpPool1D(2, padding=1), [3, 4, 0, 0], [3, 4, 0], [1, 1, 0, 0]),
+]
+
+
+@pytest.mark.parametrize(("layer", "x", "y", "dx"), NORMS, ids=str)
+def test_norms_of_windows_and_their_gradients_where_they_are_0(
+    backend, layer, x, y, dx
+):
+    result = run(backend, layer, np.asarray(x, "float32").reshape(1, -1, 1))
+    np.testing.assert_allclose(result[0][0, :, 0], y, rtol=1e-6)
+    np.testing.assert_allclose(result[1][0, :, 0], dx, rtol=1e-6)
+
+
+def test_norms_of_float16_are_computed_in_float32(backend):
+    if not hasattr(backend.xp, "float16"):
+        pytest.skip("this library has no float16")
+    x = np.full((1, 4, 1), 1000.0, "float16")  # the square overflows
+    y, dx = run(backend, nn.LpPool1D(4), x)
+    np.testing.assert_array_equal(y, np.full((1, 1, 1), 2000.0))
+    np.testing.assert_array_equal(dx, np.full((1, 4, 1), 0.5))
+    assert y.dtype == dx.dtype == "float16"
+
+
 @pytest.mark.parametrize("kind", [nn.MaskedAveragePool, nn.MaskedMaxPool])
 def test_masked_pooling_ignores_other_positions_and_an_empty_mask_gives_0(
     backend, kind

@@ -110,6 +110,10 @@ def test_prediction_has_no_noise_and_keeps_the_key(backend, layer):
 
 INVALID = [  # call and message
     (lambda: nn.SpatialDropout(1.0), r"rate in \[0, 1\), got 1.0"),
+    (
+        lambda: nn.FeatureAlphaDropout().init(start()["key"], (), np.float32),
+        r"FeatureAlphaDropout takes \(batch, \*space, channels\), got \(batch,\)",
+    ),
     (lambda: nn.DropPath(-0.1), r"rate in \[0, 1\), got -0.1"),
     (lambda: nn.GaussianNoise(-1.0), "deviation of at least 0, got -1.0"),
     (
@@ -146,6 +150,31 @@ def test_alpha_dropout_is_its_formula_and_keeps_mean_and_variance(backend):
     np.testing.assert_array_equal(after["key"], keys[1, :])
     # 20000 elements: a standard error of 0.007 of the mean, and 0.01 of the variance
     np.testing.assert_allclose([y.mean(), y.var()], [0.0, 1.0], atol=0.04)
+
+
+def test_feature_alpha_dropout_drops_whole_channels_of_an_example(backend):
+    """With one channel of one position it is AlphaDropout of x."""
+    rate, x = 0.4, np.random.default_rng(0).standard_normal((6, 3, 4, 5))
+    x = x.astype("float32")
+    key = nn.random.key(3, xp=nn.backend("numpy").xp)
+
+    def both(key, x):
+        y, _, cache = nn.FeatureAlphaDropout(rate).forward(
+            {}, {"key": key}, x, train=True
+        )
+        flat, *_ = nn.AlphaDropout(rate).forward(
+            {}, {"key": key}, x[:, :1, :1, :], train=True
+        )
+        return y, flat, nn.FeatureAlphaDropout(rate).backward({}, cache, x)[0]
+
+    y, flat, dx = backend.to_numpy(backend.jit(both)(*backend.asarray((key, x))))
+    np.testing.assert_array_equal(y[:, :1, :1, :], flat)
+    mask = nn.random.bernoulli(nn.random.split(key, 2)[0, :], 1 - rate, (6, 1, 1, 5))
+    assert 0 < np.sum(mask) < mask.size
+    slope = np.max(dx / x)
+    np.testing.assert_allclose(dx, slope * x * mask, rtol=1e-5)
+    dropped = y[np.broadcast_to(~mask, y.shape)]
+    np.testing.assert_allclose(dropped, dropped[0], rtol=1e-6)
 
 
 BILINEAR = [  # shapes for init, message

@@ -1,5 +1,6 @@
 """Random outputs and targets for examples of losses, and masks for those of layers."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,9 @@ __all__ = [
     "numbers",
     "positive",
     "probabilities",
+    "sampled",
     "signs",
+    "unpooled",
     "zeros_and_ones",
 ]
 
@@ -140,3 +143,21 @@ def masked(generator: np.random.Generator, shape: Any) -> Any:
             allowed[-1:] = name == "source_mask" or allowed.shape[0] < 2
             x[name] = allowed
     return x
+
+
+def unpooled(generator: np.random.Generator, shape: Any) -> Any:
+    """Return normal draws, and different indices of twice the length of each axis."""
+    x = generator.standard_normal(shape["x"])
+    batch, *space, channels = shape["indices"]
+    count = math.prod(space)
+    drawn = np.empty((batch, channels, count), np.int64)
+    for row in np.ndindex(batch, channels):
+        drawn[row] = generator.permutation(count * 2 ** len(space))[:count]
+    indices = np.moveaxis(drawn, 1, 2).reshape(shape["indices"])
+    return {"x": x, "indices": indices}
+
+
+def sampled(generator: np.random.Generator, shape: Any) -> Any:
+    """Return normal draws, and points of which some are outside of -1 to 1."""
+    x = generator.standard_normal(shape["x"])
+    return {"x": x, "grid": generator.uniform(-2.2, 2.2, shape["grid"])}

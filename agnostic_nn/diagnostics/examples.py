@@ -28,7 +28,9 @@ from .draws import (
     numbers,
     positive,
     probabilities,
+    sampled,
     signs,
+    unpooled,
     zeros_and_ones,
 )
 
@@ -152,6 +154,7 @@ LAYERS = (
     Example(layers.AdaptiveAveragePool((3, 2)), (7, 5, 2)),
     Example(layers.AdaptiveMaxPool(3), (7, 5, 2)),
     Example(layers.Add(), ((5, 3),) * 3),
+    Example(layers.AffineGrid((3, 4)), (2, 3)),
     Example(layers.AlphaDropout(0.3), (5,)),
     Example(layers.AveragePool1D(3, stride=2, padding=1), (7, 2)),
     Example(layers.AveragePool2D((2, 3)), (5, 7, 2)),
@@ -197,6 +200,7 @@ LAYERS = (
     Example(layers.ELU(1.5), (2, 3)),
     Example(layers.Embedding(5, 3), (4,)),
     Example(layers.EmbeddingBag(5, 3), {"x": (4,), "mask": (4,)}, bags),
+    Example(layers.FeatureAlphaDropout(0.3), (3, 2, 4)),
     Example(layers.Flatten(), (2, 3)),
     Example(
         layers.Fold((5, 4), (3, 2), stride=(2, 1), padding=((1, 0), (0, 1))),
@@ -218,6 +222,11 @@ LAYERS = (
         ),
         (4,),
     ),
+    Example(
+        layers.GridSample(padding="reflection"),
+        {"x": (4, 3, 2), "grid": (2, 3, 2)},
+        sampled,
+    ),
     Example(layers.GroupNorm(2), (3, 5, 6)),
     Example(layers.HardShrink(), (5,)),
     Example(layers.HardSigmoid(), (5,)),
@@ -230,8 +239,12 @@ LAYERS = (
     Example(layers.Lambda(every_other), _SEQUENCE),
     Example(layers.LayerNorm(), (5,)),
     Example(layers.LeakyReLU(), (5,)),
+    Example(layers.LocalResponseNorm(3, alpha=0.5, k=2.0), (2, 5)),
     Example(layers.LogSigmoid(), (5,)),
     Example(layers.LogSoftmax(), (2, 4)),
+    Example(layers.LpPool1D(3, 2, p=1.5, absolute=True, padding=1), (7, 2)),
+    Example(layers.LpPool2D(3, 2, ceil_mode=True), (5, 6, 2)),
+    Example(layers.LpPool3D(2, 1, p=4), (3, 2, 4, 2)),
     Example(
         layers.MaskedAveragePool(), {"x": _SEQUENCE, "mask": _SEQUENCE[:1]}, masked
     ),
@@ -239,6 +252,7 @@ LAYERS = (
     Example(layers.MaxPool1D(3, stride=1, padding="same", dilation=2), (7, 2)),
     Example(layers.MaxPool2D(3, stride=2, padding=1), (5, 7, 2)),
     Example(layers.MaxPool3D(2, stride=(1, 2, 1)), (3, 5, 2, 2)),
+    Example(layers.MaxUnpool(), {"x": (2, 3, 2), "indices": (2, 3, 2)}, unpooled),
     Example(layers.Mish(), (5,)),
     # All layers are kept: what 16 bits compute has too few digits for most checks.
     Example(

@@ -10,9 +10,11 @@ In reading order:
     normalization     batch, layer, group, instance and RMS norm
     regularization    dropout and noise
     convolution       convolutions and transposed convolutions
-    pooling           maxima and means of windows
+    pooling           maxima, means and norms of windows
+    unpooling         numbers back at the positions of maxima
     resampling        upsampling, padding, cropping
     resizing          interpolation to any size
+    sampling          interpolation at points that are inputs
     patches           pixel shuffles, and windows as channels
     reshaping         reshape, transpose, user-defined rearrangements
     merging           sum, product and concatenation of several arrays
@@ -35,6 +37,8 @@ from . import (
     resampling,
     reshaping,
     resizing,
+    sampling,
+    unpooling,
 )
 from .activations import *
 from .attention import MultiHeadAttention
@@ -52,6 +56,8 @@ from .regularization import *
 from .resampling import *
 from .reshaping import *
 from .resizing import *
+from .sampling import *
+from .unpooling import *
 
 # A new class is public once it is in `__all__` of its file.
 __all__ = [
@@ -74,3 +80,5 @@ __all__ += regularization.__all__
 __all__ += resampling.__all__
 __all__ += reshaping.__all__
 __all__ += resizing.__all__
+__all__ += sampling.__all__
+__all__ += unpooling.__all__

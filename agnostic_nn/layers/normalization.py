@@ -36,6 +36,8 @@ from ..ops import (
     normalize_backward,
     normalize_rows,
     normalize_rows_backward,
+    pad,
+    slide,
     sum_rows,
     widened,
 )
@@ -47,6 +49,7 @@ __all__ = [
     "GroupNorm",
     "InstanceNorm",
     "LayerNorm",
+    "LocalResponseNorm",
     "RMSNorm",
     "UnitNorm",
 ]
@@ -659,3 +662,73 @@ class UnitNorm(Layer):
         along = xp.sum(y * wide_dy, axis=self.axis, keepdims=True)
         across = wide_dy - xp.where(is_long, y * along, 0.0)
         return narrowed(across / xp.maximum(norm, self.epsilon), dy), {}
+
+
+@dataclass(frozen=True)
+class LocalResponseNorm(Layer):
+    """y = x / dᵝ with d = k + (α / n) Σ x² over n neighbouring channels.
+
+    x: (batch, ..., channels) -> y of the same shape. The neighbours of channel c are
+    c - ⌊n/2⌋ to c + ⌊(n - 1)/2⌋, without those that do not exist, but always divided by
+    n, as in PyTorch. (ONNX has one more channel after c, not before it, if n is even.)
+    Krizhevsky, Sutskever & Hinton, "ImageNet Classification with Deep Convolutional
+    Neural Networks" (2012), sec. 3.3, where α is not divided by n.
+
+    `size`: n. `alpha`, `beta`, `k`: α, β and k, with the defaults of PyTorch.
+
+    Gradient
+    --------
+    As ∂dⱼ/∂xᵢ = 2 (α / n) xᵢ if i is a neighbour of j,
+
+        dxᵢ = dyᵢ / dᵢᵝ - 2 (α β / n) xᵢ Σ dyⱼ xⱼ / dⱼᵝ⁺¹
+
+    where the sum is over all j that have the neighbour i: i - ⌊(n - 1)/2⌋ to i + ⌊n/2⌋.
+    """
+
+    one_array = True
+    per_position = True
+
+    size: int
+    _: KW_ONLY
+    alpha: float = 1e-4
+    beta: float = 0.75
+    k: float = 1.0
+
+    def __post_init__(self) -> None:
+        expect_count("size", self.size)
+        expect_number("alpha", self.alpha, 0.0)
+        expect_number("beta", self.beta, 0.0)
+        expect_positive("k", self.k)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        fits = len(shape) >= 1
+        expect(fits, "LocalResponseNorm takes (batch, ..., channels), got (batch,)")
+        return {}, {}, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        wide = widened(x)
+        before = self.size // 2
+        total = _neighbours(wide * wide, before, self.size - 1 - before)
+        d = self.k + (self.alpha / self.size) * total
+        return narrowed(wide / d**self.beta, like=x), state, (x, d)
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
+        x, d = cache
+        wide = widened(x)
+        share = widened(dy) / d**self.beta
+        after = self.size // 2
+        total = _neighbours(share * wide / d, self.size - 1 - after, after)
+        dx = share - (2.0 * self.alpha * self.beta / self.size) * wide * total
+        return narrowed(dx, like=dy), {}
+
+
+def _neighbours(x: Array, before: int, after: int) -> Array:
+    """Return the sum of each channel and the channels before and after it."""
+    xp = namespace(x)
+    channels = x.shape[-1]
+    # `pad` and `slide` work on inner axes
+    rows = xp.reshape(x, (math.prod(x.shape[:-1]), channels, 1))
+    parts = slide(pad(rows, ((before, after),)), 1, before + 1 + after, 1, 1)
+    return xp.reshape(sum(parts[1:], start=parts[0]), x.shape)

@@ -1,9 +1,10 @@
-"""Pooling: the maximum or the mean of each window, channel by channel.
+"""Pooling: the maximum, the mean or a norm of each window, channel by channel.
 
 Along one spatial axis, with the set Wₒ of positions in window o,
 
     maximum     yₒ = x at pₒ, the first position in Wₒ where x is largest
     mean        yₒ = Σ xᵢ / cₒ over i in Wₒ
+    norm        yₒ = (Σ xᵢᵖ)^(1/p) over i in Wₒ
 
 Gradient
 --------
@@ -13,8 +14,12 @@ passes it to each position in Wₒ:
     maximum     dxᵢ = Σ dyₒ over all o with pₒ = i
     mean        dxᵢ = Σ dyₒ / cₒ over all o with i in Wₒ
 
-A window over several axes is averaged along one axis after another, and so is the
-gradient. A mean of means is the mean of all elements, because each is taken over
+The norm has ∂yₒ/∂xᵢ = (1/p) (Σ xᵖ)^(1/p - 1) p xᵢᵖ⁻¹ = (xᵢ / yₒ)ᵖ⁻¹, hence
+
+    norm        dxᵢ = xᵢᵖ⁻¹ Σ dyₒ / yₒᵖ⁻¹ over all o with i in Wₒ
+
+A window over several axes is averaged or summed along one axis after another, and so is
+the gradient. A mean of means is the mean of all elements, because each is taken over
 equally many.
 
 If several elements of a window are equal, the first one gets the whole gradient. NaN
@@ -38,7 +43,7 @@ from ..core.arrays import (
     device,
     namespace,
 )
-from ..core.errors import expect, expect_flag, expect_positive
+from ..core.errors import expect, expect_flag, expect_number, expect_positive
 from ..core.fields import set_fields
 from ..core.windows import (
     Pads,
@@ -52,6 +57,7 @@ from ..ops import (
     along,
     crop,
     largest,
+    largest_index,
     largest_input,
     narrowed,
     pad,
@@ -71,6 +77,9 @@ __all__ = [
     "AveragePool3D",
     "GlobalAveragePool",
     "GlobalMaxPool",
+    "LpPool1D",
+    "LpPool2D",
+    "LpPool3D",
     "MaskedAveragePool",
     "MaskedMaxPool",
     "MaxPool1D",
@@ -185,6 +194,29 @@ class _MaxPool(_Windows):
     padding: str | int | tuple[int, ...] | Pads = "valid"
     dilation: int | tuple[int, ...] = 1
     ceil_mode: bool = False
+    return_indices: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_flag("return_indices", self.return_indices)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Any]:
+        params, state, out = super().init(key, shape, dtype)
+        y = {"x": out, "indices": out} if self.return_indices else out
+        return params, state, y
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Any, State, Cache]:
+        y, state, cache = super().forward(params, state, x, train=train)
+        if self.return_indices:
+            indices = largest_index(x, *self._geometry(x.shape[1:-1]))
+            y = {"x": y, "indices": indices}
+        return y, state, cache
+
+    def backward(self, params: Params, cache: Cache, dy: Any) -> tuple[Array, Params]:
+        # the indices have no gradient
+        return super().backward(params, cache, dy["x"] if self.return_indices else dy)
 
     def _pool(
         self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
@@ -279,6 +311,67 @@ class _AveragePool(_Windows):
         return _along_axis(counts, y, axis, y.dtype)
 
 
+@dataclass(frozen=True)
+class _LpPool(_Windows):
+    window: int | tuple[int, ...] = 2
+    stride: int | tuple[int, ...] | None = None
+    _: KW_ONLY
+    p: float = 2.0
+    absolute: bool = False
+    padding: str | int | tuple[int, ...] | Pads = "valid"
+    dilation: int | tuple[int, ...] = 1
+    ceil_mode: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        expect_number("p", self.p, 1.0)
+        expect_flag("absolute", self.absolute)
+
+    def _pool(
+        self, x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+    ) -> tuple[Array, Any]:
+        wide = widened(x)
+        total = _power(namespace(x).abs(wide) if self.absolute else wide, self.p)
+        axes = enumerate(zip(window, stride, padding, dilation, strict=True), start=1)
+        for axis, (k, s, pads, d) in reversed(list(axes)):
+            parts = slide(pad(total, along(total, axis, pads)), axis, k, s, d)
+            total = sum(parts[1:], start=parts[0])
+        y = _power(total, 1.0 / self.p)
+        return narrowed(y, like=x), (x, y)
+
+    def _pool_backward(
+        self,
+        dy: Array,
+        cache: Any,
+        lengths: Shape,
+        window: Shape,
+        stride: Shape,
+        padding: Pads,
+        dilation: Shape,
+    ) -> Array:
+        x, y = cache
+        xp = namespace(dy)
+        x = widened(x)
+        share = widened(dy)
+        if self.p > 1:
+            is_zero = y == 0
+            slope = share / _power(xp.where(is_zero, 1.0, y), self.p - 1.0)
+            share = xp.where(is_zero, 0.0, slope)
+        axes = zip(lengths, window, stride, padding, dilation, strict=True)
+        for axis, (n, k, s, pads, d) in enumerate(axes, start=1):
+            length = n + sum(pads)
+            share = unslide(
+                *[share] * k, axis=axis, stride=s, dilation=d, length=length
+            )
+            share = crop(share, along(share, axis, pads))
+        if self.absolute:
+            share = share * xp.sign(x)
+            x = xp.abs(x)
+        if self.p > 1:
+            share = share * _power(x, self.p - 1.0)
+        return narrowed(share, like=dy)
+
+
 class MaxPool1D(_MaxPool):
     """y = the maximum of each window, channel by channel.
 
@@ -305,6 +398,11 @@ class MaxPool2D(_MaxPool):
         ceil_mode  True or False: whether a last window may extend beyond the end, if it
                    begins before the end. By default the elements after the last whole
                    window are left out
+        return_indices
+                   y is a dict: "x" is y, and "indices" (int32) are the positions of
+                   the maxima in the space of x, counted row by row from 0, as in
+                   PyTorch. `MaxUnpool` takes this dict. In a `Graph`, "pool.x" and
+                   "pool.indices" are the entries of a node called pool
 
     Gradient
     --------
@@ -312,7 +410,8 @@ class MaxPool2D(_MaxPool):
 
         dxᵢ = Σ dyₒ over all windows o whose maximum is xᵢ
 
-    If several elements of a window are equal, the first one counts as the maximum.
+    If several elements of a window are equal, the first one counts as the maximum, and
+    "indices" has its position. Indices have no gradient.
     """
 
     rank = 2
@@ -364,6 +463,56 @@ class AveragePool3D(_AveragePool):
 
     x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
     options and the gradient are those of `AveragePool2D`, with three axes.
+    """
+
+    rank = 3
+
+
+class LpPool1D(_LpPool):
+    """y = (Σ xᵢᵖ)^(1/p) over each window, channel by channel.
+
+    x: (batch, time, channels) -> y: (batch, windows, channels). The options and the
+    gradient are those of `LpPool2D`, with one axis.
+    """
+
+    rank = 1
+
+
+class LpPool2D(_LpPool):
+    """y = (Σ xᵢᵖ)^(1/p) over each window, channel by channel.
+
+    x: (batch, rows, columns, channels) -> y: (batch, *windows, channels).
+
+    `p`, a number of at least 1, is 2 by default, for Euclidean norms, and p = 1 gives
+    sums. `window`, `stride`, `dilation`, `padding` and `ceil_mode` are those of
+    `MaxPool2D`; padding adds nothing to a sum.
+
+    `absolute`: take |xᵢ|ᵖ, so y is the p-norm for every p, as in ONNX. By default the
+    signs count, as in PyTorch (LPPool2d: norm_type): for an odd p, y is NaN where the
+    sum is negative and p > 1, and for a p that is not an integer, where an xᵢ is
+    negative. For an even p both are the same. (With ceil_mode, PyTorch multiplies the
+    sum of a window that extends beyond the end by the ratio of its full number of
+    elements to those inside.)
+
+    Gradient
+    --------
+    For windows o with a sum other than 0,
+
+        dxᵢ = xᵢᵖ⁻¹ Σ dyₒ / yₒᵖ⁻¹ over all windows o that contain i
+
+    since ∂yₒ/∂xᵢ = (1/p) (Σ xᵖ)^(1/p - 1) p xᵢᵖ⁻¹ = (xᵢ / yₒ)ᵖ⁻¹. With `absolute`,
+    xᵢᵖ⁻¹ is |xᵢ|ᵖ⁻¹ times the sign of xᵢ. If p > 1 and the sum is 0, y may have no
+    derivative, and the window adds 0 to dx.
+    """
+
+    rank = 2
+
+
+class LpPool3D(_LpPool):
+    """y = (Σ xᵢᵖ)^(1/p) over each window, channel by channel.
+
+    x: (batch, depth, rows, columns, channels) -> y: (batch, *windows, channels). The
+    options and the gradient are those of `LpPool2D`, with three axes.
     """
 
     rank = 3
@@ -705,6 +854,21 @@ def _completed(
             last -= s
         pads.append((low, max(high, last + r - n - low)))
     return tuple(pads)
+
+
+def _power(x: Array, exponent: float) -> Array:
+    """Return x to a power, without a call of `pow` for those that have a shorter form.
+
+    An integer exponent is passed as such: some libraries are slow or inexact for a
+    negative x with a floating-point one.
+    """
+    if exponent == 1:
+        return x
+    if exponent == 2:
+        return x * x
+    if exponent == 0.5:
+        return namespace(x).sqrt(x)
+    return x ** (int(exponent) if exponent == int(exponent) else exponent)
 
 
 def _one_axis(padding: Any, axis: int) -> Any:

@@ -23,7 +23,14 @@ from ..core.random import bernoulli, split, uniform
 from ..ops import is_narrow, narrowed
 from .base import Layer
 
-__all__ = ["AlphaDropout", "DropPath", "Dropout", "GaussianNoise", "SpatialDropout"]
+__all__ = [
+    "AlphaDropout",
+    "DropPath",
+    "Dropout",
+    "FeatureAlphaDropout",
+    "GaussianNoise",
+    "SpatialDropout",
+]
 
 
 @dataclass(frozen=True)
@@ -139,12 +146,33 @@ class AlphaDropout(Dropout):
             return x, state, ()
         keys = split(state["key"], 2)
         q = 1.0 - self.rate
-        mask = namespace(x).astype(bernoulli(keys[0, :], q, x.shape), x.dtype)
+        mask = bernoulli(keys[0, :], q, self._mask_shape(x.shape))
+        mask = namespace(x).astype(mask, x.dtype)
         a = 1.0 / math.sqrt(q + _SELU_LIMIT**2 * q * (1.0 - q))
         # a α (1 - mask) + b = -a α mask + a α q
         factors = a * mask
         constants = (a * _SELU_LIMIT) * (q - mask)
         return x * factors + constants, {"key": keys[1, :]}, factors
+
+
+@dataclass(frozen=True)
+class FeatureAlphaDropout(AlphaDropout):
+    """y = a (x · mask + α (1 - mask)) + b in training, with a mask element per channel.
+
+    x: (batch, *space, channels) -> y of the same shape. a, b and α are those of
+    `AlphaDropout`; as in `SpatialDropout`, the mask has an element for each channel of
+    each example. The gradient is that of `AlphaDropout`.
+    """
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        fits = len(shape) >= 1
+        message = "FeatureAlphaDropout takes (batch, *space, channels), got (batch,)"
+        expect(fits, message)
+        return super().init(key, shape, dtype)
+
+    def _mask_shape(self, shape: Shape) -> Shape:
+        batch, *space, channels = shape
+        return (batch, *(1 for _ in space), channels)
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from .normalization import (
     normalize_rows_backward,
 )
 from .padding import along, crop, extend, extend_input, pad, pad_impl
-from .pooling import largest, largest_input, slide, unslide
+from .pooling import largest, largest_index, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
 
@@ -70,6 +70,7 @@ __all__ = [
     "gelu_slope",
     "is_narrow",
     "largest",
+    "largest_index",
     "largest_input",
     "log_softmax",
     "lstm",

@@ -17,7 +17,7 @@ from ..core.arrays import Array, Shape, device, namespace
 from ..core.windows import Pads
 from .padding import along, crop, pad
 
-__all__ = ["largest", "largest_input", "slide", "unslide"]
+__all__ = ["largest", "largest_index", "largest_input", "slide", "unslide"]
 
 
 @singledispatch
@@ -51,6 +51,48 @@ def largest(
         positions.append(position)
         x = best
     return x, tuple(positions)
+
+
+def largest_index(
+    x: Array, window: Shape, stride: Shape, padding: Pads, dilation: Shape
+) -> Array:
+    """Return where in x the maximum of each window is, (batch, *out, channels), int32.
+
+    Positions in space are counted in row-major order, from 0. Of equal elements the
+    first one is chosen, as in `largest`. Padding is never chosen.
+    """
+    xp = namespace(x)
+    axes = _axes(x.shape[1:-1], window, stride, padding, dilation)
+    rank = x.ndim
+    place = device(x)
+    index: Any = ()
+    elements = 1  # of x, from one position along the axis to the next
+    for axis, (n, k, s, pads, d) in reversed(axes):
+        views = slide(pad(x, along(x, axis, pads), -math.inf), axis, k, s, d)
+        starts = [o * s - pads[0] for o in range(views[0].shape[axis])]
+        # the first element that is not padding: padding is -∞, but so may x be
+        first = [max(-(start // d), 0) for start in starts]
+
+        def column(numbers: list[int], axis: int = axis) -> Array:
+            array = xp.asarray(numbers, dtype=xp.int32, device=place)
+            return xp.reshape(array, (len(numbers), *(1,) * (rank - axis - 1)))
+
+        inner: list[Any] = [0] * k
+        if not isinstance(index, tuple):
+            inner = slide(pad(index, along(index, axis, pads), 0), axis, k, s, d)
+        best = views[0]
+        for offset, view in enumerate(views):
+            here = column([(start + offset * d) * elements for start in starts])
+            here = xp.broadcast_to(here + inner[offset], view.shape)
+            if offset == 0:
+                index = here
+                continue
+            is_first = column([int(number == offset) for number in first]) == 1
+            index = xp.where(xp.logical_or(view > best, is_first), here, index)
+            best = xp.maximum(best, view)
+        x = best
+        elements *= n
+    return index
 
 
 @singledispatch

@@ -90,7 +90,17 @@ def batch_norm(t, g):
     return y, after if g.layer.frozen else counted(g, after)
 
 
+def response_norm(t, g):
+    layer = g.layer
+    x = g.x.movedim(-1, 1)
+    x = x[:, :, None] if x.ndim == 2 else x  # PyTorch wants an axis of space
+    options = layer.size, layer.alpha, layer.beta, layer.k
+    y = t.nn.functional.local_response_norm(x, *options)
+    return y.movedim(1, -1).reshape(g.x.shape)
+
+
 TWINS = {
+    nn.LocalResponseNorm: response_norm,
     nn.BatchNorm: batch_norm,
     nn.GroupNorm: group_norm,
     nn.InstanceNorm: instance_norm,
@@ -102,6 +112,9 @@ TWINS = {
 LIMITS = {nn.BatchNorm: {"refuses": (0, 1)}}
 
 CASES = [
+    Case(nn.LocalResponseNorm(4, alpha=2.0, beta=0.5, k=0.3), (3, 2, 7)),
+    Case(nn.LocalResponseNorm(9), (3, 2), thorough=True),
+    Case(nn.LocalResponseNorm(1, alpha=1.0), (3,), thorough=True),
     Case(nn.UnitNorm(axis=1, epsilon=2.0), (3, 5)),
     Case(nn.UnitNorm(-2), (2, 7, 4), thorough=True),
     Case(nn.BatchNorm(momentum=0.5, epsilon=1e-3), (2, 3), refuses=(0,)),

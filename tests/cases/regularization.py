@@ -8,6 +8,7 @@ OWN_MASK, OWN_NOISE = "PyTorch draws other masks", "PyTorch draws other noise"
 
 TWINS = {
     nn.AlphaDropout: OWN_MASK,
+    nn.FeatureAlphaDropout: OWN_MASK,
     nn.DropPath: OWN_NOISE,
     nn.Dropout: OWN_MASK,
     nn.GaussianNoise: OWN_NOISE,

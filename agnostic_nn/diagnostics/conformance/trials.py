@@ -163,6 +163,7 @@ def _ops() -> Iterator[Trial]:
         y, _, cache = layers.MaxPool2D(2).forward({}, {}, a["ties"], train=True)
         return {"y": y, "dx": layers.MaxPool2D(2).backward({}, cache, y)[0]}
 
+    windows = ((2, 3), (2, 1), ((1, 0), (1, 2)), (1, 1))
     functions = {
         "above_zero": lambda a: ops.above_zero(a["numbers"], a["numbers"]),
         "all_finite": lambda a: (
@@ -180,6 +181,7 @@ def _ops() -> Iterator[Trial]:
             ops.extend_input(a["x"], ((1, 1),), mode) for mode in SOURCES
         ),
         "largest": pooled,
+        "largest_index": lambda a: ops.largest_index(a["ties"], *windows),
         "log_softmax": lambda a: ops.log_softmax(100.0 * a["x"]),
         "norm": lambda a: ops.norm(a["numbers"]),
         "pad": lambda a: ops.pad(a["x"], ((2, -1),), 0.5),

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from ...core import random
-from ...core.arrays import Array, Params, RowMask, State
+from ...core.arrays import Array, Params, RowMask, State, namespace
 from ...core.backend import backend
 from ...core.trees import leaves, named_leaves, shape_map, tree_from_leaves, tree_map
 from ...layers.base import Layer, kinds
@@ -67,6 +67,14 @@ class Case:
         train = self.mode == "train" if self.counts is None else RowMask(self.counts)
         return self.layer.forward(point["params"], self.state, x, train=train)
 
+    def real(self, y: Any) -> Any:
+        """Return y, or a dy, without integers; then it is a dict of leaves by path."""
+        is_real = [not _is_integer(leaf) for leaf in leaves(self.dy)]
+        if all(is_real):
+            return y
+        pairs = zip(named_leaves(y), is_real, strict=True)
+        return {path: leaf for (path, leaf), keep in pairs if keep}
+
     def run(self) -> dict[str, Any]:
         """Return all results of the layer, nested so that every leaf has a name."""
         y, state, cache = self.forward(self.point)
@@ -110,7 +118,7 @@ def random_case(
     if check_init:
         _expect_like_init(y, new_state, rows, dtype, state, out)
     dy = shape_map(generator.standard_normal, batched(out, _length(shape)))
-    dy = tree_map(lambda leaf: np.asarray(leaf, dtype), dy)
+    dy = _cast_like(dy, y, dtype)
     return Case(layer, "train", params, new_state, inputs(_length(shape)), dy)
 
 
@@ -119,8 +127,32 @@ def _expect_like_init(
 ) -> None:
     """Raise CheckFailed unless y and the state are like `state` and `out` of `init`."""
     expected_y = shape_map(lambda example: np.zeros((rows, *example), dtype), out)
+    expected_y = _cast_like(expected_y, y, dtype)
     expected = {"y": expected_y, "state": state}
     expect_alike(f"train in {np.dtype(dtype)}", {"y": y, "state": new_state}, expected)
+
+
+def _is_integer(leaf: Any) -> bool:
+    """Return True for integers and booleans, which have no gradient."""
+    return bool(namespace(leaf).isdtype(leaf.dtype, ("integral", "bool")))
+
+
+def _cast_like(tree: Any, y: Any, dtype: Any) -> Any:
+    """Return `tree`, nested like y, in `dtype`, and as integers where y holds such.
+
+    Integers, such as indices, are allowed in y next to real numbers.
+    """
+    dtypes = {}
+    if isinstance(y, dict | tuple):
+        arrays = [pair for pair in named_leaves(y) if isinstance(pair[1], np.ndarray)]
+        dtypes = {path: leaf.dtype for path, leaf in arrays if _is_integer(leaf)}
+        if len(dtypes) == len(leaves(y)):
+            dtypes = {}
+    named = {
+        path: np.asarray(leaf).astype(dtypes.get(path, dtype))
+        for path, leaf in named_leaves(tree)
+    }
+    return tree_from_leaves(named, tree)
 
 
 def expect_outputs_of_init(case: Case) -> None:

@@ -315,8 +315,8 @@ def _differentiated(case: Case, vjp: Callable[..., Any] | None) -> Any:
     """Return the gradients of `case.point` by automatic differentiation, if any."""
     if vjp is None or not leaves(case.point):
         return {}
-    _, pull = vjp(lambda point: case.forward(point)[0], case.point)
-    (gradients,) = pull(case.dy)
+    _, pull = vjp(lambda point: case.real(case.forward(point)[0]), case.point)
+    (gradients,) = pull(case.real(case.dy))
     return gradients
 
 
