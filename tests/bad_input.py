@@ -993,7 +993,7 @@ def of_tools():
         {
             "workload": ("nonsense", None, 3),
             "names": ("numpy", ["nonsense"], [3], [], 3),
-            "dtypes": ((), ("float16",), "float32", (3,), None),
+            "dtypes": ((), ("float8",), "float32", (3,), None),
             "epochs": (0, -1, 1.5, "3"),
             "seed": (-1, 1.5, "0", None),
             "sizes": ((0,), ("3",), 3),

@@ -576,6 +576,22 @@ def test_gradients_inside_mixed_precision_are_named_as_multiplied():
     assert "are multiplied" not in str(explained(nn.Sequential(dense())))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_conversions_of_mixed_precision_are_shown(backend, dtype):
+    if not backend.has_dtype(dtype):
+        pytest.skip(f"{backend} has no {dtype}")
+    inside = nn.Sequential(dense(), nn.Residual(dense(), nn.ReLU()), nn.LayerNorm())
+    model = nn.Sequential(nn.MixedPrecision(inside, dtype, keep=("2",)), nn.Dense(2))
+    x, target = drawn((3, 4), "float32"), drawn((3, 2), "float32")
+    explanation = nn.explain(model, nn.mean_squared_error, x, target, backend=backend)
+    text = str(explanation)
+    merges = [node for node in explanation.nodes if node.operation]
+    assert [node.operation for node in merges] == [dtype, "+", "float32"]
+    assert f"s1 = {dtype}(x)" in text
+    assert "arrives from the conversion s3 of 0 Sequential" in text
+    assert all(check.agrees for check in explanation.checks.values())
+
+
 def test_saved_arrays_are_those_that_the_summary_counts():
     model = nn.Sequential(
         *(

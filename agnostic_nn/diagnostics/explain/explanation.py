@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import MixedPrecision
 from ...core import random
 from ...core.arrays import Params, State, namespace
 from ...core.backend import Backend
 from ...core.backend import backend as choose
 from ...core.errors import expect, expect_function
+from ...core.precisions import HALVES, epsilon
 from ...core.trees import (
     expect_nested,
     leaves,
@@ -33,7 +35,7 @@ from .html import Part, page
 from .nonfinite import first_non_finite
 from .remarks import findings
 from .text import Check, Report, Saved
-from .walk import perturbed_output, saved_arrays, walk
+from .walk import Walk, perturbed_output, saved_arrays, walk
 
 __all__ = ["Explanation", "explain"]
 
@@ -203,7 +205,9 @@ def explain(
         loss_argument=first_argument(loss),
         saved=_saved(nodes),
         checks={
-            node.number: check for node in nodes for check in _checks(node, loss_at)
+            node.number: check
+            for node in nodes
+            for check in _checks(node, loss_at, _rounding(recorded))
         },
         non_finite=non_finite,
         findings=findings(nodes, non_finite),
@@ -255,9 +259,7 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
         for leaf in saved_arrays(node.call):
             memory = _memory(leaf)
             name = names.get(id(leaf), "")
-            # "torch.float32" is float32
-            dtype = np.dtype(str(leaf.dtype).split(".")[-1])
-            size = int(np.prod(leaf.shape)) * dtype.itemsize
+            size = int(np.prod(leaf.shape)) * _item_bytes(leaf.dtype)
             if size and (name or memory not in counted):
                 arrays.append(
                     Saved(name, tuple(leaf.shape), 0 if memory in counted else size)
@@ -267,6 +269,15 @@ def _saved(nodes: list[Node]) -> dict[int, tuple[Saved, ...]]:
     return saved
 
 
+def _item_bytes(dtype: Any) -> int:
+    """Return the size of one number of a dtype of any library, such as torch.float32.
+
+    NumPy alone does not know the name bfloat16.
+    """
+    name = str(dtype).rpartition(".")[2]
+    return 2 if name in HALVES else np.dtype(name).itemsize
+
+
 def _memory(array: Any) -> int:
     """Return an identifier of an array's memory; views share that of their base."""
     while isinstance(array, np.ndarray) and isinstance(array.base, np.ndarray):
@@ -274,10 +285,23 @@ def _memory(array: Any) -> int:
     return id(array)
 
 
-def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
+def _rounding(recorded: Walk) -> float:
+    """Return the relative rounding that a `MixedPrecision` may cause; 0 without one.
+
+    The rounding reaches layers before and behind it too.
+    """
+    layers = [call.layer for call in recorded.calls]
+    mixed = [layer for layer in layers if isinstance(layer, MixedPrecision)]
+    return max([8.0 * epsilon(layer.dtype) for layer in mixed], default=0.0)
+
+
+def _checks(
+    node: Node, loss_at: Callable[..., Any], rounding: float
+) -> Iterator[Check]:
     """Yield at most one check: of the entry with the largest gradient in one parameter.
 
-    The parameter is the weight if there is one, else the first.
+    The parameter is the weight if there is one, else the first. rounding: the smallest
+    relative tolerance.
     """
     named = (
         dict(named_leaves(node.grads)) if node.call and node.grads is not None else {}
@@ -305,7 +329,7 @@ def _checks(node: Node, loss_at: Callable[..., Any]) -> Iterator[Check]:
     if not np.isfinite(difference):
         return
     slope = float(slopes[index])
-    tolerance = TOLERANCE.get(named[path].dtype.name, 1e-2) * scale
+    tolerance = max(rounding, TOLERANCE.get(named[path].dtype.name, 1e-2)) * scale
     agrees = abs(difference - slope) <= tolerance
     yield Check(
         node.names[path], index, slope, difference, agrees, kink=kink and not agrees

@@ -3,7 +3,8 @@
 Arrays are identified as objects: an edge connects the layer that returned an array to
 the layer that got the same object. An array that no layer returned was computed by a
 block and becomes a merge node. If it equals the sum of two arrays in the block, bit by
-bit, the merge is shown as a sum.
+bit, the merge is shown as a sum; if it equals one array in another dtype, as a
+conversion.
 """
 
 from collections import Counter
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...blocks import MixedPrecision, Parallel
+from ...core.arrays import namespace
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import (
     Conv1D,
@@ -28,6 +30,7 @@ from ...layers import (
     PReLU,
     Softmax,
 )
+from ...ops.precision import is_narrow, sum_of_two, widened
 from .docstrings import forward_text, gradient_text, letters_in
 from .formulas import formula_of
 from .latex import indexed, name_of
@@ -148,8 +151,12 @@ class _Graph:
         if leaf is None:
             return None
         if id(leaf) not in self.hosts:
-            self.hosts[id(leaf)] = np.asarray(self.to_numpy(leaf))
+            self.hosts[id(leaf)] = self._copied(leaf)
         return self.hosts[id(leaf)]
+
+    def _copied(self, array: Any) -> np.ndarray:
+        """Return a copy on the host; in float32 for bfloat16, which NumPy lacks."""
+        return np.asarray(self.to_numpy(widened(array)))
 
     def _add(self, node: Node, output: Any) -> None:
         self.nodes.append(node)
@@ -158,6 +165,9 @@ class _Graph:
 
     def _add_call(self, call: Call) -> None:
         if call.is_block:
+            if call.parent is not None:
+                for leaf in leaves(call.x):
+                    self._producer(leaf, self.calls[call.parent])
             for inner in self._inner_calls(call):
                 self._add_call(inner)
             # Add merge nodes for outputs that the block computed itself.
@@ -206,6 +216,10 @@ class _Graph:
             raise ValueError(
                 "a layer was given an array that is not an input of the model"
             )
+        unchanged = self._unchanged(array, block)
+        if unchanged is not None:
+            self.producers[id(array)] = self.producers[id(unchanged)]
+            return self.producers[id(array)]
         sources, operation = self._sources(array, block)
         self.merges.append((array, block))
         blocks = self._enclosing_blocks(block)
@@ -222,6 +236,24 @@ class _Graph:
         self._add(node, array)
         return node.number
 
+    def _unchanged(self, array: Any, block: Call) -> Any | None:
+        """Return the array that `array` equals if a `MixedPrecision` converted it.
+
+        A conversion to the same dtype copies in some libraries. None: there is no such
+        array, or `array` is not inside a `MixedPrecision`.
+        """
+        if not any(
+            isinstance(call.layer, MixedPrecision)
+            for call in (*self._enclosing_blocks(block), block)
+        ):
+            return None
+        for original in self._arrays_in(block):
+            if array.dtype == original.dtype and _is_equal(
+                self.host(array), self.host(original)
+            ):
+                return original
+        return None
+
     def _sources(self, array: Any, block: Call) -> tuple[list[Any], str]:
         """Return the arrays from which a block computed `array`, and the operation."""
         if isinstance(block.layer, Parallel):
@@ -229,16 +261,36 @@ class _Graph:
                 leaf for call in self._inner_calls(block) for leaf in leaves(call.y)
             ]
             return outputs, OPERATIONS[block.layer.join]
-        total = self.host(array)
         candidates = self._arrays_in(block)
         for i, second in enumerate(candidates):
             for first in candidates[:i]:
-                if _is_sum(total, self.host(second), self.host(first)):
+                if self._is_sum(array, second, first):
                     return [first, second], "+"
+        for source in candidates:
+            if self._is_conversion(array, source):
+                return [source], str(array.dtype).rpartition(".")[2]
         # The operation is unknown. Assume that it reads all arrays that no layer read.
         read = {edge.start for node in self.nodes for edge in node.edges}
         unread = [leaf for leaf in candidates if self.producers[id(leaf)] not in read]
         return unread or candidates[:1], type(block.layer).__name__
+
+    def _is_conversion(self, result: Any, source: Any) -> bool:
+        """Return whether `result` is `source`, rounded to another dtype."""
+        if result.dtype == source.dtype or result.shape != source.shape:
+            return False
+        rounded = namespace(result).astype(source, result.dtype)
+        return _is_equal(self.host(result), self._copied(rounded))
+
+    def _is_sum(self, total: Any, first: Any, second: Any) -> bool:
+        """Return whether `total` is the sum of two arrays, bit by bit."""
+        if not first.shape == second.shape == total.shape:
+            return False
+        with np.errstate(all="ignore"):
+            if is_narrow(total):
+                added = self._copied(sum_of_two(first, second))
+            else:
+                added = self.host(first) + self.host(second)
+        return _is_equal(added, self.host(total))
 
     def _arrays_in(self, block: Call) -> list[Any]:
         """Return a block's inputs, the outputs of its layers and its merges so far."""
@@ -335,8 +387,5 @@ def _leaf_gradients(x: Any, dx: Any) -> Iterator[Any]:
         yield dx
 
 
-def _is_sum(total: np.ndarray, first: np.ndarray, second: np.ndarray) -> bool:
-    if not first.shape == second.shape == total.shape:
-        return False
-    with np.errstate(all="ignore"):
-        return np.array_equal(first + second, total, equal_nan=total.dtype.kind == "f")
+def _is_equal(first: np.ndarray, second: np.ndarray) -> bool:
+    return np.array_equal(first, second, equal_nan=second.dtype.kind == "f")

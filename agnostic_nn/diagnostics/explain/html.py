@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from ...core.precisions import PRECISION_NAMES
 from ...core.trees import leaves
 from ...display.pages import formula, render
 from .flow import Edge, Node
@@ -136,7 +137,8 @@ def _layer(report: Report, node: Node, prefix: str) -> dict[str, Any]:
     """
     heading = report.heading(node)
     if node.call is None:
-        heading = f"{heading}, a merge" if node.operation else f"the input {heading}"
+        kind = "a conversion" if node.operation in PRECISION_NAMES else "a merge"
+        heading = f"{heading}, {kind}" if node.operation else f"the input {heading}"
     return {
         "id": f"{prefix}f{node.number}",
         "heading": heading,

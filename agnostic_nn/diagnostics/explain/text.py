@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...blocks import Freeze
+from ...core.precisions import PRECISION_NAMES
 from ...core.trees import leaves, named_leaves
 from ...display.tables import TERMINAL_WIDTH, paths_joined, table
 from ...layers import Layer
@@ -202,6 +203,7 @@ class Report:
                 origins.append(reader.label)
                 continue
             kinds = {"+": "the sum", "×": "the product"}
+            kinds |= dict.fromkeys(PRECISION_NAMES, "the conversion")
             kind = kinds.get(reader.operation, "the merge")
             block = ""
             if reader.blocks:
@@ -244,7 +246,7 @@ class Report:
         for name, edge in zip(sources, node.edges, strict=True):
             if edge.gradient is not None:
                 # A formula has a rule for "x" only, not for other inputs.
-                is_x = len(sources) == 1 or name == node.names["x"]
+                is_x = len(sources) == 1 or name == node.names.get("x")
                 yield Line(gradient(name), edge.gradient, rule("x") if is_x else "")
 
     def gradient_text(self, node: Node) -> str:
