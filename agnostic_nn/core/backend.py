@@ -16,7 +16,7 @@ from typing import Any
 from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED, Adapter
 
 from . import policies, precisions
-from .arrays import Array, namespace
+from .arrays import Array, device, namespace
 from .atomic import into
 from .guards import guarded
 from .trees import leaves, tree_map
@@ -210,6 +210,44 @@ class Backend:
         with self.double():
             return self.has_float64
 
+    def holds(self, data: Any) -> bool:
+        """Return whether `data` is an array of this library on this device.
+
+        False for NumPy's arrays, which are on the host, and for arrays that the
+        library treats differently from those that it makes of NumPy's, such as tensors
+        that record gradients.
+        """
+        import numpy as np
+
+        if isinstance(data, np.ndarray) or type(data) is not _array_type(self):
+            return False
+        is_special = getattr(data, "requires_grad", False) is True
+        is_special = is_special or getattr(data, "weak_type", False) is True
+        return not is_special and bool(device(data) == self.device)
+
+    def moved(self, tree: Any) -> Any:
+        """Return a tree with NumPy's arrays moved here; others have to be here."""
+        return tree_map(
+            lambda leaf: leaf if self.holds(leaf) else self._asarray(leaf), tree
+        )
+
+    def without_policy(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return `function` for this device, not compiled and without the policy.
+
+        The policy may be a setting of the whole process, so a thread that only moves
+        data must not change it.
+        """
+        if getattr(self.adapter, "eager", None) is not None:
+            return function
+        return self.adapter.jit(function, self.device, ())
+
+    def dtype_name(self, array: Array) -> str:
+        """Return the name of the dtype of an array of this library, or "" if unknown.
+
+        Known are the dtypes of the Array API standard, but for complex numbers.
+        """
+        return _dtype_name(array.dtype, self.xp)
+
     def asarray(self, tree: Any) -> Any:
         """Return the NumPy arrays or nested lists of a tree as arrays on this device.
 
@@ -363,6 +401,27 @@ def _packages(xp: Any) -> frozenset[str]:
     # a namespace may be another object than a module
     name = vars(xp).get("__name__", "")
     return frozenset([*SHIPPED, "array_api_compat", name.partition(".")[0]])
+
+
+@cache
+def _array_type(backend: Backend) -> type:
+    """Return the class of the arrays of a backend."""
+    import numpy as np
+
+    return type(backend._asarray(np.float32(0)))
+
+
+@cache
+def _dtype_name(dtype: Any, xp: Any) -> str:
+    """Return the name of a dtype of the library `xp`, or ""."""
+    import numpy as np
+
+    sizes = ("8", "16", "32", "64")
+    integers = [kind + size for kind in ("int", "uint") for size in sizes]
+    for name in ("float32", "float64", "bool", *integers):
+        if _is_same(dtype, np.dtype(name), xp):
+            return name
+    return ""
 
 
 @cache

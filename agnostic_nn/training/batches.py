@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from operator import length_hint
 from queue import SimpleQueue
@@ -13,7 +13,8 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..core import random
-from ..core.arrays import namespace
+from ..core.arrays import Array, namespace
+from ..core.backend import Backend
 from ..core.errors import described
 from ..core.trees import leaves, tree_map
 from .inputs import type_and_length
@@ -46,22 +47,28 @@ class EpochProgress(NamedTuple):
 
 @dataclass(frozen=True)
 class Examples:
-    """Checked examples on the host: x, their targets, and their weights, or None.
+    """Checked examples: x, their targets, and their weights, or None.
 
-    `examples[rows]` selects examples. It reads those of a mapped file into memory, and
-    converts their integers to int32.
+    Arrays are on the host, or on the `backend`. `examples[rows]` selects examples where
+    they are. It reads those of a mapped file into memory, and converts their integers
+    to int32.
     """
 
     x: Any
     target: Any
-    weights: np.ndarray | None = None
+    weights: Any = None
+    backend: Backend | None = field(default=None, compare=False, repr=False)
 
     def __len__(self) -> int:
         count: int = leaves(self.x)[0].shape[0]
         return count
 
     def __getitem__(self, rows: Any) -> "Examples":
-        def select(leaf: np.ndarray) -> np.ndarray:
+        select_there = self._selection(rows)
+
+        def select(leaf: Any) -> Any:
+            if not isinstance(leaf, np.ndarray):
+                return select_there(leaf)
             part: np.ndarray = leaf[rows]
             if not isinstance(leaf, np.memmap):
                 return part
@@ -70,10 +77,48 @@ class Examples:
             )
             return np.asarray(part).astype(dtype, copy=False)
 
-        weights = None if self.weights is None else self.weights[rows]
-        return Examples(
-            tree_map(select, self.x), tree_map(select, self.target), weights
+        weights = None if self.weights is None else select(self.weights)
+        return replace(
+            self,
+            x=tree_map(select, self.x),
+            target=tree_map(select, self.target),
+            weights=weights,
         )
+
+    def _selection(self, rows: Any) -> Callable[[Array], Array]:
+        """Return the function that selects rows of an array on the backend, there.
+
+        Only the indices are moved, and those once.
+        """
+        index: list[Array] = []
+
+        def select(leaf: Array) -> Array:
+            assert self.backend is not None
+            part = _as_slice(rows)
+            if part is not None:
+                start, stop, step = part.indices(leaf.shape[0])
+                if (start, stop, step) == (0, leaf.shape[0], 1):
+                    return leaf
+                part = slice(start, stop, step)
+                return self.backend.without_policy(_sliced)(leaf, part)
+            if not index:  # all libraries have int32
+                index.append(self.backend.asarray(np.asarray(rows, np.int32)))
+            return self.backend.without_policy(_taken)(leaf, index[0])
+
+        return select
+
+    def on_host(self) -> "Examples":
+        """Return the same examples on the host."""
+
+        def fetched(leaf: Any) -> Any:
+            if isinstance(leaf, np.ndarray):
+                return leaf
+            assert self.backend is not None
+            return self.backend.to_numpy(leaf)
+
+        x, target = tree_map(fetched, (self.x, self.target))
+        weights = None if self.weights is None else fetched(self.weights)
+        return replace(self, x=x, target=target, weights=weights)
 
     @property
     def shape(self) -> Any:
@@ -85,6 +130,23 @@ class Examples:
         arrays = leaves((self.x, self.target))
         is_mapped = any(isinstance(leaf, np.memmap) for leaf in arrays)
         return self[:] if is_mapped else self
+
+
+def _as_slice(rows: Any) -> slice | None:
+    """Return the slice with the same rows, or None if they are not consecutive."""
+    if isinstance(rows, slice):
+        return rows
+    start = int(rows[0]) if len(rows) else 0
+    is_range = np.array_equal(rows, np.arange(start, start + len(rows)))
+    return slice(start, start + len(rows)) if is_range else None
+
+
+def _sliced(array: Array, rows: slice) -> Array:
+    return array[rows, ...]
+
+
+def _taken(array: Array, index: Array) -> Array:
+    return namespace(array).take(array, index, axis=0)
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
@@ -133,7 +195,10 @@ class StoredBatches:
     @property
     def example_bytes(self) -> int:
         """Bytes of the x of one example."""
-        return sum(leaf[:1].nbytes for leaf in leaves(self.examples.x))
+        return sum(
+            math.prod(leaf.shape[1:]) * getattr(leaf.dtype, "itemsize", 4)
+            for leaf in leaves(self.examples.x)
+        )
 
     def __str__(self) -> str:
         size, count, shuffle = self.layout

@@ -1,13 +1,15 @@
 """BatchFeeder: pads batches, moves them to the device, and chooses the step to call."""
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Array, Params, Shape, size
+from ..core.arrays import Array, Params, Shape, namespace, size
+from ..core.backend import Backend
 from ..core.trees import leaves, shape_map, tree_map
 from ..layers import Layer
 from ..layers.base import kinds
@@ -120,9 +122,10 @@ class BatchFeeder:
         rows = self.batch_size
         shape = (together, rows)
 
-        def divided(leaf: np.ndarray | None) -> Any:
-            # () stands for None: see `make_loop`
-            return () if leaf is None else leaf.reshape(*shape, *leaf.shape[1:])
+        def divided(leaf: Any) -> Any:
+            if leaf is None:
+                return ()  # stands for None: see `make_loop`
+            return _reshaped(backend, leaf, (*shape, *leaf.shape[1:]))
 
         x = tree_map(divided, examples.x)
         target = tree_map(divided, examples.target)
@@ -135,8 +138,8 @@ class BatchFeeder:
             is_example = np.arange(rows) < np.asarray(padded_sizes)[:, None]
             counts = is_example.astype(self.validator.dtype)
             if examples.weights is not None:
-                weights = weights * counts.reshape(*shape, *(1,) * (weights.ndim - 2))
-        batches = backend.asarray((x, target, counts, weights))
+                weights = _times_counts(backend, weights, counts)
+        batches = backend.moved((x, target, counts, weights))
         return Call(tuple(sizes), True, (backend.asarray(due), batches))
 
     def _has_short_batch(self, rows: int) -> bool:
@@ -145,6 +148,7 @@ class BatchFeeder:
     def _augmented(
         self, augment: Augment, examples: Examples, generator: np.random.Generator
     ) -> Examples:
+        examples = examples.on_host()
         result = augment(examples.x, examples.target, generator)
         if not isinstance(result, tuple) or len(result) != 2:
             raise TypeError(
@@ -214,7 +218,22 @@ def to_device(
     examples = examples if size == rows else padded(examples, rows)
     counts = (np.arange(rows) < size).astype(validator.dtype) if needs_counts else None
     weights = examples.weights
+    backend = validator.backend
     if weights is not None and counts is not None:
-        weights = weights * counts.reshape(-1, *(1,) * (weights.ndim - 1))
-    host = (examples.x, examples.target, counts, weights)
-    return [None if part is None else validator.backend.asarray(part) for part in host]
+        weights = _times_counts(backend, weights, counts)
+    parts = (examples.x, examples.target, counts, weights)
+    return [None if part is None else backend.moved(part) for part in parts]
+
+
+def _reshaped(backend: Backend, array: Any, shape: Shape) -> Any:
+    """Return an array of the host or the backend in another shape, where it is."""
+    return backend.without_policy(namespace(array).reshape)(array, shape)
+
+
+def _times_counts(backend: Backend, weights: Any, counts: np.ndarray) -> Any:
+    """Return weights · counts, where the weights are; they may have more axes."""
+    shape = (*counts.shape, *(1,) * (weights.ndim - counts.ndim))
+    factors: Any = counts.reshape(shape)
+    if not isinstance(weights, np.ndarray):
+        factors = backend.asarray(factors)
+    return backend.without_policy(operator.mul)(weights, factors)

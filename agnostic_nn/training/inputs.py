@@ -1,7 +1,9 @@
-"""Inputs: a user's arrays, checked and converted on the host in one visit to each.
+"""Inputs: a user's arrays, checked and converted in one visit to each.
 
-Checks run on the host because compiled functions cannot look at values, and array
+Checks run before a step, because compiled functions cannot look at values, and array
 libraries treat invalid values differently (JAX clamps an index, CuPy wraps it around).
+Arrays of the backend are checked and converted where they are. If a check fails there,
+it is repeated on the host, whose errors are the same for every library.
 Data are an array or a tree of arrays, with the examples along axis 0 of each. A file
 mapped into memory (`np.load(path, mmap_mode="r")`) is checked chunk by chunk and never
 loaded as a whole.
@@ -13,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Shape, device, first_true, namespace
+from ..core.arrays import Array, Shape, device, first_true, namespace
 from ..core.backend import Backend
 from ..core.errors import expect
 from ..core.trees import leaves, named_leaves, tree_map
@@ -26,6 +28,7 @@ __all__ = [
     "as_shape",
     "chunks",
     "converted",
+    "converted_there",
     "expect_lengths",
     "expect_shapes",
     "fetch",
@@ -37,7 +40,7 @@ CHUNK_BYTES = 2**24  # bytes of a mapped file that are checked at a time
 
 
 class Admitted(NamedTuple):
-    """A user's data on the host, in the dtypes that a model computes in.
+    """A user's data, in the dtypes that a model computes in.
 
     problem: the first error in a value or a dtype, or None. It is not raised at once:
     an error in a shape comes first, and some are found only when a model is built.
@@ -63,7 +66,9 @@ def admit(
     expect_shape: Callable[[Any], None] | None = None,
     input_kinds: Any = "",
 ) -> Admitted:
-    """Visit each array of `data` once: fetch it to the host, check and convert it.
+    """Visit each array of `data` once: check and convert it.
+
+    Arrays that the backend holds stay there. Others are NumPy's arrays in the result.
 
     check: raises for an invalid value; it gets the arrays before they are converted.
     count: the expected number of examples; None for an x, whose arrays only have to
@@ -78,6 +83,46 @@ def admit(
     ValueError
         If the data are nested otherwise, or have other lengths or shapes.
     """
+    arguments = (name, data, backend, dtype, check, count, expect_shape, input_kinds)
+    if not any(map(backend.holds, leaves(data))):
+        return _admitted(*arguments, stays=False)
+
+    def on_backend() -> Admitted:
+        admitted = _admitted(*arguments, stays=True)
+        if admitted.problem is not None:
+            raise admitted.problem
+        return admitted
+
+    try:
+        return on_backend()
+    except Exception as error:
+        admitted = _admitted(*arguments, stays=False)
+        if admitted.problem is not None:
+            return admitted
+        # The data are valid: the library lacks a function that the check needs, unless
+        # the error does not come again. Then it is that of a signal handler, which must
+        # not be lost.
+        try:
+            on_backend()
+        except Exception as second_error:
+            if type(second_error) is type(error):
+                return admitted
+        raise
+
+
+def _admitted(
+    name: str,
+    data: Any,
+    backend: Backend,
+    dtype: str,
+    check: Callable[[Any], None] | None,
+    count: int | None,
+    expect_shape: Callable[[Any], None] | None,
+    input_kinds: Any,
+    *,
+    stays: bool,
+) -> Admitted:
+    """Return what `admit` does; stays: whether arrays of the backend stay there."""
     nesting = _nesting(data)
     problem: Exception | None = None
     try:
@@ -85,10 +130,13 @@ def admit(
     except (KeyError, ValueError) as error:  # x is nested otherwise than the model's
         leaf_kinds = nesting
         problem = error
-    results: list[np.ndarray] = []  # the converted arrays
+    results: list[Any] = []  # the converted arrays
     problems: list[Exception] = []  # why arrays cannot be converted
 
-    def visit(path: str, value: Any, kind: Any) -> np.ndarray:
+    def visit(path: str, value: Any, kind: Any) -> Any:
+        if stays and backend.holds(value):
+            results.append(converted_there(path, value, backend, dtype))
+            return value
         array, has_dtype = fetch_array(path, value, backend)
         if not has_dtype and kind == "real floating":
             array = array.astype(dtype)
@@ -315,6 +363,34 @@ def converted(name: str, array: np.ndarray, has_dtype: bool, dtype: str) -> np.n
     return array.astype(np.int32, copy=False)
 
 
+def converted_there(name: str, array: Array, backend: Backend, dtype: str) -> Array:
+    """Return an array of the backend in the dtype that `converted` returns, there.
+
+    Raises
+    ------
+    TypeError
+        If its dtype is another one.
+    ValueError
+        If an integer is out of range.
+    """
+    actual = backend.dtype_name(array)
+    if actual in (dtype, "bool", "int32"):
+        return array
+    if not actual.startswith(("int", "uint")):
+        raise TypeError(f"{name} is {array.dtype}, but the model computes in {dtype}")
+
+    def in_int32(array: Array) -> Array:
+        xp = namespace(array)
+        if not np.can_cast(actual, np.int32):
+            bounds = np.iinfo(np.int32)
+            is_out = (array < int(bounds.min)) | (array > int(bounds.max))
+            if xp.any(is_out):
+                raise ValueError(f"expected {name} to fit into int32")
+        return xp.astype(array, xp.int32)
+
+    return backend.without_policy(in_int32)(array)
+
+
 def _expect_int32(name: str, array: np.ndarray) -> None:
     """Raise ValueError if an integer does not fit into int32."""
     if np.can_cast(array.dtype, np.int32):
@@ -444,8 +520,8 @@ def expect_lengths(name: str, data: Any) -> None:
             raise ValueError(
                 f"expected {path} of shape (examples, ...), got {leaf.shape}"
             )
-        if len(leaf) != len(first_leaf):
+        if leaf.shape[0] != first_leaf.shape[0]:
             raise ValueError(
-                f"{first_path} holds {len(first_leaf)} examples, but {path} has shape "
-                f"{leaf.shape}"
+                f"{first_path} holds {first_leaf.shape[0]} examples, but {path} has "
+                f"shape {leaf.shape}"
             )

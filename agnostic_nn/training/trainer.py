@@ -594,12 +594,12 @@ class Trainer:
         With `keep_finite`, a step whose loss or gradients are not finite changes
         nothing.
         """
-        examples = self.examples(x, target, weights).in_memory()
-        batch = self.backend.asarray((examples.x, examples.target))
+        examples = self._examples(x, target, weights).in_memory()
+        batch = self.backend.moved((examples.x, examples.target))
         # the remaining parameters of a step: counts, weights, due, t, context
         optional: tuple[Any, ...] = ()
         if weights is not None:
-            optional = (None, self.backend.asarray(examples.weights))
+            optional = (None, self.backend.moved(examples.weights))
         last_arguments = self._last_arguments()
         if last_arguments:
             optional = (*(optional or (None, None)), None, *last_arguments)
@@ -780,7 +780,7 @@ class Trainer:
         self, x: Any, target: Any, weights: Any, batch_size: int, shuffle: bool
     ) -> StoredBatches:
         """Return the source of batches of the examples that a user passes."""
-        examples = self.examples(x, target, weights)
+        examples = self._examples(x, target, weights)
         batch_size = min(batch_size, len(examples))
         return StoredBatches(examples, batch_size, shuffle, self.seed)
 
@@ -792,7 +792,7 @@ class Trainer:
                     f"expected batches as an iterable or a function, got {batches!r}"
                 )
             expect_function("batches", batches, "epoch")
-        return StreamedBatches(batches, steps_per_epoch, self.examples)
+        return StreamedBatches(batches, steps_per_epoch, self._examples)
 
     def _held_out(self, validation: Any, batch_size: int) -> Examples:
         """Return the validation data, checked."""
@@ -800,7 +800,7 @@ class Trainer:
             raise TypeError(
                 f"expected validation (x, target), got {type_and_length(validation)}"
             )
-        held_out = self.examples(*validation)
+        held_out = self._examples(*validation)
         # raises now, not after an epoch, if the loss takes no weights and a batch would
         # be short
         self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
@@ -834,7 +834,7 @@ class Trainer:
             count=count,
             rows_for=self._rows_for,
             augment=augment,
-            check=self.examples,
+            check=self._examples,
             multiplications=lambda: multiplications_per_row(
                 self.model, self._current.carry()[0], example_shape
             ),
@@ -878,7 +878,7 @@ class Trainer:
         self._current.carry()  # raises before weights are drawn
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
-        return self._evaluate(self.examples(x, target, weights), batch_size, averaged)
+        return self._evaluate(self._examples(x, target, weights), batch_size, averaged)
 
     def _evaluate(
         self, examples: Examples, batch_size: int, averaged: bool = False
@@ -954,7 +954,8 @@ class Trainer:
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
         params, state = self._prediction_weights(averaged)
-        examples = Examples(self._validator.input(x, self._current), ())
+        x_checked = self._validator.input(x, self._current)
+        examples = Examples(x_checked, (), None, self.backend)
         batch_size = max(1, min(batch_size, len(examples)))
         outputs = []
         for start in range(0, max(1, len(examples)), batch_size):
@@ -962,7 +963,7 @@ class Trainer:
             size = len(part)
             if 0 < size < batch_size:
                 part = padded(part, batch_size)
-            y = self._predict(params, state, self.backend.asarray(part.x))
+            y = self._predict(params, state, self.backend.moved(part.x))
             outputs.append(tree_map(lambda leaf: leaf[:size, ...], y))  # noqa: B023
         y = outputs[0] if len(outputs) == 1 else tree_map(self._join, *outputs)
         if function is not None:
@@ -1003,13 +1004,17 @@ class Trainer:
         )
 
     def examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
-        """Return data as `fit` uses them: checked, on the host, in the model's dtype.
+        """Return data checked, on the host, in the dtype of the model.
 
         Raises
         ------
         TypeError, ValueError
             If they do not fit the model: what was expected and what came.
         """
+        return self._examples(x, target, weights).on_host()
+
+    def _examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
+        """Return data as `fit` uses them: checked; arrays of the backend stay there."""
         before = self._current.settled()
         if before.shape is None:
             self._forget_interrupted_run()

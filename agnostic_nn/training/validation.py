@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from ..core.arrays import namespace
 from ..core.backend import Backend
 from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
@@ -37,7 +38,7 @@ class InputValidator:
     ) -> Examples:
         """Return checked examples; draw the weights of the model if there are none."""
         x = self.input(x, current)
-        count = len(leaves(x)[0])
+        count = leaves(x)[0].shape[0]
         if count == 0:
             shapes = " and ".join(
                 f"{path} of shape {a.shape}" for path, a in named_leaves(x, "x")
@@ -50,7 +51,7 @@ class InputValidator:
         target = self._checked_target(target, count, out_shape)
         if weights is not None:
             weights = self._checked_weights(weights, count)
-        return Examples(x, target, weights)
+        return Examples(x, target, weights, self.backend)
 
     def input(self, x: Any, current: CurrentRun) -> Any:
         """Return x, checked; draw the weights of the model if there are none."""
@@ -113,8 +114,10 @@ class InputValidator:
     def _check_of_loss(self) -> Callable[..., None] | None:
         return check_of(self.loss)
 
-    def _checked_weights(self, weights: Any, count: int) -> np.ndarray:
+    def _checked_weights(self, weights: Any, count: int) -> Any:
         self.expect_weights("weighting examples")
+        if self._are_valid_weights(weights, count):
+            return weights
         weights, has_dtype = fetch("weights", weights, self.backend)
         if not isinstance(weights, np.ndarray):
             raise TypeError("expected weights as one array, which all losses share")
@@ -138,6 +141,21 @@ class InputValidator:
                 "reduction='sum')"
             )
         return checked
+
+    def _are_valid_weights(self, weights: Any, count: int) -> bool:
+        """Return whether weights on the backend are valid, which is checked there."""
+        backend = self.backend
+        if not backend.holds(weights) or backend.dtype_name(weights) != self.dtype:
+            return False
+        if weights.shape[:1] != (count,):
+            return False
+
+        def has_others(weights: Any) -> Any:
+            xp = namespace(weights)
+            others = ~xp.isfinite(weights)
+            return xp.any(others if is_sum(self.loss) else others | (weights < 0))
+
+        return not backend.without_policy(has_others)(weights)
 
     @cached_property
     def takes_weights(self) -> bool:
