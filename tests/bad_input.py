@@ -226,7 +226,9 @@ def _constructors():
     widths = ("head_width", "value_width", "output_width")
     counted = dict.fromkeys(("key_heads", *widths, "window", "relative"), "count")
     counted |= {"softcap": "positive"}
-    counted |= dict.fromkeys(("alibi", "zero_key", "return_weights"), "flag")
+    counted |= dict.fromkeys(
+        ("alibi", "zero_key", "learned_key", "return_weights"), "flag"
+    )
     pools = {"stride": "per axis"}
     add(nn.Dense, width=3)
     add(nn.Embedding, num_embeddings=3, width=2)

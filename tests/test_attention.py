@@ -261,6 +261,7 @@ GENERAL = [  # options and inputs that native versions lack, in sizes that they 
     {"relative": 4},
     {"softcap": 0.1},
     {"zero_key": True},
+    {"learned_key": True},
     {"return_weights": True},
     {"window": 5},
     {"value_width": 5},

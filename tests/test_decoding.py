@@ -39,6 +39,14 @@ MODELS = {  # layer, shape of one example
         ),
         {"x": (6, 4), "mask": (6,)},
     ),
+    "a learned key": (
+        nn.MultiHeadAttention(2, causal=True, learned_key=True, window=3, relative=2),
+        {"x": (6, 4), "mask": (6,)},
+    ),
+    "a learned key and a source": (
+        nn.MultiHeadAttention(2, learned_key=True, rotary=True),
+        {**WITH_SOURCE, "mask": (5,)},
+    ),
     "biases with a source": (
         nn.MultiHeadAttention(2, alibi=True, relative=2, causal=True, window=4),
         WITH_SOURCE,

@@ -83,6 +83,23 @@ def test_padding_does_not_count_in_a_bag(backend):
     np.testing.assert_array_equal(grad, [[0.5, 0.5], [0.5, 0.5], [0, 0], [0, 0]])
 
 
+def test_a_weighted_sum_has_gradients_for_the_table_and_the_weights(backend):
+    x = np.asarray([[1, 0, 1], [2, 3, 2]], "int32")
+    mask = np.asarray([[True] * 3, [False, True, False]])
+    weights = np.asarray([[2, 0, -1], [5, 3, 5]], "float32")
+    dy = np.asarray([[1, 2], [8, 16]], "float32")
+    layer = nn.EmbeddingBag(4, 2, mode="sum")
+    arguments = {"x": x, "mask": mask, "weights": weights}
+    y, dx, grad = run(backend, layer, WEIGHT, arguments, dy)
+    assert dx["x"] is None
+    assert dx["mask"] is None
+    np.testing.assert_array_equal(y, [[3, 4], [1.5, 0]])
+    # of (1, 2) with rows 1, 0 and 1, and of (8, 16) with row 3
+    slopes = backend.to_numpy(dx["weights"])
+    np.testing.assert_array_equal(slopes, [[11, 5, 11], [0, 4, 0]])
+    np.testing.assert_array_equal(grad, [[0, 0], [1, 2], [0, 0], [24, 48]])
+
+
 INVALID = [  # call, error and message
     (lambda: nn.Embedding(4, 2, padding_idx=4), ValueError, "num_embeddings, 4, got 4"),
     (lambda: nn.Embedding(4, 2, padding_idx=-1), ValueError, "at least 0, got -1"),
@@ -102,12 +119,13 @@ def test_invalid_options_are_refused_by_the_constructor(make, error, message):
 X = np.zeros((2, 3), "int32")
 REFUSED = [  # x, error and message
     (np.zeros(2, "int32"), ValueError, r"takes \(batch, \.\.\., bag\), got"),
-    ({"mask": X == 0}, ValueError, r"takes x and mask, got \['mask'\]"),
+    ({"mask": X == 0}, ValueError, r"takes x, mask and weights, got \['mask'\]"),
     (
         {"x": X, "mask": np.ones((2, 4), bool)},
         ValueError,
         r"mask \(batch, \*\(3,\)\) as of x, got \(batch, \*\(4,\)\)",
     ),
+    ({"x": X, "weights": X[:, :2]}, ValueError, "weights are for mode 'sum'"),
     ({"x": X, "mask": X}, TypeError, "expected a boolean mask, got int32"),
     (X.astype("float32"), TypeError, "EmbeddingBag takes integers, got float32"),
 ]
@@ -119,6 +137,16 @@ REFUSED = [  # x, error and message
 def test_a_bag_of_another_shape_or_dtype_is_refused(x, error, message):
     with pytest.raises(error, match=message):
         nn.EmbeddingBag(4, 2).forward({"weight": WEIGHT}, {}, x)
+
+
+def test_weights_of_another_shape_or_dtype_are_refused():
+    layer = nn.EmbeddingBag(4, 2, mode="sum")
+    for weights, message in (
+        (np.ones((2, 4), "float32"), r"weights \(batch, \*\(3,\)\) as of x, got"),
+        (np.ones((2, 3)), "holds float32, got weights float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            layer.forward({"weight": WEIGHT}, {}, {"x": X, "weights": weights})
 
 
 def test_check_finds_an_index_outside_of_the_table_in_a_bag():

@@ -31,7 +31,7 @@ from ..core.errors import (
     expect_number,
     expect_positive,
 )
-from ..core.random import bernoulli, split
+from ..core.random import bernoulli, fold, split
 from ..initializers import Initializer, expect_initializer, glorot_uniform
 from ..ops import (
     attend,
@@ -98,6 +98,8 @@ class MultiHeadAttention(Layer):
                      arXiv:2408.00118), before anything is added
         zero_key     every query may attend to one more key, 0, whose value is 0
                      (PyTorch: add_zero_attn)
+        learned_key  every query may attend to one more key, which is a parameter, as
+                     its value is (PyTorch: add_bias_kv)
         return_weights
                      y is a dict of "y" and "weights", P before dropout, (batch, heads,
                      time, keys) (PyTorch: need_weights with average_attn_weights=False)
@@ -107,7 +109,8 @@ class MultiHeadAttention(Layer):
 
     Parameters: query, key, value and output, each a dict of weight (fan_in, width) and,
     unless `bias` is false, bias (width,), which starts at 0; with `relative` also
-    relative, a dict of bias (2 n + 1, heads), which starts at 0.
+    relative, a dict of bias (2 n + 1, heads), which starts at 0; with `learned_key`
+    also learned, a dict of k (1, d · key_heads) and v (1, value_width · key_heads).
 
     In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With
     a source, which is passed at every step, K and V are computed once, in `begin`. The
@@ -129,7 +132,9 @@ class MultiHeadAttention(Layer):
     "value", dV W_vᵀ is its gradient instead. dB = dS, summed over the heads if B has no
     axis of heads, and the gradient of a number of `relative` is the sum of dS over the
     batch and over all t and s of its distance. `ops.attention` derives dQ and dK with
-    `softcap`, and dS with `zero_key` and `return_weights`.
+    `softcap`, and dS with `zero_key` and `return_weights`. A learned key and its value
+    are one more row of K and of V in all examples, so their gradients are the sums of
+    this row of dK and of dV over the batch.
     """
 
     heads: int
@@ -146,6 +151,7 @@ class MultiHeadAttention(Layer):
     relative: int | None = None
     softcap: float | None = None
     zero_key: bool = False
+    learned_key: bool = False
     return_weights: bool = False
     dropout: float = 0.0
     bias: bool = True
@@ -160,7 +166,8 @@ class MultiHeadAttention(Layer):
     }
 
     def __post_init__(self) -> None:
-        for name in ("causal", "rotary", "alibi", "bias", "zero_key", "return_weights"):
+        flags = ("causal", "rotary", "alibi", "bias", "zero_key", "learned_key")
+        for name in (*flags, "return_weights"):
             expect_flag(name, getattr(self, name))
         for name in ("head_width", "value_width", "output_width", "window", "relative"):
             if getattr(self, name) is not None:
@@ -209,6 +216,12 @@ class MultiHeadAttention(Layer):
             bias_shape = (2 * self.relative + 1, self.heads)
             bias = xp.zeros(bias_shape, dtype=bias.dtype, device=device(bias))
             params["relative"] = {"bias": bias}
+        if self.learned_key:
+            widths = {"k": fans["key"][1], "v": fans["value"][1]}
+            params["learned"] = {
+                name: self.initializer(fold(key, i), (1, width), dtype)
+                for i, (name, width) in enumerate(widths.items())
+            }
         state = {"key": keys[4, :]} if self.dropout else {}
         y: Any = (time, output_width)
         if self.return_weights:
@@ -239,6 +252,14 @@ class MultiHeadAttention(Layer):
         allowed = self._allowed(inputs.get("mask"), score_bias, shape)
         if self.window is not None:
             allowed = _both(allowed, self._near(times, key_times))
+        biases = self._score_bias(params, score_bias, times, key_times, widened(query))
+        if self.learned_key:
+            if self.causal:
+                allowed = _both(allowed, key_times[None, :] <= times[:, None])
+            extended = self._extended(params, key, value, allowed, biases)
+            key, value, allowed, biases = extended
+            shape = (*shape[:-1], key.shape[-2])
+        causal = self.causal and not self.learned_key
         keep_mask: Any = ()
         if train and self.dropout:
             keys = split(state["key"], 2)
@@ -256,13 +277,13 @@ class MultiHeadAttention(Layer):
         if self._needs_general(score_bias):
             heads, attend_cache = attend_general(
                 *arguments,
-                self._score_bias(params, score_bias, times, key_times, arguments[0]),
-                causal=self.causal,
+                biases,
+                causal=causal,
                 softcap=self.softcap,
                 zero_key=self.zero_key,
             )
         else:
-            heads, attend_cache = attend(*arguments, causal=self.causal)
+            heads, attend_cache = attend(*arguments, causal=causal)
         heads = narrowed(heads, like=query)
         joined = self._joined(heads)
         y = self._with_weights(self._map(params, "output", joined), attend_cache)
@@ -281,8 +302,11 @@ class MultiHeadAttention(Layer):
         has_value_source = not isinstance(value_source, tuple)
         dweights: Any = ()
         if self.return_weights:
-            weights_shape = (*query.shape[:-1], key.shape[-2])
+            keys = key.shape[-2] - self.learned_key
+            weights_shape = (*query.shape[:-1], keys)
             dweights = namespace(query).reshape(widened(dy["weights"]), weights_shape)
+            if self.learned_key:
+                dweights = _with_column(dweights, 0.0)
             dy = dy["y"]
         grads = {}
 
@@ -311,8 +335,16 @@ class MultiHeadAttention(Layer):
                 widened(heads),
                 attend_cache,
                 wide_dheads,
-                causal=self.causal,
+                causal=self.causal and not self.learned_key,
             )
+        if self.learned_key:
+            _, dkey, dvalue = wide_grads
+            grads["learned"] = {
+                name: narrowed(_sum_of_last(grad), like=dy)
+                for name, grad in (("k", dkey), ("v", dvalue))
+            }
+            wide_grads = (wide_grads[0], dkey[:, :, :-1, :], dvalue[:, :, :-1, :])
+            dscores = None if dscores is None else dscores[..., :-1]
         dquery, dkey, dvalue = (narrowed(grad, like=dy) for grad in wide_grads)
         if self.rotary:
             # the inverse of a rotation is its transpose: rotate back
@@ -394,16 +426,22 @@ class MultiHeadAttention(Layer):
             allowed = _both(allowed, positions <= now)
         if self.window is not None:
             allowed = _both(allowed, self._near(now, positions))
-        key = widened(memory["key"])
-        value = widened(memory["value"])
         wide_query = widened(query)
+        key = memory["key"]
+        value = memory["value"]
+        biases = self._score_bias(params, score_bias, now, positions, wide_query)
+        if self.learned_key:
+            extended = self._extended(params, key, value, allowed, biases)
+            key, value, allowed, biases = extended
+        key = widened(key)
+        value = widened(value)
         if self._needs_general(score_bias):
             heads, attend_cache = attend_general(
                 wide_query,
                 key,
                 value,
                 allowed,
-                bias=self._score_bias(params, score_bias, now, positions, wide_query),
+                bias=biases,
                 softcap=self.softcap,
                 zero_key=self.zero_key,
             )
@@ -433,8 +471,30 @@ class MultiHeadAttention(Layer):
         if not self.return_weights:
             return y
         weights = narrowed(attend_cache[0], like=y)
+        if self.learned_key:
+            weights = weights[..., :-1]
         shape = (weights.shape[0], self.heads, *weights.shape[-2:])
         return {"y": y, "weights": namespace(y).reshape(weights, shape)}
+
+    def _extended(
+        self, params: Params, key: Array, value: Array, allowed: Any, biases: Any
+    ) -> tuple[Array, Array, Any, Any]:
+        """Return K, V, the allowed keys and what is added to scores, with one more key.
+
+        Every query may attend to it, and nothing is added to its score.
+        """
+        xp = namespace(key)
+        rows = []
+        for x, row in ((key, params["learned"]["k"]), (value, params["learned"]["v"])):
+            batch, key_heads, _, width = x.shape
+            row = xp.reshape(row, (1, key_heads, 1, width))
+            row = xp.broadcast_to(row, (batch, key_heads, 1, width))
+            rows.append(xp.concat([x, row], axis=2))
+        if not isinstance(allowed, tuple):
+            allowed = _with_column(allowed, True)
+        if not isinstance(biases, tuple):
+            biases = _with_column(biases, 0.0)
+        return rows[0], rows[1], allowed, biases
 
     def _near(self, times: Array, key_times: Array) -> Array:
         """Return, (time, keys), whether each key is in the window of each query."""
@@ -620,6 +680,19 @@ def _positions(x: Array) -> Array:
 
 def _widened(keep_mask: Any) -> Any:
     return keep_mask if isinstance(keep_mask, tuple) else widened(keep_mask)
+
+
+def _with_column(x: Array, value: bool | float) -> Array:
+    """Return x with one more element, `value`, at the end of the last axis."""
+    xp = namespace(x)
+    column = xp.full((*x.shape[:-1], 1), value, dtype=x.dtype, device=device(x))
+    return xp.concat([x, column], axis=-1)
+
+
+def _sum_of_last(x: Array) -> Array:
+    """Return Σ x[:, :, -1, :] over the batch, (1, heads · d)."""
+    last = sum_over(x[:, :, -1:, :], (0,))
+    return namespace(x).reshape(last, (1, x.shape[1] * x.shape[3]))
 
 
 def _both(allowed: Any, more: Array) -> Array:

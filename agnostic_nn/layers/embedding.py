@@ -172,12 +172,14 @@ class Embedding(Layer):
 class EmbeddingBag(Embedding):
     """y = the sum, mean or maximum of W[i, :] over the indices i of each bag.
 
-    x: integers (batch, ..., bag), or {"x": these, "mask": booleans of the same shape}
-    for bags of different sizes -> y: (batch, ..., width).
+    x: integers (batch, ..., bag), or a dict of these as "x" and, optionally, arrays of
+    the same shape, "mask" of booleans for bags of different sizes, and "weights" of
+    real numbers -> y: (batch, ..., width).
 
     `mode`: "mean", "sum" or "max". Only positions where the mask is True belong to a
     bag, and those with `padding_idx` never do, as in PyTorch. The y of an empty bag
-    is 0. The other arguments are those of `Embedding`.
+    is 0. "weights" are for mode "sum": y = Σ w W[i, :] (PyTorch: per_sample_weights).
+    The other arguments are those of `Embedding`.
 
     Parameters: weight (num_embeddings, width).
 
@@ -188,14 +190,19 @@ class EmbeddingBag(Embedding):
 
         sum    dy        mean    dy / c        max    dy in the columns where it is p
 
-    and dW adds them up as in `Embedding`. x and the mask have no gradient.
+    and dW adds them up as in `Embedding`. With a weight w it is w dy, and dw is the
+    scalar product of dy and the vector. x and the mask have no gradient.
     """
 
     _: KW_ONLY
     mode: str = "mean"
 
     one_array = False
-    input_kinds: ClassVar[str | dict[str, str]] = {"x": "integral", "mask": "bool"}
+    input_kinds: ClassVar[str | dict[str, str]] = {
+        "x": "integral",
+        "mask": "bool",
+        "weights": "real floating",
+    }
     per_position = False
 
     def __post_init__(self) -> None:
@@ -203,8 +210,9 @@ class EmbeddingBag(Embedding):
         expect_choice("mode", self.mode, ("mean", "sum", "max"))
 
     def init(self, key: Key, shape: Any, dtype: Any) -> tuple[Params, State, Shape]:
-        indices, mask = self._pair(shape)
-        self._expect_shapes((0, *indices), mask if mask is None else (0, *mask))
+        indices, *others = self._inputs(shape)
+        shapes = [None if other is None else (0, *other) for other in others]
+        self._expect_shapes((0, *indices), *shapes)
         params, state, _ = super().init(key, indices, dtype)
         return params, state, (*indices[:-1], self.width)
 
@@ -216,13 +224,19 @@ class EmbeddingBag(Embedding):
         Raises
         ------
         ValueError
-            If the shape of the mask is not that of the indices.
+            If the shape of the mask or the weights is not that of the indices, there
+            are weights in another mode than "sum", or their dtype is not that of W.
         TypeError
             If the dtypes of the indices and the mask are not integral and boolean.
         """
-        indices, mask = self._pair(x)
-        self._expect_shapes(indices.shape, None if mask is None else mask.shape)
+        indices, mask, weights = self._inputs(x)
+        shapes = [None if other is None else other.shape for other in (mask, weights)]
+        self._expect_shapes(indices.shape, *shapes)
         xp = namespace(params["weight"], indices)
+        if weights is not None:
+            held = params["weight"].dtype
+            fits = weights.dtype == held
+            expect(fits, "EmbeddingBag holds {}, got weights {}", held, weights.dtype)
         if mask is not None and mask.dtype != xp.bool:
             raise TypeError(f"expected a boolean mask, got {mask.dtype}")
         vectors, _, _ = super().forward(params, state, indices)
@@ -233,14 +247,18 @@ class EmbeddingBag(Embedding):
             largest_at = xp.argmax(candidates, axis=-2, keepdims=True)
             is_empty = ~xp.any(allowed, axis=-2)
             y = xp.where(is_empty, 0.0, xp.max(candidates, axis=-2))
-            return y, state, (indices, mask_cache, largest_at)
+            return y, state, (indices, mask_cache, largest_at, ())
         wide = xp.where(allowed, widened(vectors), 0.0)
+        if weights is not None:
+            wide = wide * widened(weights)[..., None]
         total = sum_over(wide, (wide.ndim - 2,))
         y = (total / self._counts(allowed, total))[..., 0, :]
-        return narrowed(y, vectors), state, (indices, mask_cache, ())
+        weights_cache: Any = () if weights is None else weights
+        return narrowed(y, vectors), state, (indices, mask_cache, (), weights_cache)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Any, Params]:
-        indices, mask, largest_at = cache
+        indices, mask, largest_at, weights = cache
+        has_weights = not isinstance(weights, tuple)
         xp = namespace(dy)
         allowed = self._allowed(indices, mask)
         each = dy[..., None, :]
@@ -250,30 +268,49 @@ class EmbeddingBag(Embedding):
             allowed = xp.logical_and(allowed, largest_at == numbers)
         else:
             each = narrowed(widened(each) / self._counts(allowed, widened(each)), dy)
+        dx: Any = {}
+        if has_weights:
+            # computed again: the vectors need more memory than anything else
+            vectors = widened(super().forward(params, {}, indices)[0])
+            along = xp.sum(widened(dy)[..., None, :] * vectors, axis=-1)
+            dweights = narrowed(xp.where(allowed[..., 0], along, 0.0), dy)
+            dx["weights"] = dweights
+            each = narrowed(widened(each) * widened(weights)[..., None], dy)
         shares = xp.where(allowed, each, 0.0)
         _, grads = super().backward(params, indices, shares)
-        is_single = isinstance(mask, tuple)
-        return None if is_single else {"x": None, "mask": None}, grads
+        if not isinstance(mask, tuple):
+            dx["mask"] = None
+        return {"x": None, **dx} if dx else None, grads
 
     def check(self, x: Any) -> None:
         Layer.check(self, x)
-        self._check_rows(self._pair(x)[0])
+        self._check_rows(self._inputs(x)[0])
 
-    def _pair(self, x: Any) -> tuple[Any, Any]:
-        """Return the indices and the mask or None; they are arrays or shapes."""
+    def _inputs(self, x: Any) -> tuple[Any, Any, Any]:
+        """Return the indices, and the mask and the weights or None for each.
+
+        They are arrays or shapes.
+        """
         if not isinstance(x, dict):
-            return x, None
-        fits = "x" in x and x.keys() <= {"x", "mask"}
-        expect(fits, "EmbeddingBag takes x and mask, got {}", sorted(x))
-        return x["x"], x.get("mask")
+            return x, None, None
+        fits = "x" in x and x.keys() <= {"x", "mask", "weights"}
+        expect(fits, "EmbeddingBag takes x, mask and weights, got {}", sorted(x))
+        fits = self.mode == "sum" or "weights" not in x
+        expect(fits, "weights are for mode 'sum', not '{}'", self.mode)
+        return x["x"], x.get("mask"), x.get("weights")
 
-    def _expect_shapes(self, indices: Shape, mask: Shape | None) -> None:
+    def _expect_shapes(
+        self, indices: Shape, mask: Shape | None, weights: Shape | None
+    ) -> None:
         fits = len(indices) >= 2 and indices[-1] >= 1
         message = "EmbeddingBag takes (batch, ..., bag), got (batch, *{})"
         expect(fits, message, indices[1:])
         if mask is not None:
             message = "expected a mask (batch, *{}) as of x, got (batch, *{})"
             expect(mask == indices, message, indices[1:], mask[1:])
+        if weights is not None:
+            message = "expected weights (batch, *{}) as of x, got (batch, *{})"
+            expect(weights == indices, message, indices[1:], weights[1:])
 
     def _allowed(self, indices: Array, mask: Any) -> Array:
         """Return whether each position belongs to its bag, (batch, ..., bag, 1)."""

@@ -60,6 +60,16 @@ def attention(t, g):
     query = split("query", x, layer.heads)
     key = split("key", source, key_heads)
     value = split("value", arguments.get("value", source), key_heads)
+    if layer.learned_key:
+        learned = g.params["learned"]
+        key, value = (
+            t.cat(
+                (each, row.reshape(1, key_heads, 1, -1).expand(len(x), -1, -1, -1)), 2
+            )
+            for each, row in ((key, learned["k"]), (value, learned["v"]))
+        )
+        allowed = t.nn.functional.pad(allowed, (0, 1), value=True)
+        added = t.nn.functional.pad(added, (0, 1))
     if layer.softcap or layer.zero_key or layer.return_weights:
         y, weights = written_out(t, layer, query, key, value, allowed, added)
     else:
@@ -71,6 +81,8 @@ def attention(t, g):
             enable_gqa=layer.key_heads is not None,
         )
     y = linear(t, g.params["output"], y.transpose(1, 2).flatten(2))
+    if layer.learned_key and layer.return_weights:
+        weights = weights[..., :-1]
     return {"y": y, "weights": weights} if layer.return_weights else y
 
 
@@ -102,7 +114,7 @@ def written_out(t, layer, query, key, value, allowed, added):
     return y, weights[..., :-1] if layer.zero_key else weights
 
 
-def module(heads, causal=False, zero_key=False, weights=False):
+def module(heads, causal=False, zero_key=False, weights=False, learned=False):
     """By their module, with one weight for query, key and value of one fan_in."""
 
     def theirs(t, g):
@@ -119,6 +131,7 @@ def module(heads, causal=False, zero_key=False, weights=False):
             kdim=other,
             vdim=third,
             add_zero_attn=zero_key,
+            add_bias_kv=learned,
             dtype=x.dtype,
         )
         padded = ~arguments["mask"] if "mask" in arguments else None
@@ -159,6 +172,8 @@ def as_theirs(t, params, fused, prefix=""):
     if "bias" in params["query"]:
         result["in_proj_bias"] = t.cat([params[name]["bias"] for name in names])
         result["out_proj.bias"] = params["output"]["bias"]
+    for name, row in params.get("learned", {}).items():
+        result[f"bias_{name}"] = row[None]
     return {prefix + name: leaf for name, leaf in result.items()}
 
 
@@ -328,6 +343,46 @@ CASES = [
         masked,
     ),
     Case(nn.MultiHeadAttention(2, zero_key=True, causal=True), BIASED),
+    Case(
+        nn.MultiHeadAttention(2, learned_key=True),
+        {"x": (4, 6), "mask": (4,)},
+        module(2, learned=True),
+        masked,
+    ),
+    Case(
+        nn.MultiHeadAttention(3, learned_key=True, causal=True, return_weights=True),
+        (5, 6),
+        module(3, causal=True, weights=True, learned=True),
+    ),
+    Case(
+        nn.MultiHeadAttention(2, learned_key=True, zero_key=True),
+        {**SEPARATE, "score_bias": (2, 4, 5)},
+        module(2, zero_key=True, learned=True),
+        thorough=True,
+    ),
+    Case(
+        nn.MultiHeadAttention(
+            4,
+            key_heads=2,
+            value_width=3,
+            learned_key=True,
+            rotary=True,
+            causal=True,
+            relative=2,
+            softcap=5.0,
+            window=3,
+            zero_key=True,
+            return_weights=True,
+        ),
+        {"x": (5, 8), "mask": (5, 5)},
+        draw=masked,
+    ),
+    Case(
+        nn.MultiHeadAttention(2, learned_key=True, dropout=0.3, causal=True),
+        (4, 6),
+        OWN_NUMBERS,
+        thorough=True,
+    ),
     Case(
         nn.MultiHeadAttention(3, return_weights=True, causal=True),
         (5, 6),

@@ -25,14 +25,28 @@ def bag(t, g):
     """With a mask, hidden indices are replaced by padding, a further row of 0."""
     weight, mode, hidden = g.params["weight"], g.layer.mode, g.layer.padding_idx
     x = g.x
+    weights = None
     if isinstance(x, dict):
+        weights = x.get("weights")
+        x = {"mask": t.ones_like(x["x"], dtype=t.bool), **x}
         hidden = weight.shape[0]
         weight = t.cat([weight, t.zeros_like(weight[:1])])
         x = t.where(x["mask"], x["x"], hidden)
     y = t.nn.functional.embedding_bag(
-        x.reshape(-1, x.shape[-1]), weight, mode=mode, padding_idx=hidden
+        x.reshape(-1, x.shape[-1]),
+        weight,
+        mode=mode,
+        padding_idx=hidden,
+        per_sample_weights=None if weights is None else weights.flatten(0, -2),
     )
     return y.reshape(*x.shape[:-1], -1)
+
+
+def weighted_bags(generator, shape):
+    x = {"x": generator.integers(0, 5, shape["x"])}
+    if "mask" in shape:
+        x = bags(generator, shape)
+    return x | {"weights": generator.standard_normal(shape["weights"])}
 
 
 def bilinear(t, g):
@@ -63,6 +77,17 @@ CASES = [
     Case(nn.Embedding(3, 5, max_norm=0.6, padding_idx=0), (4, 2), thorough=True),
     Case(nn.EmbeddingBag(5, 3, mode="sum"), {"x": (7,), "mask": (7,)}, draw=bags),
     Case(nn.EmbeddingBag(5, 3, mode="max"), {"x": (7,), "mask": (7,)}, draw=bags),
+    Case(
+        nn.EmbeddingBag(5, 3, mode="sum"),
+        {"x": (7,), "mask": (7,), "weights": (7,)},
+        draw=weighted_bags,
+    ),
+    Case(
+        nn.EmbeddingBag(6, 3, mode="sum"),
+        {"x": (2, 7), "weights": (2, 7)},
+        draw=weighted_bags,
+        thorough=True,
+    ),
     Case(nn.EmbeddingBag(5, 3, padding_idx=1), (4,)),
     Case(nn.EmbeddingBag(5, 2, mode="max", padding_idx=0), (2, 9), thorough=True),
     Case(nn.Embedding(3, 2), (2, 3), thorough=True),
