@@ -7,7 +7,7 @@ trains, checks and compares networks is imported when it is first used.
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from . import blocks, layers, losses, ops, optimizers, schedules
+from . import blocks, layers, losses, ops, optimizers, penalties, schedules
 from .blocks import *
 from .core import arrays, random, trees
 from .core.arrays import RowMask
@@ -79,7 +79,7 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .optimizers.steps import *
 
 __all__ = ["Backend", "BackendUnavailable", "RowMask", "Status", "backend", "backends"]
-__all__ += ["arrays", "ops", "random", "schedules", "trees"]
+__all__ += ["arrays", "ops", "penalties", "random", "schedules", "trees"]
 __all__ += blocks.__all__
 __all__ += layers.__all__
 __all__ += losses.__all__

@@ -39,6 +39,7 @@ LEVELS = (
         *("core.policies", "initializers", "metrics"),
         *("layers.base", "layers.shapes", "losses.base", "optimizers.base"),
     },
+    {"penalties"},
     {"layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
     {"blocks.base"},

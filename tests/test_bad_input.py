@@ -8,10 +8,19 @@ import numpy as np
 import pytest
 
 import agnostic_nn as nn
-from agnostic_nn import blocks, initializers, layers, losses, optimizers, schedules
+from agnostic_nn import (
+    blocks,
+    initializers,
+    layers,
+    losses,
+    optimizers,
+    penalties,
+    schedules,
+)
 from agnostic_nn.training import callbacks
 
 MODULES = (layers, blocks, losses, optimizers, schedules, initializers, callbacks)
+MODULES += (penalties,)
 # base classes and protocols, which have no options
 BASES = {
     "Layer",

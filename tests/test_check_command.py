@@ -95,7 +95,7 @@ def test_every_public_layer_loss_and_optimizer_has_an_example():
     layers = {value.__name__ for value in public if issubclass(value, nn.Layer)}
     layers -= {"Layer", "Block", "Elementwise"}
     assert {example.name for example in LAYERS} == layers, where
-    wrappers = {"BetweenOutputs", "Losses", "Weighted"}
+    wrappers = {"BetweenOutputs", "Losses", "Penalized", "Weighted"}
     functions = {*losses.__all__} - {"Loss"} - wrappers
     assert {example.name for example in LOSSES} == functions, where
     rules = {*optimizers.__all__} - {"Fixed", "Optimizer", "Rule"}  # Fixed is in Parts

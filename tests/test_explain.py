@@ -470,6 +470,7 @@ LIBRARY = {
 LIBRARY |= {
     "Losses": nn.Losses(a=nn.huber),
     "Weighted": nn.Weighted(nn.huber, 2.0),
+    "Penalized": nn.Penalized(nn.huber, nn.penalties.L1(0.1)),
 }
 
 

@@ -180,7 +180,7 @@ _LOSS = _Kind(
     "a loss",
     "huber(delta=0.5)",
     losses,
-    _public(losses, "Loss", "Losses", "Weighted"),
+    _public(losses, "Loss", "Losses", "Penalized", "Weighted"),
     _FUNCTIONS,
 )
 _OPTIMIZER = _Kind(

@@ -98,6 +98,11 @@ class BatchLoss:
         depends on shapes alone; otherwise None.
     unequal
         The names of the terms that have no common divisor; "" if there is one.
+    penalty, dparams
+        The penalty of the parameters that `Penalized` has added to `value`, and its
+        gradient by the parameters; None without one. A penalty is not one of `terms`:
+        it does not depend on the examples, so its mean over batches counts each
+        example once.
     """
 
     value: Array
@@ -106,6 +111,8 @@ class BatchLoss:
     divisor: Divisor
     ratio: float | None = None
     unequal: str = ""
+    penalty: Array | None = None
+    dparams: Any = None
 
 
 class _WithDivisor(str):
@@ -120,10 +127,11 @@ def batch_loss(
     *,
     step: Array | None = None,
     context: Any = None,
+    params: Any = None,
 ) -> BatchLoss:
     """Compute a loss and the divisor of its mean.
 
-    step, context: passed on as keyword arguments to a loss that takes them
+    step, context, params: passed on as keyword arguments to a loss that takes them
     (see `takes_keyword`).
 
     Losses of this library return their divisor, also if `partial` has set options. A
@@ -140,7 +148,7 @@ def batch_loss(
         options = loss.keywords
     keywords = {
         name: value
-        for name, value in {"step": step, "context": context}.items()
+        for name, value in (("step", step), ("context", context), ("params", params))
         if value is not None and takes_keyword(loss, name)
     }
     with_divisor = getattr(function, "with_divisor", None)
@@ -430,10 +438,10 @@ def _narrow(dy: Any, like: Array) -> Any:
 def takes_keyword(function: Callable[..., Any], name: str) -> bool:
     """Return whether a training step passes the keyword `name` to a loss or a metric.
 
-    name: "context" or "step". A custom function takes the context if it has a
+    name: "context", "step" or "params". A custom function takes the context if it has a
     parameter of that name that no `partial` has set. `Losses` and `Weighted` take the
-    keywords of their losses, and "step" if a weight follows a schedule; they have a
-    method `takes_keyword`.
+    keywords of their losses, and "step" if a weight follows a schedule; `Penalized`
+    takes "params". They have a method `takes_keyword`.
     """
     if isinstance(function, partial):
         return name not in function.keywords and takes_keyword(function.func, name)

@@ -1,15 +1,16 @@
-"""Losses made of other losses: weighted sums, and weights that follow a schedule."""
+"""Losses made of other losses: weighted sums, schedules of weights, and penalties."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from ..core.arrays import Array, Metric, namespace
+from ..core.arrays import Array, Metric, Params, namespace
 from ..core.errors import described, expect, expect_function, expect_number
 from ..core.fields import set_fields
 from ..core.trees import tree_map
 from ..metrics import finish_of, finished_by
+from ..penalties import sum_of
 from .base import (
     BatchLoss,
     Divisor,
@@ -26,7 +27,7 @@ from .base import (
     takes_keyword,
 )
 
-__all__ = ["BetweenOutputs", "Losses", "Weighted"]
+__all__ = ["BetweenOutputs", "Losses", "Penalized", "Weighted"]
 
 Weight = float | Callable[[Array], Array]
 
@@ -108,6 +109,7 @@ class Losses(_Combined):
         expect(not unknown, "weights for {}, but losses for {}", unknown, names)
         for name, loss in losses_by_name.items():
             expect_function(f"the loss of {name}", loss, "y, target", also="context")
+            _expect_no_penalty(f"the loss of {name}", loss)
             _expect_weight(f"the weight of {name}", weights_by_name.get(name, 1.0))
         loss_pairs = [(name, losses_by_name[name]) for name in names]
         weight_pairs = [(name, weights_by_name.get(name, 1.0)) for name in names]
@@ -239,6 +241,7 @@ class Weighted(_Combined):
 
     def __post_init__(self) -> None:
         expect_function("the loss", self.loss, "y, target", also="context")
+        _expect_no_penalty("the loss", self.loss)
         _expect_weight("the weight", self.weight)
 
     def takes_keyword(self, name: str) -> bool:
@@ -347,6 +350,128 @@ class BetweenOutputs(_Combined):
 
     def __repr__(self) -> str:
         return f"BetweenOutputs({describe_loss(self.loss)})"
+
+
+@dataclass(frozen=True)
+class Penalized(_Combined):
+    """Σ R(params) + L(y, target), a loss plus penalties of the parameters.
+
+        Penalized(softmax_cross_entropy, penalties.L1(1e-4))
+
+    The value that `step`, `fit` and `evaluate` report includes the penalties, unlike
+    weight decay. Training steps and evaluation pass the parameters.
+
+    loss
+        Any loss, also `Losses` and `Weighted`, around which this one belongs.
+    penalties
+        One of `agnostic_nn.penalties`, a function from params to (value, gradient), or
+        a tuple of several.
+
+    A penalty is added once to the loss of each batch. If the loss is a sum, it should
+    grow with the number of examples in a batch, and `Accumulate(every=k)` adds the
+    penalties k times.
+
+    Gradient
+    --------
+    dy = ∂L/∂y is that of the loss. Σ ∂R/∂params is added to the gradient of the parameters that
+    `backward` returns.
+
+    Raises
+    ------
+    TypeError
+        If the loss or a penalty is not a function. When called: if there are no
+        `params`, because the caller is not a training step.
+    ValueError
+        If there is no penalty.
+    """
+
+    loss: Loss
+    penalties: Any
+
+    def __post_init__(self) -> None:
+        expect_function("the loss", self.loss, "y, target", also="context")
+        _expect_no_penalty("the loss", self.loss)
+        several = self.penalties
+        several = tuple(several) if isinstance(several, tuple | list) else (several,)
+        expect(len(several) > 0, "expected at least one penalty")
+        for penalty in several:
+            expect_function("a penalty", penalty, "params")
+        set_fields(self, penalties=several)
+
+    def takes_keyword(self, name: str) -> bool:
+        """Return whether a training step passes the keyword `name`.
+
+        It passes "params", and what the loss takes.
+        """
+        return name == "params" or takes_keyword(self.loss, name)
+
+    def with_divisor(
+        self,
+        y: Any,
+        target: Any,
+        weights: Any = None,
+        *,
+        params: Params | None = None,
+        **keywords: Any,
+    ) -> BatchLoss:
+        """Return the loss with its divisor and its penalty (see `BatchLoss`)."""
+        if params is None:
+            raise TypeError(
+                "Penalized takes the parameters too: train with a Trainer, pass "
+                "params=..., or use its `loss`, which is without the penalties"
+            )
+        result = batch_loss(self.loss, y, target, weights, **keywords)
+        penalty, dparams = sum_of(self.penalties, params)
+        value = result.value + penalty
+        return replace(result, value=value, penalty=penalty, dparams=dparams)
+
+    def __call__(
+        self,
+        y: Any,
+        target: Any,
+        weights: Any = None,
+        *,
+        step: Array | None = None,
+        context: Any = None,
+        params: Params | None = None,
+    ) -> tuple[Array, Any]:
+        """Return the loss with its penalties, and dy nested like y."""
+        keywords = {"step": step, "context": context, "params": params}
+        result = self.with_divisor(y, target, weights, **keywords)
+        return result.value, result.dy
+
+    @property
+    def check(self) -> Callable[..., None] | None:
+        """The target check of the loss, or None."""
+        return check_of(self.loss)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics of the loss."""
+        return metrics_of(self.loss)
+
+    @property
+    def probabilities(self) -> Callable[[Array], Array] | None:
+        """The function from outputs to probabilities of the loss, or None."""
+        return probabilities_of(self.loss)
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the loss is a sum (see `is_sum` in `base`)."""
+        return is_sum(self.loss)
+
+    def __repr__(self) -> str:
+        penalties = ", ".join(map(repr, self.penalties))
+        return f"Penalized({describe_loss(self.loss)}, ({penalties},))"
+
+
+def _expect_no_penalty(name: str, loss: Any) -> None:
+    """Raise unless a loss is without penalties, which belong outermost."""
+    if not isinstance(loss, type) and takes_keyword(loss, "params"):
+        raise ValueError(
+            f"expected {name} without penalties, got {describe_loss(loss)}: put "
+            "Penalized around all of it"
+        )
 
 
 def _expect_weight(name: str, weight: Any) -> None:

@@ -13,19 +13,25 @@ from typing import Any
 
 import numpy as np
 
-from .. import blocks, initializers, layers, losses, optimizers, schedules
+from .. import blocks, initializers, layers, losses, optimizers, penalties, schedules
 from ..core.errors import expect
 
 __all__ = ["describe", "rebuild"]
 
 _KNOWN: dict[str, Any] = {}  # public classes and functions of this library, by name
-for _module in (layers, blocks, losses, optimizers, schedules, initializers):
+for _module in (
+    *(layers, blocks, losses, optimizers, schedules, initializers),
+    penalties,
+):
     for _name in _module.__all__:
         _thing = getattr(_module, _name)
         # the second of two things of the same name is qualified by its module
         _KNOWN[f"{_thing.__module__}.{_name}" if _name in _KNOWN else _name] = _thing
 
-_BASES = (layers.Elementwise, layers.Lambda, layers.Layer, optimizers.Rule)
+_BASES = (
+    *(layers.Elementwise, layers.Lambda, layers.Layer, optimizers.Rule),
+    penalties.Penalty,
+)
 _CLASSES = {
     name: thing
     for name, thing in _KNOWN.items()
@@ -36,6 +42,7 @@ _FUNCTIONS = {
     for name, thing in _KNOWN.items()
     if isfunction(thing) and getattr(losses, name, None) is thing
 }
+_WITH_LOSS = (losses.Losses, losses.Penalized, losses.Weighted)
 _MAX_ENTRIES = 20_000  # of a description, so that it is rebuilt quickly
 _MAX_CHARACTERS = 1000  # of a string
 _MAX_INTEGER = 2**63
@@ -118,7 +125,7 @@ class _Rebuilder:
         """Return an instance of the class `kind` with the options `named`."""
         arguments = self.values(named)
         functions = [name for name, value in arguments.items() if isfunction(value)]
-        if functions and kind not in (losses.Losses, losses.Weighted):
+        if functions and kind not in _WITH_LOSS:
             raise ValueError(
                 f"the checkpoint has a loss for {functions[0]} of a {kind.__name__}"
             )

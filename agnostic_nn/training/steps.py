@@ -6,7 +6,7 @@ from typing import Any
 
 from ..core.arrays import Array, Metric, Moments, Params, RowMask, State, namespace
 from ..core.errors import described, expect, expect_flag, expect_function
-from ..core.trees import leaves, tree_map
+from ..core.trees import leaves, tree_map, tree_sum
 from ..layers import Layer
 from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Divisor, Loss, batch_loss, takes_keyword
@@ -124,7 +124,9 @@ def make_step_with_terms(
         # free it
         y, new_state, *cache = model.forward(params, state, x, train=train)
         weights = counts if weights is None else weights
-        result = batch_loss(loss, y, target, weights, step=t, context=context)
+        result = batch_loss(
+            loss, y, target, weights, step=t, context=context, params=params
+        )
         means = _metric_means(measured, y, target, counts, context)
         value = result.value
         update = optimizer.update
@@ -149,6 +151,9 @@ def make_step_with_terms(
                 [model.backward_params(params, cache[0], dy) for dy in term_dys]
             )
 
+        if result.dparams is not None:
+            grads = _with_penalty(grads, result, is_split=bool(term_dys))
+
         def updated() -> Carry:
             new_params, new_moments = update(params, grads, moments)
             return new_params, new_state, new_moments
@@ -167,12 +172,31 @@ def make_step_with_terms(
 
 
 def _terms(result: BatchLoss) -> Terms:
-    divisors = tuple(
-        [() if term.divisor is None else term.divisor for term in result.terms]
+    values = [term.value for term in result.terms]
+    divisors = [() if term.divisor is None else term.divisor for term in result.terms]
+    if result.penalty is not None:
+        # its mean over batches: the same for all rows of a batch, also those of padding
+        values.append(result.penalty)
+        divisors.append(float(leaves(result.dy)[0].shape[0]))
+    return (() if len(values) == 1 else tuple(values)), tuple(divisors)
+
+
+def _with_penalty(grads: Any, result: BatchLoss, is_split: bool) -> Any:
+    """Return the gradient of a loss and its penalty.
+
+    is_split: whether `grads` is a tuple with the gradient of each term. The penalty is
+    then added to that of a mean, as a sum over several batches would add it repeatedly.
+    """
+    if not is_split:
+        return tree_sum(grads, result.dparams)
+    is_mean = [term.divisor is not None for term in result.terms]
+    index = is_mean.index(True) if any(is_mean) else 0
+    return tuple(
+        [
+            tree_sum(tree, result.dparams) if i == index else tree
+            for i, tree in enumerate(grads)
+        ]
     )
-    if len(result.terms) == 1:
-        return (), divisors
-    return tuple([term.value for term in result.terms]), divisors
 
 
 def _by_divisor(result: BatchLoss, optimizer: Optimizer) -> tuple[tuple[Any, ...], Any]:
@@ -307,7 +331,9 @@ def evaluate_with_outputs(
     """Return the results of `evaluate_batch`, and the outputs of the model."""
     y = model.predict(params, state, x)
     weights = counts if weights is None else weights
-    result = batch_loss(loss, y, target, weights, step=t, context=context)
+    result = batch_loss(
+        loss, y, target, weights, step=t, context=context, params=params
+    )
     means = _metric_means(metrics, y, target, counts, context)
     return result.value, _terms(result), list(means.values()), y
 
