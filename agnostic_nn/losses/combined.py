@@ -373,8 +373,8 @@ class Penalized(_Combined):
 
     Gradient
     --------
-    dy = ∂L/∂y is that of the loss. Σ ∂R/∂params is added to the gradient of the parameters that
-    `backward` returns.
+    dy = ∂L/∂y is that of the loss. Σ ∂R/∂params is added to the gradient of the
+    parameters that `backward` returns.
 
     Raises
     ------
