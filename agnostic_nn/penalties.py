@@ -18,7 +18,7 @@ from .core.trees import tree_map
 from .ops import narrowed, widened
 from .optimizers.base import NO_DECAY, expect_paths, matches, paths
 
-__all__ = ["L1", "L2", "Orthogonality", "Penalty"]
+__all__ = ["L1", "L2", "Orthogonality", "Penalty", "sum_of"]
 
 
 @dataclass(frozen=True)

@@ -161,7 +161,7 @@ LEVELS = (
     {"diagnostics.cli"},
     {"diagnostics.cli.main"},
 )
-HOST = 12  # the first level whose modules may import NumPy and the standard library
+HOST = 13  # the first level whose modules may import NumPy and the standard library
 STDLIB = set(sys.stdlib_module_names)
 CORE = {
     "array_api_compat",
