@@ -73,6 +73,7 @@ if TYPE_CHECKING:  # mypy does not follow lists that a package joins to its `__a
     from .optimizers.adam import *
     from .optimizers.adaptive import *
     from .optimizers.gradients import *
+    from .optimizers.loss_scale import *
     from .optimizers.momentum import *
     from .optimizers.muon import *
     from .optimizers.parts import *

@@ -438,7 +438,7 @@ def of_trainers():
         "backend": (3, "nonsense", "numpy:", "numpy:gpu:7", ":", ":cpu", ["numpy"], np),
         "seed": (-1, 1.5, "0", None, True, [0], math.nan),
         "dtype": (
-            "float16",
+            "half",
             "double",
             "int32",
             None,
@@ -447,6 +447,7 @@ def of_trainers():
             np.float32,
             "nonsense",
         ),
+        "precision": ("float16", "mixed", 16, True, nn.Dense(2)),
         "shape": ((2.5,), "x", (-1,), (3, "a"), 1.5, {"x": "a"}, ((3,), 2.5), (True,)),
         "metrics": (
             ["accuracy"],

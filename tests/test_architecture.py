@@ -59,7 +59,8 @@ LEVELS = (
             "training.interrupts",
             "training.progress",
         ),
-        *("training.rates", "training.safetensors_format", "training.splits"),
+        *("training.precision_policy", "training.rates"),
+        *("training.safetensors_format", "training.splits"),
     },
     {"diagnostics.gradcheck.cases", "diagnostics.observe"},
     {

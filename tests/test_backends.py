@@ -540,9 +540,9 @@ def test_the_half_dtypes_of_each_library_are_known(library):
         message = backend.lacks_dtype(dtype)
         assert backend.has_dtype(dtype) is (dtype in HALVES_OF[library])
         if message:
-            assert message == (
+            assert message.startswith(
                 f"{backend} has no {dtype}: {library} {backend.version} does not "
-                "define it"
+                "define it; "
             )
 
 

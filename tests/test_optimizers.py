@@ -139,6 +139,7 @@ FIRST = [  # optimizer, θ after one step from θ = 2 with g = 0.5
     (ClipByGlobalNorm(SGD(0.1), 0.5), 2 - 0.1 * 0.5),
     (ClipByGlobalNorm(SGD(0.1), 9.0), 2 - 0.1 * 0.5),
     (nn.L2(SGD(0.1), 0.3), 2 - 0.1 * (0.5 + 0.3 * 2)),
+    (nn.DynamicScale(SGD(0.1), 4.0), 2 - 0.1 * 0.5 / 4),
     (nn.Accumulate(SGD(0.1), 1), 2 - 0.1 * 0.5),
     (nn.Accumulate(SGD(0.1), 2), 2),
     (nn.Average(SGD(0.1)), 2 - 0.1 * 0.5),
@@ -172,7 +173,8 @@ def test_float32_stays_float32_and_moments_keep_shapes_and_dtypes(backend, optim
     for path, leaf in before.items():
         assert (leaf.shape, leaf.dtype) == (after[path].shape, after[path].dtype), path
         assert leaf.dtype.name in ("float32", "int32")
-        assert leaf.dtype.name == "float32" or path.split(".")[-1] in ("step", "count")
+        integers = ("step", "count", "loss_scale", "taken")
+        assert leaf.dtype.name == "float32" or path.split(".")[-1] in integers
 
 
 @pytest.mark.parametrize(
@@ -925,6 +927,7 @@ WRONG_OPTION = {  # the field of an optimizer: a refused value, error, message
     **dict.fromkeys(("optimizer", "others", "rest"), OPTIMIZER),
     "no_decay": ("bias", TypeError, "no_decay to be a tuple of paths, got 'bias'"),
     "coefficients": ((1.0, 2.0), ValueError, r"three coefficients, got \(1.0, 2.0"),
+    "start": (3.0, ValueError, "start, a power of two, got 3.0"),
     "parts": ((("0",),), ValueError, "pairs of a pattern and an optimizer, got"),
 }
 

@@ -16,7 +16,7 @@ from typing import Any
 from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED, Adapter
 
 from . import policies, precisions
-from .arrays import Array, device, namespace
+from .arrays import Array, device, float_bits, namespace
 from .atomic import into
 from .guards import guarded
 from .trees import leaves, tree_map
@@ -36,6 +36,8 @@ __all__ = [
 VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
 REPLAY = "AGNOSTIC_NN_REPLAY"
+
+_HALF_BITS = 16  # of float16 and bfloat16
 
 ADAPTER = REQUIRED_NAMES  # the members of `agnostic_nn_backends.Adapter`
 
@@ -134,7 +136,9 @@ class Backend:
         dtype = getattr(self.xp, name, None)
         if dtype is None:
             library = f"{self.name} {self.version}"
-            return f"{self} has no {name}: {library} does not define it"
+            reasons = getattr(self.adapter, "missing_dtypes", None) or {}
+            reason = f"; {reasons[name]}" if name in reasons else ""
+            return f"{self} has no {name}: {library} does not define it{reason}"
         x = [[1.0, 1.0], [0.0, 2.0]]
         try:
             y = self.to_numpy(self.jit(partial(_square, dtype=dtype))(self._float32(x)))
@@ -285,7 +289,10 @@ class Backend:
         return array
 
     def to_numpy(self, tree: Any) -> Any:
-        """Return the arrays of a tree as NumPy arrays on the host. None stays None."""
+        """Return the arrays of a tree as NumPy arrays on the host. None stays None.
+
+        Arrays of bfloat16, which NumPy does not have, become float32, which is exact.
+        """
         to_numpy = self.adapter.to_numpy
 
         def converted(leaf: Any) -> Any:
@@ -293,7 +300,7 @@ class Backend:
                 return None
             if not isinstance(leaf, int | float):
                 # raises for other objects, which NumPy would accept as dtype object
-                namespace(leaf)
+                leaf = _with_numpy_dtype(leaf)
             return to_numpy(leaf)
 
         return tree_map(converted, tree)
@@ -393,6 +400,14 @@ class _Applied:
 
     def __hash__(self) -> int:
         return hash((self.backend, self.function))
+
+
+def _with_numpy_dtype(array: Array) -> Array:
+    """Return an array of bfloat16 in float32, and any other unchanged."""
+    xp = namespace(array)
+    if float_bits(array.dtype, xp) != _HALF_BITS or array.dtype == xp.float16:
+        return array
+    return xp.astype(array, xp.float32)
 
 
 @cache

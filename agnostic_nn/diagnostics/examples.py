@@ -420,6 +420,7 @@ OPTIMIZERS = (
     optimizers.ClipByGlobalNorm(optimizers.SGD(0.1)),
     optimizers.ClipByNorm(optimizers.SGD(0.1)),
     optimizers.ClipByValue(optimizers.SGD(0.1), 0.5),
+    optimizers.DynamicScale(optimizers.SGD(0.1), 4.0, every=5),
     optimizers.L2(optimizers.SGD(0.1), 0.2),
     optimizers.LAMB(0.1),
     optimizers.Lion(0.01, weight_decay=0.3),

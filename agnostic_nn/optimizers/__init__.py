@@ -13,6 +13,7 @@ from . import (
     adam,
     adaptive,
     gradients,
+    loss_scale,
     momentum,
     muon,
     parts,
@@ -23,6 +24,7 @@ from .adam import *
 from .adaptive import *
 from .base import Optimizer, Rule
 from .gradients import *
+from .loss_scale import *
 from .momentum import *
 from .muon import *
 from .parts import *
@@ -34,6 +36,7 @@ __all__ += adafactor.__all__
 __all__ += adam.__all__
 __all__ += adaptive.__all__
 __all__ += gradients.__all__
+__all__ += loss_scale.__all__
 __all__ += momentum.__all__
 __all__ += muon.__all__
 __all__ += parts.__all__

@@ -30,6 +30,7 @@ __all__ = [
     "bind_divisor",
     "decays",
     "expect_optimizer",
+    "expect_outermost",
     "expect_paths",
     "expect_rate",
     "first_leaf",
@@ -321,6 +322,22 @@ def nested_optimizers(optimizer: Any) -> Iterator[Any]:
     yield optimizer
     if hasattr(optimizer, "optimizer"):
         yield from nested_optimizers(optimizer.optimizer)
+
+
+def expect_outermost(optimizer: Any) -> None:
+    """Raise ValueError if an optimizer that has to be the outermost is inside another.
+
+    It has a class attribute `is_outermost = True`.
+    """
+    outermost, *inside = nested_optimizers(optimizer)
+    for each in inside:
+        expect(
+            not getattr(each, "is_outermost", False),
+            "expected {} around all other optimizers, got {!r}: those around it would "
+            "get the gradients of a scaled loss",
+            type(each).__name__,
+            outermost,
+        )
 
 
 def nested_moments(moments: Moments) -> Iterator[Moments]:

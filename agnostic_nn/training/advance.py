@@ -27,7 +27,8 @@ def advance(
             carry = copy_of(carry)
         attempt = current.run = Attempt(run, [], after)
         try:
-            into(step, attempt.outcome, carry, *args)
+            with current.during_step():
+                into(step, attempt.outcome, carry, *args)
             ended, answer = attempt.ended()
             if current.run is attempt:
                 current.run = ended

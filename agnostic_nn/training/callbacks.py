@@ -34,6 +34,7 @@ from ..core.errors import (
 from ..core.fields import set_fields
 from ..core.files import expect_path, expect_place, write_text
 from ..optimizers import Scaled
+from .precision_policy import PrecisionPolicy
 from .rates import rate_at
 from .step_report import StepReport
 
@@ -483,7 +484,7 @@ class RateLog(_CheckedCallback):
             trainer.optimizer,
             trainer.moments,
             trainer.backend,
-            trainer.dtype,
+            PrecisionPolicy(trainer.dtype).host_dtype,
             caller="RateLog",
             batches_back=0,
         )

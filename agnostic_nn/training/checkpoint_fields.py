@@ -21,6 +21,7 @@ from .config import describe, rebuild
 from .epoch_means import NO_MEANS, EpochMeans
 from .input_shapes import fits_limits
 from .inputs import as_shape
+from .precision_policy import PrecisionPolicy
 from .safetensors_format import short
 from .steps import Carry
 
@@ -49,6 +50,7 @@ class CheckpointFields:
     shape: Shape
     limits: Any
     dtype: str
+    precision: str | None
     seed: int
     steps: int
     epoch: int
@@ -80,8 +82,11 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
     dtype = data["dtype"]
     keep_finite = data.get("keep_finite", True)
     notes = data.get("notes", {})
-    is_supported = dtype in ("float32", "float64")
-    expect(is_supported, "expected dtype 'float32' or 'float64', got {}", short(dtype))
+    precision = data.get("precision")
+    for name, value in (("dtype", dtype), ("precision", precision)):
+        is_text = isinstance(value, str) or (name == "precision" and value is None)
+        expect(is_text, "expected {} as a text, got {}", name, short(value))
+    policy = PrecisionPolicy(dtype, precision)
     expect(
         type(keep_finite) is bool,
         "expected keep_finite true or false, got {}",
@@ -103,7 +108,8 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         shape=shape,
         # a file without the field is older: its trainer takes no other shape
         limits=_limits(data.get("limits", shape), shape),
-        dtype=dtype,
+        dtype=policy.dtype,
+        precision=policy.precision,
         seed=_count("seed", data["seed"], 2**64),
         steps=_count("steps", data["steps"]),
         epoch=_count("epoch", data["epoch"]),
@@ -250,7 +256,12 @@ def abstract_carry_of(
     with wrapping_errors(file):
         try:
             return abstract_carry(
-                model, optimizer, saved.shape, saved.dtype, size, len(file.entries)
+                model,
+                optimizer,
+                saved.shape,
+                PrecisionPolicy(saved.dtype, saved.precision).host_dtype,
+                size,
+                len(file.entries),
             )
         except (TooLarge, MemoryError, RecursionError):
             raise

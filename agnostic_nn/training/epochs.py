@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core.arrays import Metric
+from ..optimizers import DynamicScale
 from .advance import advance, after_steps
 from .batches import EpochProgress, StoredBatches, StreamedBatches, prefetched
 from .callback_memory import BoundCallback
@@ -280,6 +281,19 @@ class EpochLoop:
             "those before it. On that batch, nn.explain(model, loss, x, target, "
             "params=trainer.params, state=trainer.state) says where the first value "
             "that is not finite appears. A lower rate or ClipByGlobalNorm may help."
+            + self._about_scale(value)
+        )
+
+    def _about_scale(self, value: float) -> str:
+        """Return a sentence about the loss scale, if that cannot be lowered, or ""."""
+        carry = self.current.settled().carry
+        scale = None if carry is None else DynamicScale.scale_in(carry[2])
+        if scale is None or not math.isfinite(value):
+            return ""
+        return (
+            f" The loss scale, {int(self.to_numpy(scale))}, cannot be lowered any "
+            "further: gradients leave the range of float16. Keep the layer in float32 "
+            "with nn.MixedPrecision(model, 'float16', keep=...), or use bfloat16."
         )
 
     def _has_ended(self, done: int) -> bool:

@@ -1,7 +1,7 @@
 """The current run of a trainer: the arrays of its steps, and the counters of them."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from threading import RLock
 from typing import Any, NamedTuple
 
@@ -10,12 +10,12 @@ import numpy as np
 from ..core import random
 from ..core.arrays import Shape, namespace
 from ..core.atomic import StateLost, settle
-from ..core.backend import Backend
 from ..core.trees import tree_map
 from ..layers import Layer
 from ..optimizers import Optimizer
 from .batches import EpochProgress
 from .epoch_means import NO_MEANS, EpochMeans
+from .precision_policy import CarryArrays
 from .steps import Carry
 
 __all__ = ["NO_OPEN_EPOCH", "Attempt", "CurrentRun", "Run", "copy_of"]
@@ -69,13 +69,15 @@ class CurrentRun:
 
     run: read it with `settled`, and replace fields of it with `change`. lock: held by
     every thread that reads or replaces `run`. optimizer: whose moments `draw` returns.
+    arrays: moves them to the backend. dtype: that of the weights on the host.
+    during_step: returns the context in which a step runs.
     """
 
     def __init__(
         self,
         model: Layer,
         optimizer: Optimizer,
-        backend: Backend,
+        arrays: CarryArrays,
         seed: int,
         dtype: str,
     ) -> None:
@@ -83,7 +85,8 @@ class CurrentRun:
         self.lock: AbstractContextManager[Any] = RLock()
         self._model = model
         self.optimizer = optimizer
-        self._backend = backend
+        self.during_step: Callable[[], AbstractContextManager[Any]] = nullcontext
+        self._arrays = arrays
         self._seed = seed
         self._dtype = dtype
 
@@ -147,12 +150,12 @@ class CurrentRun:
         A view would keep its memory from being donated to the next step.
         """
         with self.lock:
-            carry: Carry = tree_map(np.array, self._backend.to_numpy(self.carry()))
+            carry: Carry = tree_map(np.array, self._arrays.to_numpy(self.carry()))
             return carry
 
     def set_carry(self, carry: Carry) -> None:
         """Move a carry from the host to the backend and continue from it."""
-        self.change(carry=self._backend.asarray(carry), is_shared=False)
+        self.change(carry=self._arrays.asarray(carry), is_shared=False)
 
     def build(self, shape: Shape, limits: Any = None) -> None:
         """Draw initial weights for examples of `shape`, replacing those there are.
@@ -161,7 +164,7 @@ class CurrentRun:
         """
         carry, out_shape = self.draw(shape)
         self.change(
-            carry=self._backend.asarray(carry),
+            carry=self._arrays.asarray(carry),
             shape=shape,
             out_shape=out_shape,
             limits=limits,

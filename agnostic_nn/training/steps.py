@@ -12,8 +12,13 @@ from ..layers.base import not_a_layer
 from ..losses.base import BatchLoss, Divisor, Loss, batch_loss, takes_keyword
 from ..metrics import batch_means
 from ..ops import all_finite, scan, select
-from ..optimizers import Optimizer
-from ..optimizers.base import bind_divisor, expect_optimizer, uses_divisor
+from ..optimizers import DynamicScale, Optimizer
+from ..optimizers.base import (
+    bind_divisor,
+    expect_optimizer,
+    expect_outermost,
+    uses_divisor,
+)
 
 __all__ = [
     "Carry",
@@ -42,6 +47,7 @@ def expect_task(model: Any, loss: Any, optimizer: Any) -> None:
         )
     expect_function("the loss", loss, "y, target", also="context")
     expect_optimizer(optimizer)
+    expect_outermost(optimizer)
 
 
 def make_step(
@@ -53,6 +59,9 @@ def make_step(
     -> (carry, value, finite), where carry is (params, state, moments), value is the
     loss before the step, and finite tells whether value and gradients are finite. With
     `keep_finite`, a step that is not finite returns the carry unchanged.
+
+    With the optimizer `DynamicScale`, a step whose gradients are not finite lowers the
+    scale, and counts as finite unless the loss is not, or the scale cannot be lowered.
 
     counts: (batch,), 1 for an example and 0 for a padding row;
     weights: (batch,), how much each row counts in the loss, by default `counts`;
@@ -107,6 +116,8 @@ def make_step_with_terms(
     """
     measured = {} if metrics is None else dict(metrics)
     needs_divisor = uses_divisor(optimizer)
+    scaling = optimizer if isinstance(optimizer, DynamicScale) else None
+    looks_at_gradients = keep_finite or scaling is not None
 
     def step(
         carry: Carry,
@@ -142,13 +153,16 @@ def make_step_with_terms(
         # Data-parallel devices would be joined here: each scales the dy of a term by
         # its own divisor over the sum of all divisors, then gradients are added. Means
         # of devices are never averaged.
+        dys = term_dys or (result.dy,)
+        if scaling is not None:
+            dys = scaling.scaled(dys, moments)
         if not term_dys:
             # The cache is popped, so that a block frees each entry once it has been
             # used.
-            grads = model.backward_params(params, cache.pop(), result.dy)
+            grads = model.backward_params(params, cache.pop(), dys[0])
         else:
             grads = tuple(
-                [model.backward_params(params, cache[0], dy) for dy in term_dys]
+                [model.backward_params(params, cache[0], dy) for dy in dys]
             )
 
         if result.dparams is not None:
@@ -158,17 +172,37 @@ def make_step_with_terms(
             new_params, new_moments = update(params, grads, moments)
             return new_params, new_state, new_moments
 
-        finite = all_finite(value, *leaves(grads)) if keep_finite else all_finite(value)
-        if due is None and not keep_finite:
+        arrays = leaves(grads) if looks_at_gradients else []
+        finite = all_finite(value, *arrays)
+        if due is None and not looks_at_gradients:
             return updated(), value, finite, _terms(result), means
-        is_taken = finite if keep_finite else due
-        is_taken = (
-            is_taken if due is None else namespace(due).logical_and(due, is_taken)
-        )
-        new_carry = select(is_taken, updated, carry)
+        is_taken = finite if looks_at_gradients else due
+        if due is not None:
+            is_taken = namespace(due).logical_and(due, is_taken)
+        skipped = carry
+        if scaling is not None:
+            lowered, finite = _after_overflow(scaling, moments, value, finite, due)
+            skipped = params, state, lowered
+        new_carry = select(is_taken, updated, skipped)
         return new_carry, value, finite, _terms(result), means
 
     return step
+
+
+def _after_overflow(
+    scaling: DynamicScale, moments: Moments, value: Array, finite: Array, due: Any
+) -> tuple[Moments, Array]:
+    """Return the moments after a step that is skipped, and `finite` as steps return it.
+
+    finite: whether loss and gradients are finite. Gradients that are not may be with a
+    lower scale of the loss, so the step counts as finite if the scale can be lowered.
+    """
+    xp = namespace(finite)
+    overflowed = xp.logical_and(xp.logical_not(finite), xp.isfinite(value))
+    may_fall = xp.logical_and(overflowed, scaling.can_fall(moments))
+    if due is not None:
+        overflowed = xp.logical_and(overflowed, due)
+    return scaling.lowered(moments, overflowed), xp.logical_or(finite, may_fall)
 
 
 def _terms(result: BatchLoss) -> Terms:

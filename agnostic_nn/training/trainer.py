@@ -36,7 +36,7 @@ from ..losses.base import (
     takes_keyword,
 )
 from ..metrics import per_example
-from ..optimizers import Average, Optimizer
+from ..optimizers import Average, DynamicScale, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
 from .advance import advance, after_one_step
@@ -59,6 +59,7 @@ from .history import History
 from .input_shapes import has_free
 from .inputs import as_integer, as_shape, fetch, type_and_length
 from .interrupts import DeferredInterrupts
+from .precision_policy import PrecisionPolicy
 from .progress import progress
 from .rates import rate_at
 from .run import CurrentRun, Run
@@ -84,6 +85,7 @@ _COMPILED = {
     "loss",
     "metrics",
     "model",
+    "precision",
     "seed",
 }
 
@@ -115,7 +117,12 @@ class Trainer:
     seed
         Fixes weights, masks and the order of the data.
     dtype
-        The dtype that the model computes in, "float32" or "float64".
+        The dtype of the parameters and moments, and that the model computes in:
+        "float32", "float64", "float16" or "bfloat16". In the last two, data, outputs
+        and the loss are float32, and updates are computed in it and rounded once.
+    precision
+        "mixed_float16" or "mixed_bfloat16": the model computes in 16 bits, and
+        parameters and moments stay in float32. See the guide on half precision.
     shape
         The shape of one example, or a tree of shapes. A length that is None may differ
         from call to call and from batch to batch: `shape=(None, 8)` takes sequences of
@@ -173,33 +180,47 @@ class Trainer:
         backend: Backend | str | None = None,
         seed: int = 0,
         dtype: str = "float32",
+        precision: str | None = None,
         shape: Any = None,
         metrics: dict[str, Metric] | None = None,
         keep_finite: bool = True,
         context: Any = None,
     ) -> None:
         expect_task(model, loss, optimizer)
-        expect_choice("dtype", dtype, ("float32", "float64"))
+        self._policy = policy = PrecisionPolicy(dtype, precision)
         expect_flag("keep_finite", keep_finite)
         self.model = model
         self.loss = loss
         self.backend: Backend = (
             backend if isinstance(backend, Backend) else choose(backend)
         )
-        if dtype == "float64" and not self.backend.has_float64:
-            raise ValueError(self.backend.lacks_float64)
+        policy.expect_available(self.backend)
+        self._computed_model = policy.model(model)
+        self._arrays = policy.arrays(self.backend)
         self.seed: int = as_integer("seed", seed, 0)
         self.dtype = dtype
+        self.precision = precision
         self.keep_finite = keep_finite
         self.metrics: dict[str, Metric] = (
             metrics_of(loss) if metrics is None else _checked_metrics(metrics)
         )
         self._has_custom_metrics = metrics is not None
-        self._validator = InputValidator(model, loss, self.backend, dtype)
-        self._context = Context(self.backend, dtype, takes_keyword(loss, "step"))
+        self._validator = InputValidator(
+            model, loss, self.backend, policy.host_dtype, policy.data()
+        )
+        self._context = Context(
+            self.backend, policy.host_dtype, takes_keyword(loss, "step")
+        )
         self.context = context
         self.notes: dict[str, Any] = {}
-        self._current = CurrentRun(model, optimizer, self.backend, self.seed, dtype)
+        self._current = CurrentRun(
+            model,
+            policy.optimizer(optimizer),
+            self._arrays,
+            self.seed,
+            policy.host_dtype,
+        )
+        self._current.during_step = policy.during_step
         # user-supplied batches are padded to the longest with examples of their shapes
         self._longest_batches: dict[str, int] = {}
         self._kept: dict[str, Carry] = {}
@@ -209,10 +230,12 @@ class Trainer:
         step_metrics = per_example(self.metrics)
         has_others = len(step_metrics) < len(self.metrics)
         evaluate = evaluate_with_outputs if has_others else evaluate_batch
-        self._evaluate_batch = jit(partial(evaluate, model, loss, step_metrics))
+        self._evaluate_batch = jit(
+            partial(evaluate, self._computed_model, loss, step_metrics)
+        )
         self._evaluator = Evaluator(self._validator, self.metrics, self._evaluate_batch)
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
-        self._predict = jit(model.predict)
+        self._predict = jit(self._computed_model.predict)
         if shape is not None:
             self.build(shape)
 
@@ -239,12 +262,13 @@ class Trainer:
         `_measured_steps` also compute the metrics.
         """
         jit = self.backend.jit
+        whole = self._policy.optimizer(optimizer)
 
         def pair(metrics: dict[str, Metric]) -> tuple[Any, Any]:
             step = make_step_with_terms(
-                self.model,
+                self._computed_model,
                 self.loss,
-                optimizer,
+                whole,
                 keep_finite=self.keep_finite,
                 metrics=metrics,
             )
@@ -341,10 +365,10 @@ class Trainer:
             new = self._with_steps(optimizer)
             old = {name: self.__dict__[name] for name in new}
             try:
-                self._current.optimizer = optimizer
+                self._current.optimizer = self._policy.optimizer(optimizer)
                 self.__dict__.update(new)
             except BaseException:  # all of it changes, or nothing
-                self._current.optimizer = old["_optimizer"]
+                self._current.optimizer = self._policy.optimizer(old["_optimizer"])
                 self.__dict__.update(old)
                 raise
 
@@ -352,8 +376,8 @@ class Trainer:
         """Raise ValueError unless the current moments can be those of `optimizer`."""
         if self._current.settled().shape is None:
             return
-        params, _, moments = self.backend.to_numpy(self._current.carry())
-        new = optimizer.init(params)
+        params, _, moments = self._arrays.to_numpy(self._current.carry())
+        new = self._policy.optimizer(optimizer).init(params)
         try:
             _expect_same_leaves(
                 dict(named_leaves(new, "moments")),
@@ -383,9 +407,21 @@ class Trainer:
         """
         is_built = self._current.settled().shape is not None
         moments = self._current.carry()[2] if is_built else None
+        dtype = self._policy.host_dtype
         return rate_at(
-            self.optimizer, moments, self.backend, self.dtype, caller="Trainer.rate"
+            self.optimizer, moments, self.backend, dtype, caller="Trainer.rate"
         )
+
+    @property
+    def loss_scale(self) -> float | None:
+        """The factor of the loss in the next step, in float16, or None without one.
+
+        It falls at each step that it causes to be skipped, see `DynamicScale`.
+        """
+        scale = None
+        if self._current.settled().shape is not None:
+            scale = DynamicScale.scale_in(self._current.carry()[2])
+        return None if scale is None else float(self.backend.to_numpy(scale))
 
     def _rate_before(self, batches_back: int) -> float | None:
         """Return the rate of the step so many steps before the last one, or None."""
@@ -395,7 +431,7 @@ class Trainer:
                 self.optimizer,
                 moments,
                 self.backend,
-                self.dtype,
+                self._policy.host_dtype,
                 caller="StepReport.rate",
                 batches_back=batches_back,
             )
@@ -480,11 +516,11 @@ class Trainer:
         ValueError
             If a leaf is missing, unknown, or of another shape or dtype.
         """
-        old = self.backend.to_numpy(self._current.carry())
+        old = self._arrays.to_numpy(self._current.carry())
         new_params = self._checked("params", params, old[0])
         new_state = old[1] if state is None else self._checked("state", state, old[1])
         if moments is None:
-            new_moments = self.optimizer.init(new_params)
+            new_moments = self._current.optimizer.init(new_params)
         else:
             new_moments = self._checked("moments", moments, old[2])
         self._current.set_carry((new_params, new_state, new_moments))
@@ -493,6 +529,7 @@ class Trainer:
     def _checked(self, name: str, tree: Any, like: Any) -> Any:
         """Return a tree on the host; raise unless its leaves and nesting are `like`."""
         new = tree_map(lambda leaf: fetch(name, leaf, self.backend)[0], tree)
+        new = self._arrays.widened(new)
         _expect_same_leaves(
             dict(named_leaves(new, name)), dict(named_leaves(like, name))
         )
@@ -979,14 +1016,19 @@ class Trainer:
         It lists their shapes, parameters, FLOPs, and bytes cached for `backward`.
         """
         batch_size = as_integer("batch_size", batch_size)
-        params, state, _ = self._current.carry()
+        policy, carry, in_model = self._policy.on_numpy(self._current.carry())
         shape = self._current.settled().shape or ()
-        table = summarize(self.model, params, state, shape, self.dtype, batch_size)
+        dtype = self._policy.dtype_on_numpy
+        table = summarize(self.model, *in_model[:2], shape, dtype, batch_size)
+        model = policy.model(self.model)
         step = make_step(
-            self.model, self.loss, self.optimizer, keep_finite=self.keep_finite
+            model,
+            self.loss,
+            self._current.optimizer,
+            keep_finite=self.keep_finite,
         )
-        batch = self.model, shape, self.dtype, batch_size
-        peak = bytes_of_training(step, self._current.carry(), *batch)
+        batch = model, shape, policy.host_dtype, batch_size
+        peak = bytes_of_training(step, carry, *batch)
         return replace(table, bytes_of_training=peak)
 
     def __str__(self) -> str:
@@ -998,7 +1040,7 @@ class Trainer:
     def _title(self) -> str:
         """Return one line: backend, dtype, loss, optimizer, steps and epochs."""
         return (
-            f"{type(self).__name__} on {self.backend} in {self.dtype}: "
+            f"{type(self).__name__} on {self.backend} in {self._policy}: "
             f"{describe_loss(self.loss)} by {self.optimizer!r}, "
             f"after {self.steps} steps and {self.epoch} epochs"
         )
@@ -1060,6 +1102,7 @@ class Trainer:
             backend=backend,
             seed=self.seed,
             dtype=self.dtype,
+            precision=self.precision,
             metrics=self.metrics if self._has_custom_metrics else None,
             keep_finite=self.keep_finite,
             context=context,
@@ -1090,12 +1133,13 @@ class Trainer:
             self._current.carry()  # raises before weights are drawn
             run = self._current.settled()
             means = run.means.folded(self.metrics, self.backend.adapter.to_numpy)
-            run = run._replace(carry=self.backend.to_numpy(run.carry), means=means)
+            run = run._replace(carry=self._arrays.to_numpy(run.carry), means=means)
             settings = {
                 "model": describe(self.model),
                 "loss": describe(self.loss),
                 "optimizer": describe(self.optimizer),
                 "dtype": self.dtype,
+                "precision": self.precision,
                 "seed": self.seed,
                 "keep_finite": self.keep_finite,
             }
@@ -1142,6 +1186,7 @@ class Trainer:
                 backend=backend,
                 seed=saved.seed,
                 dtype=saved.dtype,
+                precision=saved.precision,
                 metrics=metrics,
                 keep_finite=saved.keep_finite,
                 context=context,
@@ -1151,9 +1196,9 @@ class Trainer:
                 file,
                 saved,
                 trainer.model,
-                trainer.optimizer,
+                trainer._current.optimizer,
                 trainer._current.draw if is_custom else None,
-                trainer.backend.asarray,
+                trainer._arrays.asarray,
             )
         trainer._continue_from(snapshot)
         return trainer

@@ -26,12 +26,15 @@ class InputValidator:
 
     Errors say what was expected and what came, in the user's own numbers. Those in a
     shape come before those in a value, and those in a dtype last.
+
+    convert: a function of data that is called first, if it is not None.
     """
 
     model: Layer
     loss: Loss
     backend: Backend
     dtype: str
+    convert: Callable[[Any], Any] | None = None
 
     def examples(
         self, x: Any, target: Any, weights: Any, current: CurrentRun
@@ -63,7 +66,7 @@ class InputValidator:
             )
         admitted = admit(
             "x",
-            x,
+            self._converted(x),
             self.backend,
             self.dtype,
             self.model.check,
@@ -76,11 +79,14 @@ class InputValidator:
             raise admitted.problem
         return admitted.data
 
+    def _converted(self, data: Any) -> Any:
+        return data if self.convert is None else self.convert(data)
+
     def _checked_target(self, target: Any, count: int, out_shape: Any) -> Any:
         """Return the targets of `count` examples; out_shape: that of the model."""
         admitted = admit(
             "target",
-            target,
+            self._converted(target),
             self.backend,
             self.dtype,
             self._target_check(out_shape),
@@ -116,6 +122,7 @@ class InputValidator:
 
     def _checked_weights(self, weights: Any, count: int) -> Any:
         self.expect_weights("weighting examples")
+        weights = self._converted(weights)
         if self._are_valid_weights(weights, count):
             return weights
         weights, has_dtype = fetch("weights", weights, self.backend)

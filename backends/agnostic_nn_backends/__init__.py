@@ -9,7 +9,7 @@ begin with an underscore.
 This package itself imports no array library.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
@@ -116,6 +116,11 @@ class FullAdapter(Adapter, Protocol):
     @property
     def float64_remedy(self) -> str | None:
         """For error messages: how to enable float64 where `has_float64` is false."""
+        ...
+
+    @property
+    def missing_dtypes(self) -> Mapping[str, str] | None:
+        """For error messages: why the library lacks a dtype, by the dtype's name."""
         ...
 
     @property

@@ -21,6 +21,7 @@ random_state = None
 eager = None
 double = nullcontext
 float64_remedy = None
+missing_dtypes = None
 peak_memory = None
 to_numpy = cupy.asnumpy
 vjp = None

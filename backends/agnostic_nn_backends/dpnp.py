@@ -20,6 +20,7 @@ random_state = None
 eager = None
 double = nullcontext
 float64_remedy = None
+missing_dtypes = None
 peak_memory = None
 to_numpy = xp.asnumpy
 vjp = None

@@ -35,6 +35,7 @@ float64_remedy = (
     "set JAX_ENABLE_X64=1 in the environment before jax is imported, or call "
     "jax.config.update('jax_enable_x64', True)"
 )
+missing_dtypes = None
 synchronize = jax.block_until_ready
 to_numpy = np.asarray
 vjp = jax.vjp

@@ -61,6 +61,14 @@ def sgd(p, grads, rate, momentum=0.0, nesterov=False, decay=0.0):
         yield p
 
 
+def dynamic_scale(p, grads, rate, scale, every):
+    """The gradients are those of the scaled loss."""
+    for t, g in enumerate(grads, start=1):
+        p = p - rate * g / scale
+        scale = 2 * scale if t % every == 0 else scale
+        yield p
+
+
 def lion(p, grads, rate, beta1=0.9, beta2=0.99, decay=0.0):
     m = 0.0
     for g in grads:
@@ -262,6 +270,10 @@ OPTIMIZERS = [
         nn.Adagrad(0.1, initial=0.2, epsilon=1e-3),
         partial(adagrad, rate=0.1, initial=0.2, epsilon=1e-3),
         pytorchs("Adagrad", lr=0.1, initial_accumulator_value=0.2, eps=1e-3),
+    ),
+    Beside(
+        nn.DynamicScale(nn.SGD(0.1), 4.0, every=5),
+        partial(dynamic_scale, rate=0.1, scale=4.0, every=5),
     ),
     Beside(
         nn.L2(nn.Adagrad(0.1), 0.2, no_decay=ALL),

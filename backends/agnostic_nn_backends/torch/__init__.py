@@ -31,6 +31,7 @@ version = torch.__version__
 compiles = False
 double = nullcontext
 float64_remedy = None
+missing_dtypes = None
 vjp = torch.func.vjp
 
 _Shape = tuple[int, ...]
