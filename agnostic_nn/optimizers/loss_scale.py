@@ -51,10 +51,9 @@ class DynamicScale:
     Moments are `loss_scale`, S as a 0-d integer; `taken`, the steps since S changed;
     and those of the other optimizer as `inner`.
 
-    Micikevicius et al., "Mixed Precision Training", arXiv:1710.03740, sections 3.2 and
-    4: a constant scale, and the remark that it can be chosen in training by skipping
-    updates that overflow. The numbers are those of PyTorch's `GradScaler`, except that
-    S has bounds.
+    Micikevicius et al., "Mixed Precision Training", arXiv:1710.03740, section 3.2:
+    gradients of a scaled loss, and updates that are skipped if they overflow. Halving
+    and doubling S is the rule of PyTorch's `GradScaler`, which has no bounds.
 
     Raises
     ------

@@ -112,7 +112,8 @@ class PrecisionPolicy:
         half = self.half
         if half is None:
             return model
-        inner, keep = model, ()
+        inner = model
+        keep: tuple[str, ...] = ()
         if isinstance(model, MixedPrecision) and self.precision and model.dtype == half:
             inner, keep = model.layer, model.keep
         _expect_no_mixed_precision(inner, self)
@@ -141,7 +142,7 @@ class PrecisionPolicy:
 
     @property
     def dtype_on_numpy(self) -> str:
-        """The dtype of the model, or float16 for bfloat16, which NumPy does not have."""
+        """The dtype of the model; float16 for bfloat16, which NumPy does not have."""
         return self.dtype if self.half is None else "float16"
 
     def on_numpy(self, carry: Any) -> tuple["PrecisionPolicy", Any, Any]:
@@ -269,7 +270,9 @@ class _UpdatesInFloat32:
     ) -> tuple[Params, Moments]:
         update = bind_divisor(self.optimizer, divisor)
         wide = tree_map(widened, (params, grads, moments))
-        return tree_map(narrowed, update(*wide), (params, moments))
+        new: tuple[Params, Moments]
+        new = tree_map(narrowed, update(*wide), (params, moments))
+        return new
 
 
 def _in_half(leaf: Any, dtype: str) -> Any:

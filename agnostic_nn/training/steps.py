@@ -161,9 +161,7 @@ def make_step_with_terms(
             # used.
             grads = model.backward_params(params, cache.pop(), dys[0])
         else:
-            grads = tuple(
-                [model.backward_params(params, cache[0], dy) for dy in dys]
-            )
+            grads = tuple([model.backward_params(params, cache[0], dy) for dy in dys])
 
         if result.dparams is not None:
             grads = _with_penalty(grads, result, is_split=bool(term_dys))
@@ -198,7 +196,7 @@ def _after_overflow(
     lower scale of the loss, so the step counts as finite if the scale can be lowered.
     """
     xp = namespace(finite)
-    overflowed = xp.logical_and(xp.logical_not(finite), xp.isfinite(value))
+    overflowed = xp.logical_and(~finite, xp.isfinite(value))
     may_fall = xp.logical_and(overflowed, scaling.can_fall(moments))
     if due is not None:
         overflowed = xp.logical_and(overflowed, due)

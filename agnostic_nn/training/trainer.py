@@ -18,7 +18,6 @@ from ..core.backend import backend as choose
 from ..core.errors import (
     described,
     expect,
-    expect_choice,
     expect_flag,
     expect_function,
     expect_text,
@@ -1017,9 +1016,10 @@ class Trainer:
         """
         batch_size = as_integer("batch_size", batch_size)
         policy, carry, in_model = self._policy.on_numpy(self._current.carry())
+        params, state, _ = in_model
         shape = self._current.settled().shape or ()
         dtype = self._policy.dtype_on_numpy
-        table = summarize(self.model, *in_model[:2], shape, dtype, batch_size)
+        table = summarize(self.model, params, state, shape, dtype, batch_size)
         model = policy.model(self.model)
         step = make_step(
             model,

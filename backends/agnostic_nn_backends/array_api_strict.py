@@ -23,10 +23,9 @@ random_state = None
 eager = None
 double = nullcontext
 float64_remedy = None
-missing_dtypes = {
-    name: "the Array API standard has no dtypes of 16 bits"
-    for name in ("float16", "bfloat16")
-}
+missing_dtypes = dict.fromkeys(
+    ("float16", "bfloat16"), "the Array API standard has no dtypes of 16 bits"
+)
 peak_memory = None
 policy = None
 vjp = None

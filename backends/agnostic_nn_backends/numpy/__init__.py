@@ -30,8 +30,8 @@ random_state = None
 double = nullcontext
 float64_remedy = None
 missing_dtypes = {
-    "bfloat16": "that of the package ml_dtypes is not enough, because numpy.isdtype and "
-    "numpy.finfo refuse it, and the product of two matrices of it is float32"
+    "bfloat16": "that of the package ml_dtypes is not enough, because numpy.isdtype "
+    "and numpy.finfo refuse it, and the product of two matrices of it is float32"
 }
 peak_memory = None
 policy = None
