@@ -173,6 +173,9 @@ def test_parameters_of_another_trainer_are_accepted(backend, policy):
     np.testing.assert_array_equal(other.predict(X), trainer.predict(X))
     other.start_from(*backend.to_numpy((trainer.params, trainer.state)))
     np.testing.assert_array_equal(other.predict(X), trainer.predict(X))
+    other.state = backend.to_numpy(trainer.state)
+    dtypes = [str(leaf.dtype) for leaf in leaves(trainer.state)]
+    assert [str(leaf.dtype) for leaf in leaves(other.state)] == dtypes
 
 
 def test_another_backend_continues(backend, float16):

@@ -455,8 +455,8 @@ class Trainer:
     @state.setter
     def state(self, state: State) -> None:
         params, old, moments = self._current.shared_carry()
-        new = self._checked("state", state, self.backend.to_numpy(old))
-        carry = params, self.backend.asarray(new), moments
+        new = self._checked("state", state, self._arrays.to_numpy(old))
+        carry = params, self._arrays.asarray(new), moments
         self._current.change(carry=carry, is_shared=True)
 
     @property
