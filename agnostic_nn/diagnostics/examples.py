@@ -239,7 +239,7 @@ LAYERS = (
     Example(layers.LayerNorm(), (5,)),
     Example(layers.LeakyReLU(), (5,)),
     Example(blocks.LoRA(layers.Dense(3), 2, scale=0.5), (4,)),
-    Example(layers.LocalResponseNorm(3, alpha=0.5, k=2.0), (2, 5)),
+    Example(layers.LocalResponseNorm(4, alpha=0.5, k=2.0), (2, 5)),
     Example(layers.LogSigmoid(), (5,)),
     Example(layers.LogSoftmax(), (2, 4)),
     Example(layers.LpPool1D(3, 2, p=1.5, absolute=True, padding=1), (7, 2)),

@@ -1,15 +1,17 @@
 """Resizing: interpolate the spatial axes of x (batch, *space, channels) to any size.
 
 Along each axis y = A x, so dx = Aᵀ dy. A has few numbers other than 0 in a row, near
-the diagonal: some neighbouring rows depend on a short slice of x. So a product with A,
-or with Aᵀ, is computed for blocks of rows, each with its slice. The numbers depend on
+the diagonal. If rows have few such numbers, the product is a weighted sum of look-ups:
+the first number of each row times its element of x, the second, and so on. Otherwise it
+is computed as matrix products of blocks of rows, because neighbouring rows depend on a
+short slice of x. `ops.most_look_ups` says which is faster. The numbers depend on
 lengths alone. They are computed on the host, from exact fractions.
 """
 
 import math
 from dataclasses import KW_ONLY, dataclass
 from fractions import Fraction
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from ..core.arrays import (
@@ -26,7 +28,13 @@ from ..core.arrays import (
 from ..core.errors import expect, expect_choice, expect_flag, expect_positive
 from ..core.fields import set_fields
 from ..core.windows import per_axis
-from ..ops import narrowed, widened
+from ..ops import (
+    interpolate,
+    interpolate_input,
+    most_look_ups,
+    narrowed,
+    widened,
+)
 from .base import Layer
 from .shapes import empty_like
 
@@ -35,6 +43,8 @@ __all__ = ["Resize"]
 _Row = dict[int, float]  # the numbers of a row of A that are not 0, by their column
 # The rows of a block, from their first column that is not 0 to their last
 _Block = tuple[int, int, tuple[tuple[float, ...], ...]]
+# For each row one of its columns, and the number there
+_Tap = tuple[tuple[int, ...], tuple[float, ...]]
 
 _BLOCK = 64  # rows: fewer make small products, and more are computed with more zeros
 
@@ -123,11 +133,27 @@ class Resize(Layer):
     def forward(
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
-        y = self._multiply(x, self._axes(x.shape), transposed=False)
+        axes = self._axes(x.shape)
+        standard = partial(self._multiply, x, axes, transposed=False)
+        if self._is_plain(axes):
+            size = tuple(m for _, m, _ in axes)
+            y = interpolate(x, size, self.align_corners, standard)
+        else:
+            y = standard()
         return y, state, empty_like(x)
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
-        return self._multiply(dy, self._axes(cache.shape), transposed=True), {}
+        axes = self._axes(cache.shape)
+        standard = partial(self._multiply, dy, axes, transposed=True)
+        if self._is_plain(axes):
+            lengths = cache.shape[1:-1]
+            return interpolate_input(dy, lengths, self.align_corners, standard), {}
+        return standard(), {}
+
+    def _is_plain(self, axes: list[tuple[int, int, Fraction]]) -> bool:
+        """Return whether `ops.interpolate` computes this."""
+        is_linear = self.mode == "linear" and not self.antialias
+        return is_linear and all(step == Fraction(n, m) for n, m, step in axes)
 
     def _axes(self, shape: Shape) -> list[tuple[int, int, Fraction]]:
         """Return the length of x, the length of y and s for each spatial axis."""
@@ -175,6 +201,11 @@ class Resize(Layer):
             sources = [next(iter(row)) for row in rows]
             index = xp.asarray(sources, dtype=xp.int32, device=device(x))
             return xp.take(x, index, axis=axis)
+        if transposed:
+            rows = _columns(n, m, step, *options)
+        look_ups = max(map(len, rows))
+        if look_ups <= most_look_ups(x, shortens=len(rows) < x.shape[axis]):
+            return _look_up(_taps(n, m, step, *options, transposed), x, axis)
         return _multiply_axis(_blocks(n, m, step, *options, transposed), x, axis)
 
 
@@ -205,6 +236,19 @@ def _multiply_axis(blocks: tuple[_Block, ...], x: Array, axis: int) -> Array:
     return xp.reshape(y, (*leading, y.shape[1], *trailing))
 
 
+def _look_up(taps: tuple[_Tap, ...], x: Array, axis: int) -> Array:
+    """Return the sum of elements of x along `axis`, times their weights."""
+    xp = namespace(x)
+    options = {"device": device(x)}
+    total: Any = 0.0
+    for sources, weights in taps:
+        index = xp.asarray(sources, dtype=xp.int32, **options)
+        factors = xp.asarray(weights, dtype=x.dtype, **options)
+        factors = xp.reshape(factors, (len(weights), *(1,) * (x.ndim - axis - 1)))
+        total = total + xp.take(x, index, axis=axis) * factors
+    return total
+
+
 @cache
 def _rows(
     n: int,
@@ -221,6 +265,53 @@ def _rows(
 
 
 @cache
+def _columns(
+    n: int,
+    m: int,
+    step: Fraction,
+    mode: str,
+    align_corners: bool,
+    antialias: bool,
+) -> list[_Row]:
+    """Return the rows of Aᵀ."""
+    columns: list[_Row] = [{} for _ in range(n)]
+    for i, row in enumerate(_rows(n, m, step, mode, align_corners, antialias)):
+        for j, weight in row.items():
+            columns[j][i] = weight
+    return columns
+
+
+@cache
+def _taps(
+    n: int,
+    m: int,
+    step: Fraction,
+    mode: str,
+    align_corners: bool,
+    antialias: bool,
+    transposed: bool,
+) -> tuple[_Tap, ...]:
+    """Return the first number of each row of A, or of Aᵀ, the second, and so on.
+
+    A row with fewer numbers is completed by weights of 0 for one of its elements.
+    """
+    table = _columns if transposed else _rows
+    rows = table(n, m, step, mode, align_corners, antialias)
+    count = max(map(len, rows))
+    entries = []
+    for row in rows:
+        filler = (next(iter(row), 0), 0.0)
+        entries.append([*row.items(), *[filler] * (count - len(row))])
+    return tuple(
+        (
+            tuple(source for source, _ in column),
+            tuple(weight for _, weight in column),
+        )
+        for column in zip(*entries, strict=True)
+    )
+
+
+@cache
 def _blocks(
     n: int,
     m: int,
@@ -231,13 +322,8 @@ def _blocks(
     transposed: bool,
 ) -> tuple[_Block, ...]:
     """Return blocks of the rows of A, or of Aᵀ."""
-    rows = _rows(n, m, step, mode, align_corners, antialias)
-    if transposed:
-        columns: list[_Row] = [{} for _ in range(n)]
-        for i, row in enumerate(rows):
-            for j, weight in row.items():
-                columns[j][i] = weight
-        rows = columns
+    table = _columns if transposed else _rows
+    rows = table(n, m, step, mode, align_corners, antialias)
     blocks = []
     for start in range(0, len(rows), _BLOCK):
         block = rows[start : start + _BLOCK]

@@ -43,6 +43,7 @@ from .padding import along, crop, extend, extend_input, pad, pad_impl
 from .pooling import largest, largest_index, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
+from .resizing import interpolate, interpolate_input, most_look_ups
 
 __all__ = [
     "above_zero",
@@ -68,6 +69,8 @@ __all__ = [
     "gelu_curve",
     "gelu_curve_slope",
     "gelu_slope",
+    "interpolate",
+    "interpolate_input",
     "is_narrow",
     "largest",
     "largest_index",
@@ -77,6 +80,7 @@ __all__ = [
     "lstm_backward",
     "mish",
     "mish_slope",
+    "most_look_ups",
     "narrowed",
     "norm",
     "normalize",

@@ -348,6 +348,7 @@ CASES = [
         {"x": (4, 6), "mask": (4,)},
         module(2, learned=True),
         masked,
+        thorough=True,
     ),
     Case(
         nn.MultiHeadAttention(3, learned_key=True, causal=True, return_weights=True),

@@ -112,7 +112,7 @@ TWINS = {
 LIMITS = {nn.BatchNorm: {"refuses": (0, 1)}}
 
 CASES = [
-    Case(nn.LocalResponseNorm(4, alpha=2.0, beta=0.5, k=0.3), (3, 2, 7)),
+    Case(nn.LocalResponseNorm(3, alpha=2.0, beta=0.5, k=0.3), (3, 2, 7), thorough=True),
     Case(nn.LocalResponseNorm(9), (3, 2), thorough=True),
     Case(nn.LocalResponseNorm(1, alpha=1.0), (3,), thorough=True),
     Case(nn.UnitNorm(axis=1, epsilon=2.0), (3, 5)),

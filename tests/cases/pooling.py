@@ -172,6 +172,13 @@ TWINS = {
 }
 
 
+LIMITS = {
+    # LpPool2D is the same with other numbers of axes
+    nn.LpPool1D: {"thorough": True},
+    nn.LpPool3D: {"thorough": True},
+}
+
+
 def positive(generator, shape):
     return generator.uniform(0.3, 2.0, shape)
 
@@ -194,7 +201,7 @@ _SMALL_SIZE = nn.MaxUnpool(size=(3, 2))  # fewer positions than elements: sums
 
 CASES = [
     Case(nn.LpPool2D(2, p=3), (4, 5, 2), draw=positive),
-    Case(nn.LpPool2D((2, 3), p=1), (4, 7, 1)),
+    Case(nn.LpPool2D((2, 3), p=1), (4, 7, 1), thorough=True),
     Case(nn.LpPool1D(2, 2, p=1, absolute=True), (7, 2), thorough=True),
     Case(nn.LpPool1D(2, 3, p=2.5), (8, 2), draw=positive, thorough=True),
     Case(nn.LpPool2D(3, 2, p=3, absolute=True), (6, 7, 1), thorough=True),

@@ -68,10 +68,11 @@ CASES = [
         nn.GridSample(padding="border"),
         {"x": (4, 3, 2), "grid": (2, 1, 3, 2)},
         draw=sampled,
+        thorough=True,
     ),
     Case(nn.GridSample(mode="nearest"), {"x": (4, 3, 2), "grid": (7, 2)}, draw=sampled),
     Case(nn.AffineGrid((4,)), (1, 2), thorough=True),
     Case(nn.AffineGrid((5,), align_corners=True), (1, 2), thorough=True),
     Case(nn.AffineGrid((3, 2), align_corners=True), (2, 3), thorough=True),
-    Case(nn.AffineGrid((2, 3, 4)), (3, 4)),
+    Case(nn.AffineGrid((2, 3, 4)), (3, 4), thorough=True),
 ]

@@ -446,6 +446,78 @@ def _largest_input(
     return dx.movedim(1, -1)
 
 
+# --- interpolation
+
+
+_RESIZES = (torch.ops.aten.upsample_bilinear2d, torch.ops.aten.upsample_trilinear3d)
+_RESIZES_BACK = (
+    torch.ops.aten.upsample_bilinear2d_backward,
+    torch.ops.aten.upsample_trilinear3d_backward,
+)
+
+
+def _has_resize(x: Tensor, lengths: _Shape, size: _Shape, align_corners: bool) -> bool:
+    """Return whether PyTorch interpolates as exactly as the standard version.
+
+    It computes positions and weights in the precision of x, which is exact if they are
+    multiples of a power of 1/2 and not too many. On a GPU its backward adds in any
+    order.
+    """
+    fits = x.is_cpu and x.dtype in (torch.float32, torch.float64)
+    if not fits or 0 in x.shape or not 1 <= len(size) <= 3:
+        return False
+    for n, m in zip(lengths, size, strict=True):
+        above, below = (n - 1, m - 1) if align_corners else (n, m)
+        below //= math.gcd(above, below) or 1
+        if below & (below - 1) or n * m >= 2**22:
+            return False
+    return True
+
+
+def _interpolate(
+    x: Tensor, size: _Shape, align_corners: bool, standard: Callable[[], Tensor] | None
+) -> Tensor:
+    if standard and not _has_resize(x, x.shape[1:-1], size, align_corners):
+        return standard()
+    if len(size) == 1:  # a time axis is resized like an image of height one
+        return _interpolate(x[:, None], (1, *size), align_corners, None)[:, 0]
+    resize = _RESIZES[len(size) - 2]
+    return resize(x.movedim(-1, 1), size, align_corners).movedim(1, -1)
+
+
+def _interpolate_input(
+    dy: Tensor,
+    lengths: _Shape,
+    align_corners: bool,
+    standard: Callable[[], Tensor] | None,
+) -> Tensor:
+    if standard and not _has_resize(dy, lengths, dy.shape[1:-1], align_corners):
+        return standard()
+    if len(lengths) == 1:
+        image = dy[:, None]
+        return _interpolate_input(image, (1, *lengths), align_corners, None)[:, 0]
+    back = _RESIZES_BACK[len(lengths) - 2]
+    x_shape = (dy.shape[0], dy.shape[-1], *lengths)
+    dx = back(dy.movedim(-1, 1), dy.shape[1:-1], x_shape, align_corners)
+    return dx.movedim(1, -1)
+
+
+def _traced_interpolate(
+    x: Any, size: _Shape, align_corners: bool, standard: Callable[[], Any]
+) -> Any:
+    if not _has_resize(x, x.shape[1:-1], size, align_corners):
+        return standard()
+    return trace.record(_interpolate, x, size, align_corners, None)
+
+
+def _traced_interpolate_input(
+    dy: Any, lengths: _Shape, align_corners: bool, standard: Callable[[], Any]
+) -> Any:
+    if not _has_resize(dy, lengths, dy.shape[1:-1], align_corners):
+        return standard()
+    return trace.record(_interpolate_input, dy, lengths, align_corners, None)
+
+
 # --- LSTM
 
 
@@ -601,6 +673,8 @@ ops.convolve_input.register(Tensor, _convolve_input)
 ops.convolve_weight.register(Tensor, _convolve_weight)
 ops.erf.register(Tensor, torch.special.erf)
 ops.erfc.register(Tensor, torch.special.erfc)
+ops.interpolate.register(Tensor, _interpolate)
+ops.interpolate_input.register(Tensor, _interpolate_input)
 ops.lstm.register(Tensor, _lstm)
 ops.lstm_backward.register(Tensor, _lstm_backward)
 ops.normalize_rows.register(Tensor, _normalize_rows)
@@ -627,6 +701,8 @@ _traced_two_to = partial(trace.record, tracing.two_to)
 for _function, _recorded in (
     (ops.lstm, trace.opaque_if(_lstm, _has_lstm)),
     (ops.lstm_backward, trace.opaque_if(_lstm_backward, _has_lstm)),
+    (ops.interpolate, _traced_interpolate),
+    (ops.interpolate_input, _traced_interpolate_input),
     (ops.barrier_impl, trace.barrier),
     (ops.sum_over, partial(_sum_over, xp=_traced_xp)),
     (ops.sum_rows, partial(_sum_rows, xp=_traced_xp)),
