@@ -52,6 +52,36 @@ def test_blocks_of_a_long_axis_join_without_a_gap(backend, n, m):
         assert np.sum(dx[0, :, 0]) == pytest.approx(m, rel=1e-5)
 
 
+LONG = [  # lengths of x and y, align_corners
+    (1000, 2000, False),  # 1/2: PyTorch's own function is exact
+    (1000, 3000, False),  # 1/3: in float32 it would be wrong in the fifth digit
+    (2000, 1001, False),
+    (513, 1025, True),
+    (1024, 2048, True),
+]
+
+
+@pytest.mark.parametrize(("n", "m", "align_corners"), LONG)
+def test_weights_of_long_axes_are_accurate(backend, thorough, n, m, align_corners):
+    if not thorough and (n, m) != (1000, 3000):
+        pytest.skip("one of a sweep, which takes a compiler long: nox -s sweep")
+    generator = np.random.default_rng(0)
+    x = generator.uniform(-1, 1, (1, n, 4)).astype("float32")
+    centres = (np.arange(m) + 0.5) * n / m - 0.5
+    if align_corners:
+        centres = np.arange(m) * ((n - 1) / (m - 1))
+    expected = [np.interp(centres, np.arange(n), x[0, :, c]) for c in range(4)]
+    dy = generator.uniform(-1, 1, (1, m, 4)).astype("float32")
+    y, dx = run(backend, nn.Resize(m, align_corners=align_corners), x, dy)
+    np.testing.assert_allclose(y[0], np.transpose(expected), rtol=0, atol=4 * EPS)
+    # Aᵀ from the columns of A, which are the y of one-hot x
+    slopes = np.zeros((n, 4))
+    for below, offset, row in zip(*np.divmod(centres, 1.0), dy[0], strict=True):
+        for j, weight in ((below, 1.0 - offset), (below + 1, offset)):
+            slopes[int(np.clip(j, 0, n - 1))] += weight * row
+    np.testing.assert_allclose(dx[0], slopes, rtol=0, atol=16 * EPS)
+
+
 def test_nearest_copies_infinite_numbers_without_spreading_them(backend):
     x = np.asarray([1.0, np.inf, -2.0]).reshape(1, 3, 1)
     y, _ = run(backend, nn.Resize(6, mode="nearest"), x)
