@@ -108,7 +108,13 @@ __all__ += [
     "LogTo",
 ]
 __all__ += ["NonFiniteLoss", "RateLog", "ReduceOnPlateau", "TensorBoardLog", "Trainer"]
-__all__ += ["class_weights", "make_step", "stratified_split"]
+__all__ += [
+    "class_weights",
+    "generate",
+    "make_step",
+    "stratified_split",
+    "stream_tokens",
+]
 __all__ += ["CheckFailed", "bisect", "check", "compare", "explain", "profile"]
 
 __version__ = "0.1.0"

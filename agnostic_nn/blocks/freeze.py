@@ -62,3 +62,8 @@ class Freeze(Wrapper):
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         return self.layer.advance(*self.release(params, state), memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        return self.layer.prefill(*self.release(params, state), memory, x)

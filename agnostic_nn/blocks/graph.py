@@ -228,10 +228,21 @@ class Graph(Block):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Any
     ) -> tuple[Any, Memory]:
+        return self._decode("advance", params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
+        return self._decode("prefill", params, state, memory, x)
+
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
+        """Call a method, "advance" or "prefill", of each layer inside."""
         values = self._values(x)
         memories = {}
         for name, layer, reads, params_at, state_at in self._calls:
-            values[name], memories[name] = layer.advance(
+            values[name], memories[name] = getattr(layer, method)(
                 _at(params, params_at),
                 state[state_at],
                 memory[name],

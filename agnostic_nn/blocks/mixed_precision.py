@@ -126,6 +126,12 @@ class MixedPrecision(Wrapper):
         y, memory = self._mixed.advance(params, state, memory, x)
         return _like_params(y, params, x), memory
 
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        y, memory = self._mixed.prefill(params, state, memory, x)
+        return _like_params(y, params, x), memory
+
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:
         mapped = super().map_layers(function)
         return with_fields(mapped, _mixed=mapped._with_conversions())
@@ -226,6 +232,14 @@ class _Converted(Layer):
         )
         return self._converted(y), tree_map(_as_dtype_of, new_memory, memory)
 
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        y, new_memory = self.layer.prefill(
+            self._converted(params), state, memory, self._converted(x)
+        )
+        return self._converted(y), tree_map(_as_dtype_of, new_memory, memory)
+
     def check(self, x: Array) -> None:
         self.layer.check(x)
 
@@ -270,6 +284,12 @@ class _SameDtype(Wrapper):
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         y, memory = self.layer.advance(params, state, memory, x)
+        return _as_input(y, x), memory
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        y, memory = self.layer.prefill(params, state, memory, x)
         return _as_input(y, x), memory
 
 

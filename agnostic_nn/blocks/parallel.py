@@ -109,11 +109,22 @@ class Parallel(Block):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Any, Memory]:
+        return self._decode("advance", params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Any, Memory]:
+        return self._decode("prefill", params, state, memory, x)
+
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Any, Memory]:
+        """Call a method, "advance" or "prefill", of each layer inside."""
         outputs = []
         memories = []
         layers = zip(self.layers, params, state, memory, strict=True)
         for layer, p, s, old_memory in layers:
-            y, new_memory = layer.advance(p, s, old_memory, x)
+            y, new_memory = getattr(layer, method)(p, s, old_memory, x)
             outputs.append(y)
             memories.append(new_memory)
         joined: Any = tuple(outputs)

@@ -53,3 +53,8 @@ class Recompute(Wrapper):
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         return self.layer.advance(params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        return self.layer.prefill(params, state, memory, x)

@@ -96,25 +96,48 @@ class Repeat(Wrapper):
         return dx, grads
 
     def begin(self, params: Params, state: State, x: Array, length: int) -> Memory:
-        def step(carry: Any, entry: Any) -> Any:
-            _, layer_params, layer_state = entry
-            return carry, self.layer.begin(layer_params, layer_state, x, length)
-
-        _, memory = scan(step, (), self._entries(leaves(x)[0], params, state))
-        return memory
+        return tuple(
+            [self.layer.begin(p, s, x, length) for p, s in self._each(params, state)]
+        )
 
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
-        def step(x: Any, entry: Any) -> Any:
-            _, layer_params, layer_state, old_memory = entry
-            y, new_memory = self.layer.advance(layer_params, layer_state, old_memory, x)
-            y, only_x = _next_input(x, y)
-            return y, (new_memory, only_x)
+        return self._decode("advance", params, state, memory, x)
 
-        entries = self._entries(leaves(x)[0], params, state, memory)
-        y, (memory, only_x) = scan(step, x, entries)
-        return (y["x"] if only_x else y), memory
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        return self._decode("prefill", params, state, memory, x)
+
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Array, Memory]:
+        """Call a method, "advance" or "prefill", of each layer.
+
+        This is not a loop of `ops.scan`, which would copy all memories at each step.
+        """
+        others = x if isinstance(x, dict) else {}
+        y = x
+        memories = []
+        layers = zip(self._each(params, state), memory, strict=True)
+        for (layer_params, layer_state), old_memory in layers:
+            y, new_memory = getattr(self.layer, method)(
+                layer_params, layer_state, old_memory, x
+            )
+            memories.append(new_memory)
+            x = {**others, "x": y} if others and not isinstance(y, dict) else y
+        return y, tuple(memories)
+
+    def _each(self, params: Params, state: State) -> list[tuple[Params, State]]:
+        """Return the parameters and the state of each layer."""
+
+        def entry(i: int) -> tuple[Params, State]:
+            entries: tuple[Params, State]
+            entries = tree_map(lambda leaf: leaf[i, ...], (params, state))
+            return entries
+
+        return [entry(i) for i in range(self.count)]
 
     def _entries(self, like: Array, *trees: Any) -> tuple[Any, ...]:
         """Return the trees to loop over, after an array of length `count`.

@@ -101,14 +101,14 @@ class Residual(Sequential):
         g_memory = self._g.begin(g_params, g_state, x, length)
         return self._join(super().begin(f_params, f_state, x, length), g_memory)
 
-    def advance(
-        self, params: Params, state: State, memory: Memory, x: Array
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
         f_params, g_params = self._split(params)
         f_state, g_state = self._split(state)
         f_memory, g_memory = self._split(memory)
-        y, f_memory = super().advance(f_params, f_state, f_memory, x)
-        g_y, g_memory = self._g.advance(g_params, g_state, g_memory, x)
+        y, f_memory = super()._decode(method, f_params, f_state, f_memory, x)
+        g_y, g_memory = getattr(self._g, method)(g_params, g_state, g_memory, x)
         return tree_map(sum_of_two, _addend(g_y, y), y), self._join(f_memory, g_memory)
 
     def map_layers(self, function: Callable[[str, Layer], Layer]) -> Self:

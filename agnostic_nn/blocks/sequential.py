@@ -95,10 +95,21 @@ class Sequential(Block):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
+        return self._decode("advance", params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        return self._decode("prefill", params, state, memory, x)
+
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        """Call a method, "advance" or "prefill", of each layer inside."""
         memories = []
         layers = zip(self.layers, params, state, memory, strict=True)
         for layer, p, s, old_memory in layers:
-            x, new_memory = layer.advance(p, s, old_memory, x)
+            x, new_memory = getattr(layer, method)(p, s, old_memory, x)
             memories.append(new_memory)
         return x, tuple(memories)
 

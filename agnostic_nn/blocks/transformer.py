@@ -156,12 +156,23 @@ class TransformerBlock(Block):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Any
     ) -> tuple[Array, Memory]:
+        return self._decode("advance", params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Array, Memory]:
+        return self._decode("prefill", params, state, memory, x)
+
+    def _decode(
+        self, method: str, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Array, Memory]:
+        """Call a method, "advance" or "prefill", of each layer inside."""
         x, others, _ = self._inputs(x)
         layers = self._layers(_width(params))
         memories = {}
 
         def run(name: str, x: Any) -> Array:
-            y, memories[name] = layers[name].advance(
+            y, memories[name] = getattr(layers[name], method)(
                 params[name], state[name], memory[name], x
             )
             return y

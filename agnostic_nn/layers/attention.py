@@ -38,11 +38,14 @@ from ..ops import (
     attend_backward,
     attend_general,
     attend_general_backward,
+    attend_stored,
     narrowed,
     scatter_add,
+    store,
     sum_over,
     widened,
 )
+from ..ops.decoding import past_keys
 from .base import Layer
 from .dense import Dense
 from .positions import angles, expect_sequence, rotate
@@ -396,57 +399,68 @@ class MultiHeadAttention(Layer):
         self, params: Params, state: State, memory: Memory, x: Any
     ) -> tuple[Any, Memory]:
         inputs, _ = inputs_by_name(self, x)
+        shape = inputs["x"].shape
+        expect(shape[1] == 1, "a step takes (batch, 1, width), got {}", shape)
+        return self.prefill(params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
+        inputs, _ = inputs_by_name(self, x)
         x = inputs["x"]
         score_bias = _score_bias_of(inputs)
         mask = inputs.get("mask")
         step = memory["step"]
-        xp = namespace(x)
-        expect(x.shape[1] == 1, "a step takes (batch, 1, width), got {}", x.shape)
-        now = xp.reshape(step, (1,))
-        positions = _positions(memory["key"][:, 0, :, :])
-        updates = {"step": step + 1}
-        if "source" not in inputs:
-            # `where` instead of an assignment: the step number is an array, and under
-            # `jit` only operations of fixed shape can use it
-            is_now = positions == now
-            key_and_value = self._keys(params, x, inputs.get("value"), now)
-            for name, row in zip(("key", "value"), key_and_value, strict=True):
-                updates[name] = xp.where(is_now[:, None], row, memory[name])
+        time = x.shape[1]
+        times = step + _positions(x)
+        updates = {"step": step + time}
+        is_self_attention = "source" not in inputs
+        if is_self_attention:
+            key, value = self._keys(params, x, inputs.get("value"), times)
+            updates["key"] = store(memory["key"], key, step)
+            updates["value"] = store(memory["value"], value, step)
             if mask is not None:
                 fits = mask.ndim == 2
-                message = "a step takes a mask (batch, 1) of x itself, got {}"
-                expect(fits, message, mask.shape)
-                mask = xp.where(is_now, mask, memory["mask"])
+                message = "decoding takes a mask (batch, {}) of x itself, got {}"
+                expect(fits, message, time, mask.shape)
+                mask = _stored_mask(memory["mask"], mask, step)
                 updates["mask"] = mask
         memory = memory | updates
-        query = self._queries(params, x, now)
-        shape = (*query.shape[:-1], positions.shape[0])
-        allowed = self._allowed(mask, score_bias, shape)
-        if self.causal:
-            allowed = _both(allowed, positions <= now)
-        if self.window is not None:
-            allowed = _both(allowed, self._near(now, positions))
+        query = self._queries(params, x, times)
         wide_query = widened(query)
         key = memory["key"]
         value = memory["value"]
-        biases = self._score_bias(params, score_bias, now, positions, wide_query)
-        if self.learned_key:
-            extended = self._extended(params, key, value, allowed, biases)
-            key, value, allowed, biases = extended
-        key = widened(key)
-        value = widened(value)
-        if self._needs_general(score_bias):
-            heads, attend_cache = attend_general(
-                wide_query,
-                key,
-                value,
-                allowed,
-                bias=biases,
-                softcap=self.softcap,
-                zero_key=self.zero_key,
-            )
+        needs_general = self._needs_general(score_bias)
+        attend_cache: Any = ()
+        has_limits = mask is not None or self.window is not None or self.learned_key
+        if is_self_attention and not (has_limits or needs_general):
+            heads = attend_stored(wide_query, widened(key), widened(value), step)
         else:
-            heads, attend_cache = attend(wide_query, key, value, allowed)
+            positions = _positions(key[:, 0, :, :])
+            keys = positions.shape[0]
+            allowed = self._allowed(mask, score_bias, (*query.shape[:-1], keys))
+            if self.causal:
+                allowed = _both(allowed, past_keys(step, time, keys))
+            if self.window is not None:
+                allowed = _both(allowed, self._near(times, positions))
+            biases = self._score_bias(params, score_bias, times, positions, wide_query)
+            if self.learned_key:
+                extended = self._extended(params, key, value, allowed, biases)
+                key, value, allowed, biases = extended
+            key = widened(key)
+            value = widened(value)
+            if needs_general:
+                heads, attend_cache = attend_general(
+                    wide_query,
+                    key,
+                    value,
+                    allowed,
+                    bias=biases,
+                    softcap=self.softcap,
+                    zero_key=self.zero_key,
+                )
+            else:
+                heads, _ = attend(wide_query, key, value, allowed)
         heads = narrowed(heads, like=query)
         y = self._map(params, "output", self._joined(heads))
         return self._with_weights(y, attend_cache), memory
@@ -676,6 +690,15 @@ def _positions(x: Array) -> Array:
     """Return 0, 1, … for the steps of x (batch, time, ...)."""
     xp = namespace(x)
     return xp.arange(x.shape[1], dtype=xp.int32, device=device(x))
+
+
+def _stored_mask(memory: Array, mask: Array, step: Array) -> Array:
+    """Return memory (batch, length) with mask (batch, time) at step, step + 1, …"""
+    xp = namespace(mask)
+    index = xp.arange(memory.shape[1], dtype=step.dtype, device=device(mask)) - step
+    is_new = xp.logical_and(index >= 0, index < mask.shape[1])
+    rows = xp.take(mask, xp.clip(index, 0, mask.shape[1] - 1), axis=1)
+    return xp.where(is_new, rows, memory)
 
 
 def _widened(keep_mask: Any) -> Any:

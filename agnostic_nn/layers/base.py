@@ -19,8 +19,8 @@ from ..core.arrays import (
     non_finite_count,
 )
 from ..core.errors import described, expect
-from ..core.trees import leaves, named_leaves
-from ..ops import all_finite
+from ..core.trees import leaves, named_leaves, tree_map
+from ..ops import all_finite, scan
 
 __all__ = ["Layer", "is_shape", "kinds", "not_a_layer", "outline"]
 
@@ -156,10 +156,49 @@ class Layer:
 
         y equals what `forward` with train=False computes at that position from all
         steps so far. Shapes and dtypes of the memory never change, so `jit` compiles a
-        single step. Results after more than the `length` steps passed to `begin` are
-        undefined: under `jit` the number of steps is unknown and cannot be checked.
+        single step.
+
+        Raises
+        ------
+        ValueError
+            If the memory is full: it holds the `length` steps passed to `begin`. A
+            compiler such as that of JAX does not know the number of steps. There all
+            numbers of y are NaN instead.
         """
         return self.forward(params, state, x)[0], memory
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        """Decode several steps, x (batch, time, ...), at once; return (y, next memory).
+
+        y and the memory equal, up to rounding, those of `advance`, step by step. The
+        memory may be new or have steps already. Attention and recurrent layers compute
+        all steps in one pass; a layer that does not override this method calls
+        `advance` in a loop.
+
+        Raises
+        ------
+        ValueError
+            As `advance`.
+        TypeError
+            If x is not a single array, and the layer does not override this method.
+        """
+        if self.per_position:
+            return self.predict(params, state, x), memory
+        if isinstance(x, dict | tuple):
+            raise TypeError(
+                f"{type(self).__name__} has several inputs, and which of them have "
+                "steps is not known: call `advance` for each step, or define `prefill`"
+            )
+        xp = namespace(x)
+
+        def step(memory: Memory, x: Array) -> tuple[Memory, Array]:
+            y, memory = self.advance(params, state, memory, x[:, None, ...])
+            return memory, tree_map(lambda leaf: leaf[:, 0, ...], y)
+
+        memory, ys = scan(step, memory, _axes_swapped(x, xp))
+        return tree_map(lambda leaf: _axes_swapped(leaf, xp), ys), memory
 
     def check(self, x: Array) -> None:
         """Validate the dtypes and values of x, which is on the host.
@@ -206,6 +245,11 @@ class Layer:
         if len(rows) == 1:
             return f"<code>{escape(repr(self))}</code>"
         return html_table(["", "layer"], rows, inline=True)
+
+
+def _axes_swapped(x: Array, xp: Any) -> Array:
+    """Return x with its first two axes exchanged."""
+    return xp.permute_dims(x, (1, 0, *range(2, x.ndim)))
 
 
 def _checked(init: _Init) -> _Init:

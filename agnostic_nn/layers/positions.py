@@ -115,9 +115,14 @@ class _Added(Layer):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
+        return self.prefill(params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
         self._expect(x.shape[1:])
-        positions = namespace(x).reshape(memory, (1,))
-        return x + self.rows(params, positions, x), memory + 1
+        positions = memory + _steps(x)
+        return x + self.rows(params, positions, x), memory + x.shape[1]
 
     def _expect(self, shape: Shape) -> None:
         expect_sequence(type(self).__name__, shape)
@@ -257,8 +262,13 @@ class RotaryPositions(Layer):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Array
     ) -> tuple[Array, Memory]:
+        return self.prefill(params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
         self._expect(x.shape[1:])
-        return self._rotated(x, namespace(x).reshape(memory, (1,))), memory + 1
+        return self._rotated(x, memory + _steps(x)), memory + x.shape[1]
 
     def _rotated(self, x: Array, positions: Array) -> Array:
         width = x.shape[-1]

@@ -525,8 +525,13 @@ class _Recurrent(Layer):
     def advance(
         self, params: Params, state: State, memory: Memory, x: Any
     ) -> tuple[Any, Memory]:
+        return self.prefill(params, state, memory, x)
+
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Any
+    ) -> tuple[Any, Memory]:
         inputs = (x if isinstance(x, dict) else {"x": x}) | {"state": memory}
-        # a sequence of one step, with the memory as its first state
+        # a sequence with the memory as its first state
         y = replace(self, final=True).predict(params, state, inputs)
         return y if self.final else y["y"], y["state"]
 

@@ -5,8 +5,8 @@ Functions under `singledispatch` dispatch on the type of the array, and a backen
 `register` a faster version for its own arrays. That version may change the speed and
 the last bit, never the meaning.
 
-Names that end in `_impl` are the parts that a backend registers: `scan_impl` for
-`scan`, `barrier_impl` for `barrier` and `pad_impl` for `pad`.
+Names that end in `_impl` are the parts that a backend registers, such as `scan_impl`
+for `scan`.
 """
 
 from .activations import (
@@ -30,9 +30,18 @@ from .attention import (
 )
 from .barriers import barrier, barrier_impl
 from .convolution import convolve, convolve_input, convolve_weight
+from .decoding import attend_stored, store
 from .elementwise import above_zero, bounded_exp, erf, erfc, sigmoid, softplus, tanh
 from .indexing import scatter_add, select
-from .loops import lstm, lstm_backward, scan, scan_impl, scan_into
+from .loops import (
+    loop_until,
+    loop_until_impl,
+    lstm,
+    lstm_backward,
+    scan,
+    scan_impl,
+    scan_into,
+)
 from .normalization import (
     normalize,
     normalize_backward,
@@ -53,6 +62,7 @@ __all__ = [
     "attend_backward",
     "attend_general",
     "attend_general_backward",
+    "attend_stored",
     "barrier",
     "barrier_impl",
     "bounded_exp",
@@ -76,6 +86,8 @@ __all__ = [
     "largest_index",
     "largest_input",
     "log_softmax",
+    "loop_until",
+    "loop_until_impl",
     "lstm",
     "lstm_backward",
     "mish",
@@ -100,6 +112,7 @@ __all__ = [
     "silu_slope",
     "slide",
     "softplus",
+    "store",
     "sum_over",
     "sum_rows",
     "tanh",

@@ -8,7 +8,15 @@ from ..core.arrays import Array, Cache, Params, namespace
 from ..core.errors import expect
 from ..core.trees import leaves, tree_map
 
-__all__ = ["lstm", "lstm_backward", "scan", "scan_impl", "scan_into"]
+__all__ = [
+    "loop_until",
+    "loop_until_impl",
+    "lstm",
+    "lstm_backward",
+    "scan",
+    "scan_impl",
+    "scan_into",
+]
 
 _Step = Callable[[Any, Any], tuple[Any, Any]]  # carry, x[t] -> carry, y[t]
 
@@ -98,6 +106,34 @@ def scan_into(empty: Callable[[Array, int], Array]) -> Callable[..., tuple[Any, 
         return carry, ys
 
     return scan_impl
+
+
+def loop_until(
+    is_done: Callable[[Any], Any], step: Callable[[Any], Any], carry: Any, count: int
+) -> Any:
+    """Return the carry after `count` times carry = step(carry), or fewer.
+
+    The loop ends before a step if is_done(carry), a 0-d boolean, is true. carry is a
+    tree of arrays that keeps its nesting, shapes and dtypes. A backend with a compiler
+    compiles `step` once, and leaves the loop as soon as it is done.
+    """
+    return loop_until_impl(leaves(carry)[0], is_done, step, carry, count)
+
+
+@singledispatch
+def loop_until_impl(
+    leaf: Array,
+    is_done: Callable[[Any], Any],
+    step: Callable[[Any], Any],
+    carry: Any,
+    count: int,
+) -> Any:
+    """Compute `loop_until` with the library of `leaf`; backends register versions."""
+    for _ in range(count):
+        if is_done(carry):
+            break
+        carry = step(carry)
+    return carry
 
 
 @singledispatch

@@ -14,7 +14,7 @@ without training them, `mean_loss.py` averages losses over batches, `epoch_means
 losses and metrics over the steps of an epoch, and `callback_memory.py` holds what
 callbacks remember during a run. `callbacks.py`, `step_report.py`, `interrupts.py`,
 `progress.py` and `history.py` watch, stop and report a run. `splits.py` splits examples
-and balances classes.
+and balances classes. `generation.py` continues sequences with a trained model.
 """
 
 from .callbacks import (
@@ -29,6 +29,7 @@ from .callbacks import (
 )
 from .checkpoint import CheckpointError
 from .epochs import NonFiniteLoss
+from .generation import generate, stream_tokens
 from .history import History
 from .splits import class_weights, stratified_split
 from .steps import make_step
@@ -48,6 +49,8 @@ __all__ = [
     "TensorBoardLog",
     "Trainer",
     "class_weights",
+    "generate",
     "make_step",
     "stratified_split",
+    "stream_tokens",
 ]

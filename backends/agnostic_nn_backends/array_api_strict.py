@@ -14,6 +14,7 @@ import array_api_strict as xp
 import numpy as np
 
 from agnostic_nn import ops
+from agnostic_nn.ops.decoding import expect_room
 
 from .exponential import HALFWAY, bounded_exp
 
@@ -71,4 +72,10 @@ def _bounded_exp(x: Any) -> Any:
     return bounded_exp(x, lambda shifted: xp.pow(2.0, shifted - HALFWAY))
 
 
+def _store(memory: Any, rows: Any, start: Any) -> Any:
+    expect_room(memory.shape[-2], rows.shape[-2], int(start))
+    return ops.store.dispatch(object)(memory, rows, start)
+
+
+ops.store.register(type(xp.zeros(())), _store)
 ops.bounded_exp.register(type(xp.zeros(())), _bounded_exp)

@@ -20,6 +20,7 @@ from agnostic_nn import ops
 from agnostic_nn.core.atomic import StateLost
 from agnostic_nn.core.windows import Pads
 from agnostic_nn.ops.convolution import flipped_weight
+from agnostic_nn.ops.decoding import expect_room
 
 from . import processor
 
@@ -271,6 +272,34 @@ def _scan_impl(
     return carry, ys
 
 
+def _loop_until_impl(
+    leaf: Any,
+    is_done: Callable[[Any], Any],
+    step: Callable[[Any], Any],
+    carry: Any,
+    count: int,
+) -> Any:
+    def goes_on(loop_carry: Any) -> Any:
+        carry, number = loop_carry
+        return xp.logical_and(number < count, xp.logical_not(is_done(carry)))
+
+    def next_carry(loop_carry: Any) -> Any:
+        carry, number = loop_carry
+        return step(carry), number + 1
+
+    return jax.lax.while_loop(goes_on, next_carry, (carry, xp.int32(0)))[0]
+
+
+def _store(memory: Any, rows: Any, start: Any) -> Any:
+    length = memory.shape[-2]
+    time = rows.shape[-2]
+    if not isinstance(start, jax.core.Tracer):
+        expect_room(length, time, int(start))
+    # XLA would write at the last index that fits instead
+    rows = xp.where(start + time <= length, rows, xp.nan)
+    return jax.lax.dynamic_update_slice_in_dim(memory, rows, start, memory.ndim - 2)
+
+
 def _all_finite(*arrays: Any) -> Any:
     elementwise = ops.all_finite.dispatch(object)
 
@@ -424,7 +453,9 @@ for _kind in (jax.Array, jax.core.Tracer):
     ops.scatter_add.register(_kind, _scatter_add)
     ops.select.register(_kind, _select)
     ops.most_look_ups.register(_kind, _most_look_ups)
+    ops.loop_until_impl.register(_kind, _loop_until_impl)
     ops.scan_impl.register(_kind, _scan_impl)
+    ops.store.register(_kind, _store)
     ops.sum_over.register(_kind, _sum_over)
     ops.sum_rows.register(_kind, _sum_rows)
     ops.unslide.register(_kind, _unslide)

@@ -22,7 +22,7 @@ from .. import processor
 from ..exponential import bounded_exp
 from ..replay import trace
 from ..replay.program import direct, replayed
-from . import attention, lstm, tracing
+from . import attention, decoding, lstm, tracing
 
 version = np.__version__
 compiles = False
@@ -556,6 +556,7 @@ def _unslide(
 ops.above_zero.register(np.ndarray, _above_zero)
 ops.attend.register(np.ndarray, attention.attend)
 ops.attend_backward.register(np.ndarray, attention.attend_backward)
+ops.attend_stored.register(np.ndarray, decoding.attend_stored)
 ops.bounded_exp.register(np.ndarray, _bounded_exp)
 ops.convolve.register(np.ndarray, _convolve)
 ops.convolve_input.register(np.ndarray, _convolve_input)
@@ -570,6 +571,7 @@ ops.normalize_rows.register(np.ndarray, _normalize_rows)
 ops.normalize_rows_backward.register(np.ndarray, _normalize_rows_backward)
 ops.scan_impl.register(np.ndarray, ops.scan_into(_empty))
 ops.scatter_add.register(np.ndarray, _scatter_add)
+ops.store.register(np.ndarray, decoding.store)
 ops.sum_rows.register(np.ndarray, _sum_rows)
 ops.pad_impl.register(np.ndarray, _pad_impl)
 ops.unslide.register(np.ndarray, _unslide)
@@ -591,4 +593,7 @@ ops.bounded_exp.register(tracing.TracedArray, _traced_exp)
 ops.scan_impl.register(tracing.TracedArray, trace.unrolled_scan)
 ops.barrier_impl.register(tracing.TracedArray, trace.barrier)
 ops.select.register(tracing.TracedArray, trace.select)
+ops.store.register(
+    tracing.TracedArray, trace.opaque_store(decoding.store, decoding.store_in_place)
+)
 ops.above_zero.register(tracing.TracedArray, ops.above_zero.dispatch(object))

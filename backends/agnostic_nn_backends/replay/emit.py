@@ -168,7 +168,7 @@ def _emit_copies(plan: Plan, body: list[str], late: list[str]) -> None:
 
     def is_copied(old: Node, new: Node) -> bool:
         in_place = ("input", plan.graph.input_index[old.number])
-        return new is not old and plan.allocation.slots.get(new.number) != in_place
+        return new is not old and plan.location(new.number) != in_place
 
     copied = [(old, new) for old, new in plan.graph.donations if is_copied(old, new)]
     donated = {old.number for old, _ in plan.graph.donations}

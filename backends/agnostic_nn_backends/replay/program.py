@@ -273,6 +273,9 @@ class Program:
                 return trace.add(library.copy, (array,), {}, array)
 
             traced_args = _map_arrays(traced_input, args, library)
+            for i in donated:
+                nodes = _nodes(map_leaves(_to_node, traced_args[i]))
+                trace.donated.update(node.number for node in nodes)
             traced_result = function(*traced_args)
             # an array that does not depend on an argument is not traced: record a copy
             traced_result = _map_arrays(traced_copy, traced_result, library)

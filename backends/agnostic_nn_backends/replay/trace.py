@@ -35,6 +35,7 @@ __all__ = [
     "map_leaves",
     "opaque",
     "opaque_if",
+    "opaque_store",
     "record",
     "select",
     "select_value",
@@ -201,12 +202,14 @@ class Trace:
         node that computes the new values.
     nodes_by_call: the nodes by function and arguments, for common-subexpression
         elimination.
+    donated: the numbers of the nodes of donated arguments.
     """
 
     library: Library
     nodes: list[Node] = field(default_factory=list)
     selects: dict[int, int] = field(default_factory=dict)
     nodes_by_call: dict[tuple[Any, ...], Node] = field(default_factory=dict)
+    donated: set[int] = field(default_factory=set)
 
     def add(
         self,
@@ -489,6 +492,28 @@ def opaque_if(
         if not is_supported(args[0]):
             return fallback()
         return record(function, *arrays, None)
+
+    return recorded
+
+
+def opaque_store(
+    store: Callable[..., Any], store_in_place: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Return an `ops.store` that is recorded as one call, in place where it may be.
+
+    A donated memory gets the rows at once, without waiting for the commit, because
+    `ops.attend_stored` reads them from it.
+
+    store_in_place: writes the rows to the memory, and returns it.
+    """
+
+    def recorded(memory: Traced, rows: Any, start: Any) -> Any:
+        trace = _current.trace
+        if memory.node.number not in trace.donated:
+            return record(store, memory, rows, start)
+        # While it is recorded, nothing is written. The result is the memory itself, so
+        # that it counts as a view of it.
+        return trace.add(store_in_place, (memory, rows, start), {}, memory.value)
 
     return recorded
 

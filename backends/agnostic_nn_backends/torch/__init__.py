@@ -20,6 +20,7 @@ from torch.nn import functional, grad
 from agnostic_nn import ops
 from agnostic_nn.core import random
 from agnostic_nn.core.windows import Pads
+from agnostic_nn.ops.decoding import expect_room, past_keys
 
 from .. import processor
 from ..exponential import bounded_exp
@@ -265,6 +266,38 @@ def _attend_backward(
         dkey = dkey.unflatten(1, (-1, group)).sum(2)
         dvalue = dvalue.unflatten(1, (-1, group)).sum(2)
     return dquery.unflatten(1, (-1, group)), dkey, dvalue
+
+
+def _store(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+    if not memory.is_cpu:  # a GPU would wait for the host to read `start`
+        return ops.store.dispatch(object)(memory, rows, start)
+    return _store_in_place(memory.clone(), rows, start)
+
+
+def _store_in_place(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
+    first = int(start)
+    time = rows.shape[-2]
+    expect_room(memory.shape[-2], time, first)
+    memory.narrow(-2, first, time).copy_(rows)
+    return memory
+
+
+def _attend_stored(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> Tensor:
+    if not query.is_cpu:
+        return ops.attend_stored.dispatch(object)(query, key, value, start)
+    first = int(start)
+    time = query.shape[3]
+    count = first + time
+    key = key.narrow(2, 0, count)
+    value = value.narrow(2, 0, count)
+    if first == 0:
+        return _attend(query, key, value, causal=True)[0]
+    if time > 1:
+        return _attend(query, key, value, past_keys(start, time, count))[0]
+    if not _has_flash(query, key, value, (), ()):
+        return _attend(query, key, value)[0]
+    # all queries of a group may use the same keys, so they count as further queries
+    return _FLASH(query.squeeze(3), key, value, 0.0, False)[0].unsqueeze(3)
 
 
 # --- indexing and normalization
@@ -667,6 +700,7 @@ ops.above_zero.register(Tensor, _above_zero)
 ops.all_finite.register(Tensor, _all_finite)
 ops.attend.register(Tensor, _attend)
 ops.attend_backward.register(Tensor, _attend_backward)
+ops.attend_stored.register(Tensor, _attend_stored)
 ops.bounded_exp.register(Tensor, _bounded_exp)
 ops.convolve.register(Tensor, _convolve)
 ops.convolve_input.register(Tensor, _convolve_input)
@@ -684,6 +718,7 @@ ops.largest_input.register(Tensor, _largest_input)
 ops.scan_impl.register(Tensor, ops.scan_into(_empty))
 ops.scatter_add.register(Tensor, _scatter_add)
 ops.select.register(Tensor, _select)
+ops.store.register(Tensor, _store)
 ops.sum_over.register(Tensor, _sum_over)
 ops.sum_rows.register(Tensor, _sum_rows)
 ops.pad_impl.register(Tensor, _pad_impl)
@@ -709,5 +744,6 @@ for _function, _recorded in (
     (ops.bounded_exp, partial(_bounded_exp, two_to=_traced_two_to)),
     (ops.scan_impl, trace.unrolled_scan),
     (ops.select, trace.select),
+    (ops.store, trace.opaque_store(_store, _store_in_place)),
 ):
     _function.register(tracing.TracedTensor, _recorded)
