@@ -1,14 +1,13 @@
 """A small transformer that learns CONTRIBUTING.md and continues prompts.
 
 It reads windows of 64 characters and predicts the next character at each position.
-Characters outside ASCII are left out. To write, it calls `advance` once per character,
-which attends to the saved keys and values of the previous ones, instead of `forward` on
-the whole text.
+Characters outside ASCII are left out. To write, it calls `nn.generate`, which computes
+one character at a time and attends to the saved keys and values of the previous ones,
+instead of the whole text.
 """
 
 import math
 from argparse import ArgumentParser
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -53,31 +52,11 @@ def train(backend, model, text, epochs, window=WINDOW, verbose=0):
     return trainer, loss / math.log(2)
 
 
-@cache
-def decoding_step(model, backend):
-    """Return the step for one character, compiled once for all texts of one length."""
-    return backend.jit(model.advance)
-
-
 def write(trainer, prompt, count, temperature=0.5, seed=0):
     """Return `prompt` and `count` characters drawn from softmax(y / temperature)."""
-    model, backend = trainer.model, trainer.backend
-    # uniform numbers, the same on every backend
-    uniform = np.random.default_rng(seed).random(count)
-    text = list(prompt.encode("ascii"))
-    step = decoding_step(model, backend)
-    memory = None
-    for i in range(len(text) + count - 1):
-        x = backend.asarray(np.full((1, 1), text[i], np.int32))
-        if memory is None:
-            memory = model.begin(trainer.params, trainer.state, x, len(text) + count)
-        y, memory = step(trainer.params, trainer.state, memory, x)
-        if i + 1 == len(text):
-            y = backend.to_numpy(y)[0, 0].astype("float64") / temperature
-            cumulative = np.cumsum(np.exp(y - y.max()))
-            position = uniform[i + 1 - len(prompt)] * cumulative[-1]
-            text.append(int(np.searchsorted(cumulative, position)))
-    return bytes(text).decode("ascii")
+    text = np.frombuffer(prompt.encode("ascii"), np.uint8)
+    tokens = nn.generate(trainer, text[None], count, temperature=temperature, seed=seed)
+    return prompt + bytes(tokens[0].tolist()).decode("ascii")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ LEVELS = (
     },
     {"core.guards.watching", "core.windows", "ops.precision"},
     {"core.guards.guarding", "ops.elementwise", "ops.padding", "ops.reductions"},
+    {"ops.attention"},
     {"core.guards", "core.random", "ops"},
     {
         *("core.policies", "initializers", "metrics"),
@@ -93,6 +94,7 @@ LEVELS = (
     {"training.checkpoint_fields"},
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
+    {"training.generation"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
@@ -190,6 +192,7 @@ ALSO = {  # what single modules of the core may import in addition
 HELPERS = {
     "exponential": None,
     "numpy.attention": "numpy",
+    "numpy.decoding": "numpy",
     "numpy.lstm": "numpy",
     "numpy.tracing": "numpy",
     "replay": None,

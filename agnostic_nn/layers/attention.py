@@ -668,6 +668,8 @@ class MultiHeadAttention(Layer):
     def _joined(self, x: Array) -> Array:
         """Reshape (batch, key heads, group, time, d) to (batch, time, heads · d)."""
         batch, _, _, time, d = x.shape
+        if time == 1:  # all axes are in order already
+            return namespace(x).reshape(x, (batch, 1, self.heads * d))
         return _join_heads(namespace(x).reshape(x, (batch, self.heads, time, d)))
 
 
@@ -675,6 +677,8 @@ def _split_heads(x: Array, heads: int) -> Array:
     """Reshape (batch, time, heads · d) to (batch, heads, time, d)."""
     xp = namespace(x)
     batch, time, width = x.shape
+    if time == 1:  # all axes are in order already
+        return xp.reshape(x, (batch, heads, 1, width // heads))
     split_width = xp.reshape(x, (batch, time, heads, width // heads))
     return xp.permute_dims(split_width, (0, 2, 1, 3))
 

@@ -35,7 +35,7 @@ from .trainer import Trainer
 
 __all__ = ["generate", "stream_tokens"]
 
-MAX_PROGRAMS = 8  # compiled functions that are kept for each trainer or model
+MAX_PROGRAMS = 16  # compiled functions that are kept for each trainer or model
 
 
 def generate(
@@ -103,14 +103,15 @@ def generate(
         program = task.compiled((sampling, length), function)
         device_prompt = task.backend.asarray(prompt)
         result = program(task.params, task.state, device_prompt, uniforms)
-        tokens = task.backend.to_numpy(result)
+        tokens, largest = task.backend.to_numpy(result)
     else:
-        steps = list(_steps(task, sampling, prompt, length, uniforms))
-        columns = task.backend.to_numpy(tuple(steps))
-        fill = -1 if stop is None else stop
-        tokens = np.full((prompt.shape[0], length), fill, np.int32)
-        tokens[:, : len(steps)] = np.stack(columns, axis=1)
-    _expect_tokens(tokens)
+        steps = tuple(_steps(task, sampling, prompt, length, uniforms))
+        columns = zip(*task.backend.to_numpy(steps), strict=True)
+        tokens, largest = [np.stack(column, axis=1) for column in columns]
+        if stop is not None:  # all rows may have ended before
+            missing = ((0, 0), (0, length - len(steps)))
+            tokens = np.pad(tokens, missing, constant_values=stop)
+    _expect_finite(largest)
     return np.array(tokens)
 
 
@@ -135,14 +136,14 @@ def stream_tokens(
     sampling = _Sampling.of(temperature, top_k, top_p, stop)
     prompt = _checked_prompt(task, prompt, length)
     uniforms = _uniforms(task, sampling, seed, prompt.shape[0], length)
-    for i, column in enumerate(_steps(task, sampling, prompt, length, uniforms)):
-        tokens = np.array(task.backend.to_numpy(column))
-        _expect_tokens(tokens[:, None], i)
-        yield tokens
+    for i, step in enumerate(_steps(task, sampling, prompt, length, uniforms)):
+        tokens, largest = task.backend.to_numpy(step)
+        _expect_finite(largest[:, None], i)
+        yield np.array(tokens)
 
 
 class _Sampling(NamedTuple):
-    """How a token is drawn; see `generate`."""
+    """The options of `generate` that say how a token is drawn."""
 
     temperature: float
     top_k: int | None
@@ -210,12 +211,13 @@ class _Task(NamedTuple):
         """Return `function`, compiled; the same one for equal options."""
         # by identity, since a custom layer need not be hashable
         key = (id(self.model), self.backend, options)
-        if key not in self.programs:
-            program = self.backend.jit(function, donate)
-            self.programs[key] = (self.model, program)
-            while len(self.programs) > MAX_PROGRAMS:
-                self.programs.pop(next(iter(self.programs)))
-        return self.programs[key][1]
+        entry = self.programs.pop(key, None)
+        if entry is None:
+            entry = (self.model, self.backend.jit(function, donate))
+        self.programs[key] = entry  # the latest one is last
+        while len(self.programs) > MAX_PROGRAMS:
+            self.programs.pop(next(iter(self.programs)))
+        return entry[1]
 
 
 def _checked_prompt(task: _Task, prompt: Any, length: Any) -> np.ndarray:
@@ -253,10 +255,11 @@ def _uniforms(
     return task.backend.asarray((words >> 8).T.astype(np.float32) * np.float32(2**-24))
 
 
-def _expect_tokens(tokens: np.ndarray, first: int = 0) -> None:
-    """Raise ValueError if a token is -1, which `_draw` returns for bad logits."""
-    if tokens.min() < 0:
-        row, step = np.argwhere(tokens < 0)[0]
+def _expect_finite(largest: np.ndarray, first: int = 0) -> None:
+    """Raise ValueError if a largest logit (batch, steps) is not finite."""
+    is_finite = np.isfinite(largest)
+    if not is_finite.all():
+        row, step = np.argwhere(~is_finite)[0]
         raise ValueError(
             f"the logits of token {first + step} of row {row} are not finite; "
             "nn.explain finds the layer where this begins"
@@ -278,8 +281,8 @@ def _begin(
 
 def _steps(
     task: _Task, sampling: _Sampling, prompt: np.ndarray, length: int, uniforms: Any
-) -> Iterator[Array]:
-    """Yield the tokens (batch,) of each step."""
+) -> Iterator[tuple[Array, Array]]:
+    """Yield the tokens and the largest logit of each step, (batch,)."""
     backend = task.backend
     device_prompt = backend.asarray(prompt)
     weights = task.params, task.state
@@ -292,12 +295,12 @@ def _steps(
         ("next", sampling), partial(_next, task.model, sampling), donate=(2,)
     )
     carry, memory = first(*weights, memory, device_prompt, uniforms)
-    yield carry["tokens"]
+    yield carry["tokens"], carry["largest"]
     for _ in range(length - 1):
         if sampling.stop is not None and backend.to_numpy(carry["done"]).all():
             return
         carry, memory = following(*weights, memory, carry, uniforms)
-        yield carry["tokens"]
+        yield carry["tokens"], carry["largest"]
 
 
 def _generate_all(
@@ -308,14 +311,15 @@ def _generate_all(
     state: State,
     prompt: Array,
     uniforms: Any,
-) -> Array:
-    """Return all tokens (batch, length), computed in one loop."""
+) -> tuple[Array, Array]:
+    """Return all tokens and their largest logits, (batch, length), from one loop."""
     xp = namespace(prompt)
     memory = _begin(model, params, state, prompt, length)
     carry, memory = _first(model, sampling, params, state, memory, prompt, uniforms)
     numbers = xp.arange(length, dtype=xp.int32, device=device(prompt))
-    fill = -1 if sampling.stop is None else sampling.stop
+    fill = 0 if sampling.stop is None else sampling.stop
     tokens = xp.where(numbers == 0, carry["tokens"][:, None], fill)
+    largest = xp.where(numbers == 0, carry["largest"][:, None], 0.0)
 
     def is_done(loop_carry: Any) -> Any:
         carry = loop_carry[0]
@@ -323,12 +327,16 @@ def _generate_all(
         return never if sampling.stop is None else xp.all(carry["done"])
 
     def step(loop_carry: Any) -> Any:
-        carry, memory, tokens = loop_carry
+        carry, memory, tokens, largest = loop_carry
         is_now = numbers == carry["step"]
         carry, memory = _next(model, sampling, params, state, memory, carry, uniforms)
-        return carry, memory, xp.where(is_now, carry["tokens"][:, None], tokens)
+        tokens = xp.where(is_now, carry["tokens"][:, None], tokens)
+        largest = xp.where(is_now, carry["largest"][:, None], largest)
+        return carry, memory, tokens, largest
 
-    return loop_until(is_done, step, (carry, memory, tokens), length - 1)[2]
+    loop_carry = (carry, memory, tokens, largest)
+    _, _, tokens, largest = loop_until(is_done, step, loop_carry, length - 1)
+    return tokens, largest
 
 
 def _first(
@@ -342,8 +350,9 @@ def _first(
 ) -> tuple[dict[str, Array], Memory]:
     """Return the carry with the first token of each row, and the next memory.
 
-    The carry has the last token of each row, the number of tokens so far, and, with a
-    stop token, which rows are done.
+    The carry has the last token of each row, the largest logit, by which non-finite
+    ones are found, the number of tokens so far, and, with a stop token, which rows are
+    done.
     """
     xp = namespace(prompt)
     y, memory = model.prefill(params, state, memory, prompt)
@@ -366,8 +375,7 @@ def _next(
 ) -> tuple[dict[str, Array], Memory]:
     """Return the carry with the next token of each row, and the next memory."""
     tokens = carry["tokens"]
-    x = namespace(tokens).clip(tokens, 0, None)[:, None]  # -1 stands for bad logits
-    y, memory = model.advance(params, state, memory, x)
+    y, memory = model.advance(params, state, memory, tokens[:, None])
     done = carry.get("done")
     return _carry(sampling, y[:, 0, :], carry["step"], done, uniforms), memory
 
@@ -380,27 +388,26 @@ def _carry(
     uniform: Any = ()
     if sampling.is_random:
         uniform = xp.take(uniforms, xp.reshape(step, (1,)), axis=0)[0, :]
-    tokens = _draw(sampling, logits, uniform)
-    carry = {"step": step + 1}
+    logits = widened(logits)
+    largest = xp.max(logits, axis=-1)
+    tokens = _draw(sampling, logits, largest, uniform)
+    carry = {"step": step + 1, "largest": largest}
     if sampling.stop is not None:
         tokens = xp.where(done, sampling.stop, tokens)
         carry["done"] = tokens == sampling.stop
     return {**carry, "tokens": tokens}
 
 
-def _draw(sampling: _Sampling, logits: Array, uniform: Any) -> Array:
-    """Return a token for each row of logits (batch, vocabulary), or -1 if not finite.
+def _draw(sampling: _Sampling, logits: Array, largest: Array, uniform: Any) -> Array:
+    """Return a token for each row of logits (batch, vocabulary).
 
     Token n is drawn if the random number lies between the sums of the probabilities of
     the tokens before n and up to n.
     """
     xp = namespace(logits)
-    logits = widened(logits)
-    largest = xp.max(logits, axis=-1, keepdims=True)
     if not sampling.is_random:
-        tokens = xp.astype(xp.argmax(logits, axis=-1), xp.int32)
-        return xp.where(xp.isfinite(largest[:, 0]), tokens, -1)
-    scores = (logits - largest) / sampling.temperature
+        return xp.astype(xp.argmax(logits, axis=-1), xp.int32)
+    scores = (logits - largest[:, None]) / sampling.temperature
     top_k = sampling.top_k
     if top_k is not None and top_k < scores.shape[-1]:
         least = xp.sort(scores, axis=-1)[:, -top_k]
@@ -418,5 +425,4 @@ def _draw(sampling: _Sampling, logits: Array, uniform: Any) -> Array:
     sums = xp.where(weights > 0.0, sums, 0.0)
     total = xp.max(sums, axis=-1)
     is_past = sums > (uniform * total)[:, None]
-    tokens = xp.astype(xp.argmax(xp.astype(is_past, xp.int32), axis=-1), xp.int32)
-    return xp.where(total > 0.0, tokens, -1)
+    return xp.astype(xp.argmax(xp.astype(is_past, xp.int32), axis=-1), xp.int32)

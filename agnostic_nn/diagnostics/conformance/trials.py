@@ -170,6 +170,12 @@ def _ops() -> Iterator[Trial]:
             ops.all_finite(a["x"]),
             ops.all_finite(a["not_finite"]),
         ),
+        "attend_stored": lambda a: ops.attend_stored(
+            a["x"][:, None, None, :2, :],
+            a["x"][:, None, :, :],
+            2.0 * a["x"][:, None, :, :],
+            a["rows"][1],
+        ),
         "barrier": lambda a: ops.barrier({"x": a["x"], "numbers": a["numbers"]}),
         "bounded_exp": lambda a: ops.bounded_exp(-ops.softplus(a["numbers"])),
         "crop": lambda a: ops.crop(a["x"], ((1, 2),)),
@@ -183,6 +189,12 @@ def _ops() -> Iterator[Trial]:
         "largest": pooled,
         "largest_index": lambda a: ops.largest_index(a["ties"], *windows),
         "log_softmax": lambda a: ops.log_softmax(100.0 * a["x"]),
+        "loop_until": lambda a: ops.loop_until(
+            lambda carry: carry[0, 0, 0] > 2.0,
+            lambda carry: carry + 1.0,
+            a["x"],
+            9,
+        ),
         "norm": lambda a: ops.norm(a["numbers"]),
         "pad": lambda a: ops.pad(a["x"], ((2, -1),), 0.5),
         "scaled_norm": lambda a: ops.scaled_norm(a["numbers"], a["x"]),
@@ -194,6 +206,9 @@ def _ops() -> Iterator[Trial]:
         ),
         "sigmoid": lambda a: ops.sigmoid(a["numbers"]),
         "softplus": lambda a: ops.softplus(a["numbers"]),
+        "store": lambda a: tuple(
+            ops.store(a["x"], 2.0 * a["x"][:, :2, :], a["rows"][i]) for i in (0, 1)
+        ),
         "sum_over": lambda a: ops.sum_over(a["x"], (0, 2)),
         "sum_rows": lambda a: ops.sum_rows(a["x"]),
         "pad_impl": lambda a: ops.pad_impl(a["x"], ((1, 2),), 0.5),
@@ -236,6 +251,7 @@ TESTED_IN = {
     "interpolate_input": "Resize",
     "is_narrow": "GELU",
     "largest_input": "largest",
+    "loop_until_impl": "loop_until",
     "lstm": "LSTM",
     "lstm_backward": "LSTM",
     "most_look_ups": "Resize",

@@ -7,7 +7,7 @@ This module is the adapter, with native versions of functions of `ops`. `attenti
 import math
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import array_api_compat.numpy as xp  # noqa: F401  (a member of Adapter)
@@ -468,6 +468,11 @@ def _sum_rows(x: Any) -> Any:
 _MAX_BLAS_WIDTH = 2**13
 
 
+@cache
+def _ones(length: int, dtype: np.dtype) -> np.ndarray:
+    return np.ones((length, 1), dtype)
+
+
 def _normalize_rows(
     x: np.ndarray, scale: np.ndarray | None, bias: np.ndarray | None, epsilon: float
 ) -> tuple[np.ndarray, _Statistics]:
@@ -475,7 +480,7 @@ def _normalize_rows(
         standard = ops.normalize_rows.dispatch(object)
         return standard(x, scale, bias, epsilon)
     rows = x.reshape(-1, x.shape[-1])
-    ones = np.ones((x.shape[-1], 1), x.dtype)
+    ones = _ones(x.shape[-1], x.dtype)
     normal = rows - rows @ ones / len(ones)
     spread = np.einsum("ij,ij->i", normal, normal)[:, None]
     spread /= len(ones)

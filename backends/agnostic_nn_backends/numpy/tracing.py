@@ -123,6 +123,17 @@ def cast(x: Any, dtype: Any, out: np.ndarray | None = None) -> np.ndarray:
     return out
 
 
+# The methods take half the time of NumPy's functions.
+
+
+def _reshaped(x: Any, shape: tuple[int, ...]) -> Any:
+    return x.reshape(shape)
+
+
+def _transposed(x: Any, axes: tuple[int, ...]) -> Any:
+    return x.transpose(axes)
+
+
 def two_to(shifted: Any, out: np.ndarray | None = None) -> np.ndarray:
     """Return 2ⁿ in float32, for whole n from -126 to 127 given as n + HALFWAY."""
     out = np.empty(shifted.shape, np.float32) if out is None else out
@@ -177,6 +188,16 @@ class _Namespace:
 
     def ones_like(self, x: Any, /, *, dtype: Any = None, device: Any = None) -> Any:
         return self.full_like(x, 1, dtype=dtype)
+
+    def reshape(
+        self, x: Any, /, shape: tuple[int, ...], *, copy: bool | None = None
+    ) -> Any:
+        if copy is not None:
+            return record(np.reshape, x, shape, copy=copy)
+        return record(_reshaped, x, shape)
+
+    def permute_dims(self, x: Any, /, axes: tuple[int, ...]) -> Any:
+        return record(_transposed, x, axes)
 
     def where(self, condition: Any, x: Any, y: Any, /) -> Any:
         return record(choose, condition, x, y)

@@ -312,6 +312,16 @@ class _Namespace:
     def matmul(self, x: Any, y: Any, /) -> Any:
         return record(torch.matmul if x.dtype == y.dtype else xp.matmul, x, y)
 
+    def reshape(
+        self, x: Any, /, shape: tuple[int, ...], *, copy: bool | None = None
+    ) -> Any:
+        if copy is not None:
+            return record(xp.reshape, x, shape, copy=copy)
+        return record(torch.reshape, x, shape)
+
+    def argmax(self, x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
+        return record(torch.argmax, x, axis, keepdim=keepdims)
+
     def permute_dims(self, x: Any, /, axes: tuple[int, ...]) -> Any:
         return record(torch.permute, x, axes)
 
