@@ -76,6 +76,7 @@ CASES = {  # name: (layer, inputs of all steps)
         ),
         X,
     ),
+    "attention with a learned key": (attention(learned_key=True), X),
     "attention with other values": (attention(), X | {"value": numbers(2, STEPS, 3)}),
     "attention to a source": (
         nn.MultiHeadAttention(2),
