@@ -164,7 +164,8 @@ LEVELS = (
     {"diagnostics.cli"},
     {"diagnostics.cli.main"},
 )
-HOST = 13  # the first level whose modules may import NumPy and the standard library
+# the first level whose modules may import NumPy and the standard library
+HOST = next(level for level, names in enumerate(LEVELS) if "core.files" in names)
 STDLIB = set(sys.stdlib_module_names)
 CORE = {
     "array_api_compat",
