@@ -511,6 +511,7 @@ def adapters(root):
         )
         ours = (*ours, "agnostic_nn.ops", f"array_api_compat.{library}")
         ours = (*ours, "backends.agnostic_nn_backends.processor")
+        ours = (*ours, "backends.agnostic_nn_backends.program_limit")
         ours = (*ours, *(f"backends.agnostic_nn_backends.{name}" for name in HELPERS))
         libraries = STDLIB | LIBRARIES.get(library, {library, "numpy"})
         for name, _ in imports(path, tree):

@@ -453,8 +453,11 @@ def test_a_failure_that_loses_donated_memory_is_reported(backend, monkeypatch):
                 leaf.delete()
             raise MemoryError("planted")
 
+    ((signature, program),) = trainer._step.programs.items()
+    broken = Broken(program)
     with monkeypatch.context() as patch:
-        patch.setattr(trainer._step, "function", Broken(trainer._step.function))
+        patch.setitem(trainer._step.programs, signature, broken)
+        patch.setitem(trainer._step.entries, broken, program._cache_size())
         with pytest.raises(MemoryError):
             advance(trainer)
     for use in (advance, bits, lambda trainer: trainer.predict(X)):
@@ -726,10 +729,11 @@ def test_memory_is_not_donated_to_a_call_that_may_compile(backend, monkeypatch):
                 leaf.delete()
             raise Shot
 
+    ((signature, program),) = trainer._step.programs.items()
     with monkeypatch.context() as patch:
         # as after a change of the parameters
         patch.setattr(trainer._step, "latest", frozenset())
-        patch.setattr(trainer._step, "function", Broken(trainer._step.function))
+        patch.setitem(trainer._step.programs, signature, Broken(program))
         with pytest.raises(Shot):
             advance(trainer)
     assert trainer.steps == 4

@@ -319,6 +319,10 @@ class Backend:
         compilation. If one has changed, the function is compiled again; see
         `agnostic_nn.core.guards`.
 
+        It is also compiled again for arguments of other shapes or dtypes. The programs
+        of the 16 kinds that were used last are kept, or of as many as
+        AGNOSTIC_NN_PROGRAMS says when `jit` is called.
+
         Raises
         ------
         TypeError

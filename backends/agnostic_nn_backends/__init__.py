@@ -9,11 +9,21 @@ begin with an underscore.
 This package itself imports no array library.
 """
 
+import os
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
-__all__ = ["REQUIRED_NAMES", "SHIPPED", "Adapter", "FullAdapter", "processor"]
+__all__ = [
+    "REQUIRED_NAMES",
+    "SHIPPED",
+    "Adapter",
+    "FullAdapter",
+    "processor",
+    "program_limit",
+]
+
+PROGRAMS = "AGNOSTIC_NN_PROGRAMS"
 
 SHIPPED = {  # name: (module, what to install)
     "numpy": ("agnostic_nn_backends.numpy", "numpy"),
@@ -83,6 +93,11 @@ class Adapter(Protocol):
         donate: the positions of arguments that the caller gives up. A function that
         reuses their memory has an attribute `into`, as described in
         `agnostic_nn.core.atomic`.
+
+        If the result stores a program for each kind of arguments, that is for each
+        nesting, shapes and dtypes, it stores `program_limit()` of them at most and
+        drops the one that was not used for longest. They are in its attribute
+        `programs`, a dict.
         """
         ...
 
@@ -153,6 +168,22 @@ class FullAdapter(Adapter, Protocol):
 REQUIRED_NAMES = tuple(
     sorted(name for name in vars(Adapter) if not name.startswith("_"))
 )
+
+
+def program_limit() -> int:
+    """Return how many programs a compiled function may store.
+
+    It is AGNOSTIC_NN_PROGRAMS, by default 16.
+
+    Raises
+    ------
+    ValueError
+        If the variable is not a positive integer.
+    """
+    text = os.environ.get(PROGRAMS) or "16"
+    if not (text.isascii() and text.isdecimal() and int(text) > 0):
+        raise ValueError(f"expected {PROGRAMS} to be a positive integer, got {text!r}")
+    return int(text)
 
 
 def processor() -> str:

@@ -7,10 +7,11 @@ import operator
 import os
 import re
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial, reduce, wraps
+from functools import partial, reduce, update_wrapper, wraps
 from typing import Any, Never
+from weakref import WeakKeyDictionary
 
 import jax
 import jax.numpy as xp
@@ -22,7 +23,7 @@ from agnostic_nn.core.windows import Pads
 from agnostic_nn.ops.convolution import flipped_weight
 from agnostic_nn.ops.decoding import expect_room
 
-from . import processor
+from . import processor, program_limit
 
 try:
     from jax.extend.core import take_current_trace
@@ -101,15 +102,61 @@ def jit(
     return _Donating(function, donate) if donate else _Compiled(function)
 
 
+class _Traced:
+    """A function that JAX traces for arguments of one signature.
+
+    JAX shares what it compiles between equal functions, and frees it with the last of
+    them. `jax.jit` alone stores a program for each signature, without a bound.
+    """
+
+    def __init__(self, function: Callable[..., Any], signature: Any) -> None:
+        update_wrapper(self, function)
+        self.function = function
+        self.signature = signature
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, _Traced):
+            return False
+        return (self.function, self.signature) == (other.function, other.signature)
+
+    def __hash__(self) -> int:
+        return hash((self.function, self.signature))
+
+
 class _Compiled:
-    """A compiled function that has the attributes of JAX's own, such as `lower`."""
+    """A compiled function that has the attributes of JAX's own, such as `lower`.
+
+    programs: the function compiled for each signature of the arguments, the one that
+    was used last at the end; at most `program_limit()` of them.
+    """
 
     def __init__(self, function: Callable[..., Any], **options: Any) -> None:
         self.function = jax.jit(function, **options)
+        self.programs: dict[Any, Any] = {}
+        self._traced = function
+        self._options = options
+        self._limit = program_limit()
 
     @_trace_restored
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.function(*args, **kwargs)
+        return self._program(_signature((args, kwargs)))(*args, **kwargs)
+
+    def _program(self, signature: Any) -> Any:
+        """Return the function compiled for a signature, or to be compiled for it."""
+        program = self.programs.pop(signature, None)
+        if program is None:
+            program = jax.jit(_Traced(self._traced, signature), **self._options)
+        while len(self.programs) >= self._limit:
+            self.programs.pop(next(iter(self.programs)), None)
+        self.programs[signature] = program
+        return program
+
+    def _cache_size(self) -> int:
+        """Return the number of programs, as the private method of JAX does."""
+        return sum(program._cache_size() for program in self.programs.values())
 
     def __getattr__(self, name: str) -> Any:
         if name == "function":  # not assigned yet, while `copy` builds an object
@@ -125,61 +172,71 @@ class _Donating(_Compiled):
     them. Later calls run in C, together with the operation that puts their result into
     the outcome, as `agnostic_nn.core.atomic` requires.
 
-    signatures: of the arguments, for which a compiled version is cached.
     latest: the ids of the results of the last call, whose kind is known.
-    entries: the size of JAX's cache after the last compilation.
+    entries: by program, the size of JAX's cache after it was compiled for arguments of
+    that kind.
     compiling: whether a compilation has begun; still true after an exception during it.
     """
 
     def __init__(self, function: Callable[..., Any], donate: tuple[int, ...]) -> None:
         super().__init__(function, donate_argnums=donate)
         self.donate = donate
-        self.signatures: set[Any] = set()
         self.latest: frozenset[int] = frozenset()
-        self.entries = 0
+        self.entries: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
         self.compiling = False
+
+    @_trace_restored
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self._program_for(args, kwargs)(*args, **kwargs)
+
+    def _program_for(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Return the program for these arguments, whatever the donated ones are.
+
+        The results of a step replace its donated arguments, so they are always alike.
+        """
+        others = [arg for i, arg in enumerate(args) if i not in self.donate]
+        return self._program(_signature((others, kwargs)))
 
     @_trace_restored
     def into(self, outcome: list[Any], *args: Any) -> None:
         # the results of the last call have the signature of the arguments that they
         # replace
         is_latest = all(id(args[i]) in self.latest for i in self.donate)
-        others = [arg for i, arg in enumerate(args) if i not in self.donate]
-        signature = _signature(others)
-        is_cached = (
-            not self.compiling
-            and signature in self.signatures
-            and self.function._cache_size() == self.entries
-        )
+        if self.compiling:
+            # after an exception JAX would run Python code at each later call
+            for program in self.programs.values():
+                program.clear_cache()
+            self.programs.clear()
+            self.entries.clear()
+            self.compiling = False
+        program = self._program_for(args, {})
+        is_cached = self.entries.get(program) == program._cache_size()
         if is_latest and is_cached and not jax.config.jax_debug_nans:
-            self._call_in_place(outcome, args)
+            self._call_in_place(program, outcome, args)
         else:
             copies = [
                 jax.tree.map(xp.copy, arg) if i in self.donate else arg
                 for i, arg in enumerate(args)
             ]
-            # after an exception JAX would run Python code at each later call
-            if self.compiling:
-                self.function.clear_cache()
-                self.signatures.clear()
             self.compiling = True
-            outcome.extend((None, self.function(*copies)))
+            outcome.extend((None, program(*copies)))
             self.compiling = False
-            self.entries = self.function._cache_size()
             if is_latest:
-                self.signatures.add(signature)
+                self.entries[program] = program._cache_size()
         result = outcome[1]
         results = result if isinstance(result, tuple) else (result,)
         self.latest = frozenset(map(id, results))
 
-    def _call_in_place(self, outcome: list[Any], args: tuple[Any, ...]) -> None:
-        """Call the function and put its result into `outcome`, in one call of C code.
+    def _call_in_place(
+        self, program: Any, outcome: list[Any], args: tuple[Any, ...]
+    ) -> None:
+        """Call a program and put its result into `outcome`, in one call of C code.
 
         `deque(iterator, 0)` runs an iterator, and `map` makes the calls; no exception
         can come between the call that overwrites the donated arrays and the one that
         publishes the result.
         """
-        call = partial(self.function, *args)
+        call = partial(program, *args)
         try:
             results = map(operator.call, (call,))
             deque(map(outcome.extend, zip((None,), results, strict=False)), 0)
@@ -190,7 +247,7 @@ class _Donating(_Compiled):
             raise
 
 
-def _signature(args: Sequence[Any]) -> tuple[Any, ...]:
+def _signature(args: Any) -> tuple[Any, ...]:
     """Return what a compiled version depends on.
 
     That is the structure of the arguments, the shapes and dtypes of their arrays, and
@@ -198,6 +255,10 @@ def _signature(args: Sequence[Any]) -> tuple[Any, ...]:
     """
     arrays, nesting = jax.tree.flatten(args)
     config = jax.config.jax_enable_x64, jax.config.jax_default_matmul_precision
+    try:
+        return nesting, config, *[(leaf.shape, leaf.dtype) for leaf in arrays]
+    except AttributeError:  # of a Python number, which JAX turns into an array
+        arrays = [xp.asarray(leaf) for leaf in arrays]
     return nesting, config, *[(leaf.shape, leaf.dtype) for leaf in arrays]
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from agnostic_nn.core.atomic import settle
 
+from .. import program_limit
 from .codegen import define_function
 from .commit import Commit
 from .emit import emit
@@ -19,8 +20,6 @@ from .plan import Plan
 from .trace import Library, Node, Trace, Traced, leaves, map_leaves
 
 __all__ = ["Program", "direct", "replayed"]
-
-MAX_SIGNATURES = 8  # kinds of arguments for which programs are stored
 
 
 def direct(function: Callable[..., Any], library: Library) -> Callable[..., Any]:
@@ -47,7 +46,12 @@ def replayed(
     The first call with a kind of arguments (`_signature`) runs the function. The second
     call runs it too, and also builds a program and compares its result. Later calls run
     the program, or the function if it could not be traced or gave another result.
+
+    A program holds the memory that the function needs. Those of the `program_limit()`
+    kinds of arguments that were used last are kept.
     """
+    limit = program_limit()
+    # the kind that was used last is at the end;
     # by signature of the arguments: a program; True after the first call with them;
     # False if the function cannot be replayed with them
     programs: dict[Any, Program | bool] = {}
@@ -75,6 +79,7 @@ def replayed(
                 pass
 
     def _run(outcome: list[Any], args: tuple[Any, ...]) -> None:
+        # The order in `programs` may be wrong for the latest one, which is not dropped.
         for program in latest:
             if program.fits(args):
                 program.into(outcome, args)
@@ -85,6 +90,9 @@ def replayed(
         except TypeError:  # an argument that is not an array is not hashable
             outcome.extend((None, call_directly(*args)))
             return
+        if entry is not None:
+            programs.pop(signature, None)
+            programs[signature] = entry
         if isinstance(entry, Program) and entry.fits(args):
             latest[:] = [entry]
             entry.into(outcome, args)
@@ -94,9 +102,9 @@ def replayed(
             return
         if entry is None:
             programs[signature] = True
-            if len(programs) > MAX_SIGNATURES:
-                oldest = next(iter(programs))
-                programs.pop(oldest)
+            while len(programs) > limit:
+                dropped = programs.pop(next(iter(programs)))
+                latest[:] = [program for program in latest if program is not dropped]
         outcome.extend((None, call_directly(*args)))
 
     @wraps(function)
@@ -110,6 +118,7 @@ def replayed(
         return outcome[1]
 
     call.into = into  # type: ignore[attr-defined]
+    call.programs = programs  # type: ignore[attr-defined]
     return call
 
 
