@@ -53,7 +53,7 @@ def main() -> None:
         written = Path(folder) / "report.html"
         written.write_text(page(report), encoding="utf-8")
         options = "--headless --no-sandbox --disable-gpu --hide-scrollbars"
-        shot = (f"--screenshot={PICTURE}", "--window-size=1000,760", written.as_uri())
+        shot = (f"--screenshot={PICTURE}", "--window-size=1000,748", written.as_uri())
         subprocess.run([browser, *options.split(), *shot], check=True)
 
 
