@@ -217,6 +217,13 @@ def half(session):
 
 
 @session
+def half_training(session):
+    """Train a network in each precision on NumPy, PyTorch and JAX (an hour)."""
+    session.install("-e", ".[jax,examples]", "torch==2.13.0")
+    session.run("python", "tests/half_training.py", *session.posargs)
+
+
+@session
 def campaign(session):
     """Plant faults for compare and bisect to find; `-- --write` updates the page."""
     session.install("-e", ".[jax,strict,compare]", "torch==2.13.0")

@@ -1,6 +1,6 @@
 """Train the network for MNIST of the examples in each precision, on each backend.
 
-    python tests/half_training.py --backends numpy,torch:cpu,jax
+    nox -s half_training -- --backends numpy,torch:cpu,jax
 
 It prints a row of the table in docs/guides/half_precision.md for each training. The
 exit status is 1 if one ends more than half a point of accuracy below float32.

@@ -9,7 +9,10 @@ import pytest
 import agnostic_nn as nn
 from agnostic_nn.core.arrays import namespace
 from agnostic_nn.core.precisions import HALVES, epsilon
-from agnostic_nn.core.trees import leaves, named_leaves
+from agnostic_nn.core.trees import leaves, named_leaves, tree_map
+from agnostic_nn.diagnostics.representable import nearest
+from agnostic_nn.training import checkpoint
+from agnostic_nn.training.precision_policy import PrecisionPolicy
 from agnostic_nn.training.steps import make_loop, make_step_with_terms
 
 PURE = [(dtype, None) for dtype in HALVES]
@@ -128,7 +131,31 @@ def test_wrapped_optimizers_take_finite_steps(backend, policy, optimizer, thorou
 
 
 def test_an_update_in_half_precision_is_rounded_once(backend, policy):
-    """Rounded to float16, Adam's ε and a step above 2¹⁶ are 0 and infinite."""
+    if policy["precision"] is not None:
+        pytest.skip("the parameters are float32")
+    dtype = policy["dtype"]
+    optimizer = PrecisionPolicy(**policy).optimizer(nn.Adam(0.1))
+    generator = np.random.default_rng(0)
+    p, g, m = (nearest(generator.standard_normal(500), dtype) for _ in range(3))
+    moments = {"step": np.asarray(2, "int32"), "m": {"w": m}, "v": {"w": abs(m)}}
+    expected, _ = nn.Adam(0.1).update({"w": p}, {"w": g}, moments)
+
+    scale = 1.0
+    if dtype == "float16":
+        scale = 4.0
+        counts = {"loss_scale": np.asarray(4, "int32"), "taken": np.asarray(0, "int32")}
+        moments = counts | {"inner": moments}
+    half = PrecisionPolicy(**policy).arrays(backend)
+    arrays = {"w": p}, {"w": scale * g}, moments
+    arrays = tree_map(lambda a: a.astype("float32") if a.ndim else a, arrays)
+    new, _ = optimizer.update(*half.asarray(arrays))
+    assert new["w"].dtype == getattr(backend.xp, dtype)
+    is_same = half.to_numpy(new)["w"] == nearest(expected["w"], dtype)
+    assert np.mean(is_same) > 0.99  # float32 may round the other way near a tie
+
+
+def test_a_schedule_counts_steps_that_the_dtype_cannot_hold(backend, policy):
+    """A step above 2¹⁶ would be infinite in float16."""
     if policy["precision"] is not None:
         pytest.skip("the parameters are float32")
     rates = nn.schedules.Linear(1.0, 1e-2, steps=200_000)
@@ -480,3 +507,33 @@ def test_the_precision_of_a_trainer_cannot_be_replaced():
     trainer = make("numpy", precision="mixed_float16")
     with pytest.raises(AttributeError, match="precision of a Trainer cannot be repl"):
         trainer.precision = None
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("precision", "mixed", "expected precision 'mixed_bfloat16' or"),
+        ("precision", ["mixed_float16"], "expected precision as a text, got"),
+        ("dtype", "float8", "expected dtype 'float16', 'bfloat16', 'float32' or"),
+        ("dtype", None, "expected dtype as a text, got"),
+        ("dtype", "float64", "expected dtype 'float32', that of the parameters"),
+        ("precision", None, "does not fit the model: moments"),
+    ],
+)
+def test_a_file_with_a_wrong_precision_is_refused(tmp_path, field, value, message):
+    trainer = make("numpy", shape=(4,), precision="mixed_float16")
+    trainer.save(tmp_path / "a")
+    saved, description = checkpoint.read(tmp_path / "a")
+    del description["format"]
+    checkpoint.write(tmp_path / "b", saved, description | {field: value})
+    with pytest.raises(nn.CheckpointError, match=message):
+        nn.Trainer.load(tmp_path / "b", "numpy")
+
+
+def test_a_file_without_a_precision_is_older_and_loads(tmp_path):
+    trainer = make("numpy", shape=(4,))
+    trainer.save(tmp_path / "a")
+    saved, description = checkpoint.read(tmp_path / "a")
+    del description["format"], description["precision"]
+    checkpoint.write(tmp_path / "b", saved, description)
+    assert nn.Trainer.load(tmp_path / "b", "numpy").precision is None
