@@ -109,6 +109,7 @@ __all__ += [
 ]
 __all__ += ["NonFiniteLoss", "RateLog", "ReduceOnPlateau", "TensorBoardLog", "Trainer"]
 __all__ += [
+    "bucketed",
     "class_weights",
     "generate",
     "make_step",

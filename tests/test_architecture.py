@@ -84,7 +84,12 @@ LEVELS = (
         *("diagnostics.cost", "diagnostics.gradcheck.checks", "diagnostics.loading"),
         "training.mean_loss",
     },
-    {"diagnostics.gradcheck", "training.epoch_means", "training.input_shapes"},
+    {
+        "diagnostics.gradcheck",
+        "training.buckets",
+        "training.epoch_means",
+        "training.input_shapes",
+    },
     {"training.run", "training.step_report"},
     {"training.advance", "training.callbacks", "training.validation"},
     {"training.callback_memory"},

@@ -298,6 +298,7 @@ LAYERS = (
     Example(layers.ReLU6(), (5,)),
     Example(blocks.Recompute(blocks.Sequential(layers.Dense(3), layers.Tanh())), (4,)),
     Example(blocks.Repeat(blocks.Residual(layers.Dense(3), layers.Tanh()), 2), (3,)),
+    Example(layers.Rescale((0.5, -2.0), 0.25), (3, 2)),
     Example(layers.Reshape((3, -1)), (2, 6)),
     Example(blocks.Residual(layers.Dense(4), layers.Tanh(), layers.Dense(3)), (2, 3)),
     Example(layers.Resize((7, 2), mode="cubic"), (3, 5, 2)),

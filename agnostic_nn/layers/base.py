@@ -69,7 +69,8 @@ class Layer:
     # True if x is a single array, never a tree
     one_array: ClassVar[bool] = False
     # the kind of dtype of x, as `isdtype` of the Array API Standard names it; a dict by
-    # input name for layers that take a dict
+    # input name for layers that take a dict. "numeric" takes integers of 8 bits as they
+    # are, others as int32, and real numbers
     input_kinds: ClassVar[str | dict[str, str]] = "real floating"
     # True if y at a position is a function of x at that position alone, the same
     # function at all positions, as in `Dense`. Positions are indexed by the axes
@@ -222,8 +223,14 @@ class Layer:
                 owner = type(self).__name__
                 role = "" if name == "x" else f" as {name}"
                 message = f"{owner} takes {kind} numbers{role}, got {leaf.dtype}"
+                if kind == "real floating" and xp.isdtype(leaf.dtype, "integral"):
+                    message += (
+                        ": convert them, for example by nn.Rescale(1 / 255) as the "
+                        "first layer, or before training"
+                    )
                 raise TypeError(message)
-            if kind == "real floating" and not all_finite(leaf):
+            is_real = xp.isdtype(leaf.dtype, "real floating")
+            if is_real and not all_finite(leaf):
                 index = first_true(~xp.isfinite(leaf)) or ()
                 raise ValueError(
                     f"expected finite numbers, but {name}{list(index)} is "

@@ -8,7 +8,7 @@ the term Σ gⱼ of dL/dx, which comes through μ, is then absent.
 
 import math
 from dataclasses import KW_ONLY, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.arrays import (
     Array,
@@ -29,6 +29,7 @@ from ..core.errors import (
     expect_number,
     expect_positive,
 )
+from ..core.fields import set_fields
 from ..core.trees import tree_map
 from ..ops import (
     narrowed,
@@ -51,8 +52,78 @@ __all__ = [
     "LayerNorm",
     "LocalResponseNorm",
     "RMSNorm",
+    "Rescale",
     "UnitNorm",
 ]
+
+
+@dataclass(frozen=True)
+class Rescale(Layer):
+    """y = x · scale + offset, for x of integers, such as the bytes of images, or reals.
+
+    x: (...) -> y of the same shape. If x holds integers, y has the dtype of the model,
+    and x stays as it is up to this layer: bytes take a quarter of the memory of
+    float32, also on the way to the device.
+
+    `scale`, `offset`: fixed numbers, or a tuple with one for each channel, the last
+    axis. `Rescale(1 / 255)` maps bytes to [0, 1]; with the means m and standard
+    deviations s of such channels, the scale 1 / (255 s) and the offset -m / s
+    standardize them. State: scale and offset, as arrays, which do not change.
+
+    Gradient
+    --------
+    y is linear in each element of x, so dx = dy · scale. Integers have no gradient:
+    `backward` returns None for dx.
+    """
+
+    one_array = True
+    per_position = True
+    input_kinds: ClassVar[str | dict[str, str]] = "numeric"
+
+    scale: float | tuple[float, ...] = 1.0
+    offset: float | tuple[float, ...] = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            if isinstance(value, list | tuple):
+                for number in value:
+                    expect_number(f"each number of {name}", number)
+                set_fields(self, **{name: tuple(value)})
+            else:
+                expect_number(name, value)
+
+    def init(self, key: Key, shape: Shape, dtype: Any) -> tuple[Params, State, Shape]:
+        xp = namespace(key)
+        state = {}
+        for name in ("scale", "offset"):
+            value = getattr(self, name)
+            is_tuple = isinstance(value, tuple)
+            fits = not is_tuple or shape[-1:] == (len(value),)
+            message = "Rescale has {} numbers as {}, for x of shape (batch, *{})"
+            expect(fits, message, len(value) if is_tuple else 1, name, shape)
+            state[name] = xp.asarray(value, dtype=dtype, device=device(key))
+        return {}, state, shape
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        xp = namespace(x)
+        scale = state["scale"]
+        offset = state["offset"]
+        if not xp.isdtype(x.dtype, "real floating"):
+            return xp.astype(x, scale.dtype) * scale + offset, state, ()
+        wide = widened(x)
+        scale = xp.astype(scale, wide.dtype, copy=False)
+        offset = xp.astype(offset, wide.dtype, copy=False)
+        return narrowed(wide * scale + offset, x), state, (scale,)
+
+    def backward(
+        self, params: Params, cache: Cache, dy: Array
+    ) -> tuple[Array | None, Params]:
+        if not cache:
+            return None, {}
+        return narrowed(widened(dy) * cache[0], dy), {}
 
 
 class _Scaled(Layer):

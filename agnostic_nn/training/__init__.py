@@ -13,10 +13,13 @@ finds the shapes that a file must hold. `context.py` holds the arrays that steps
 without training them, `mean_loss.py` averages losses over batches, `epoch_means.py`
 losses and metrics over the steps of an epoch, and `callback_memory.py` holds what
 callbacks remember during a run. `callbacks.py`, `step_report.py`, `interrupts.py`,
-`progress.py` and `history.py` watch, stop and report a run. `splits.py` splits examples
-and balances classes. `generation.py` continues sequences with a trained model.
+`progress.py` and `history.py` watch, stop and report a run. `input_shapes.py` tells
+which lengths a model does not fix, and `buckets.py` pads sequences to a few lengths.
+`splits.py` splits examples and balances classes. `generation.py` continues sequences
+with a trained model.
 """
 
+from .buckets import bucketed
 from .callbacks import (
     Callback,
     Checkpoint,
@@ -48,6 +51,7 @@ __all__ = [
     "ReduceOnPlateau",
     "TensorBoardLog",
     "Trainer",
+    "bucketed",
     "class_weights",
     "generate",
     "make_step",

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from operator import length_hint
 from queue import SimpleQueue
@@ -17,7 +18,7 @@ from ..core.arrays import Array, namespace
 from ..core.backend import Backend
 from ..core.errors import described
 from ..core.trees import leaves, tree_map
-from .inputs import type_and_length
+from .inputs import BYTES, type_and_length
 
 __all__ = [
     "EpochProgress",
@@ -51,13 +52,14 @@ class Examples:
 
     Arrays are on the host, or on the `backend`. `examples[rows]` selects examples where
     they are. It reads those of a mapped file into memory, and converts their integers
-    to int32.
+    to int32, except those of 8 bits in x if `x_keeps_bytes`.
     """
 
     x: Any
     target: Any
     weights: Any = None
     backend: Backend | None = field(default=None, compare=False, repr=False)
+    x_keeps_bytes: bool = False
 
     def __len__(self) -> int:
         count: int = leaves(self.x)[0].shape[0]
@@ -66,12 +68,13 @@ class Examples:
     def __getitem__(self, rows: Any) -> "Examples":
         select_there = self._selection(rows)
 
-        def select(leaf: Any) -> Any:
+        def select(leaf: Any, keeps_bytes: bool = False) -> Any:
             if not isinstance(leaf, np.ndarray):
                 return select_there(leaf)
             part: np.ndarray = leaf[rows]
-            if not isinstance(leaf, np.memmap):
-                return part
+            is_kept = keeps_bytes and leaf.dtype.name in BYTES
+            if not isinstance(leaf, np.memmap) or is_kept:
+                return np.asarray(part)
             dtype = (
                 np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
             )
@@ -80,7 +83,7 @@ class Examples:
         weights = None if self.weights is None else select(self.weights)
         return replace(
             self,
-            x=tree_map(select, self.x),
+            x=tree_map(partial(select, keeps_bytes=self.x_keeps_bytes), self.x),
             target=tree_map(select, self.target),
             weights=weights,
         )

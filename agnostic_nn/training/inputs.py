@@ -22,6 +22,7 @@ from ..core.trees import leaves, named_leaves, tree_map
 from ..layers.base import kinds
 
 __all__ = [
+    "BYTES",
     "Admitted",
     "admit",
     "as_integer",
@@ -36,6 +37,7 @@ __all__ = [
     "type_and_length",
 ]
 
+BYTES = ("int8", "uint8")  # dtypes that a layer of the kind "numeric" gets unchanged
 CHUNK_BYTES = 2**24  # bytes of a mapped file that are checked at a time
 
 
@@ -135,13 +137,13 @@ def _admitted(
 
     def visit(path: str, value: Any, kind: Any) -> Any:
         if stays and backend.holds(value):
-            results.append(converted_there(path, value, backend, dtype))
+            results.append(converted_there(path, value, backend, dtype, kind))
             return value
         array, has_dtype = fetch_array(path, value, backend)
         if not has_dtype and kind == "real floating":
             array = array.astype(dtype)
         try:
-            results.append(converted(path, array, has_dtype, dtype))
+            results.append(converted(path, array, has_dtype, dtype, kind))
         except (TypeError, ValueError) as error:
             problems.append(error)
         return array
@@ -330,10 +332,14 @@ def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
         ) from error
 
 
-def converted(name: str, array: np.ndarray, has_dtype: bool, dtype: str) -> np.ndarray:
+def converted(
+    name: str, array: np.ndarray, has_dtype: bool, dtype: str, dtype_kind: str = ""
+) -> np.ndarray:
     """Return `array` in the dtype that the model computes in, and integers in int32.
 
-    All backends have int32. Floating-point numbers are only converted if the user did
+    All backends have int32. Those of 8 bits stay as they are for a layer that takes
+    them, which is of the kind "numeric": images take four times the memory in float32.
+    Floating-point numbers are only converted if the user did
     not choose their dtype. Booleans are not converted, and neither is a mapped file,
     whose values are not read here.
 
@@ -359,11 +365,15 @@ def converted(name: str, array: np.ndarray, has_dtype: bool, dtype: str) -> np.n
         return array
     if kind == "f":
         return array.astype(dtype, copy=False)
+    if dtype_kind == "numeric" and array.dtype.name in BYTES:
+        return array
     _expect_int32(name, array)
     return array.astype(np.int32, copy=False)
 
 
-def converted_there(name: str, array: Array, backend: Backend, dtype: str) -> Array:
+def converted_there(
+    name: str, array: Array, backend: Backend, dtype: str, dtype_kind: str = ""
+) -> Array:
     """Return an array of the backend in the dtype that `converted` returns, there.
 
     Raises
@@ -375,6 +385,8 @@ def converted_there(name: str, array: Array, backend: Backend, dtype: str) -> Ar
     """
     actual = backend.dtype_name(array)
     if actual in (dtype, "bool", "int32"):
+        return array
+    if dtype_kind == "numeric" and actual in BYTES:
         return array
     if not actual.startswith(("int", "uint")):
         raise TypeError(f"{name} is {array.dtype}, but the model computes in {dtype}")

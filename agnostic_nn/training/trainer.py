@@ -702,7 +702,9 @@ class Trainer:
             axes as the loss takes.
         augment
             augment(x, target, generator) -> (x, target): transforms a batch on the
-            host. The `np.random.Generator` is fixed by seed, epoch and batch.
+            host. It may get integers of x, such as the bytes of images, and return the
+            real numbers that the model takes. The `np.random.Generator` is fixed by
+            seed, epoch and batch.
         prefetch
             How many batches a thread may prepare and move to the device before they are
             needed. If `batches` is an iterator, Ctrl-C or an error loses those.
@@ -745,17 +747,18 @@ class Trainer:
         if augment is not None:
             expect_function("augment", augment, "x, target, generator")
 
+        check = self._examples if augment is None else self._before_augment
         source: StoredBatches | StreamedBatches
         if batches is not None:
             if not (x is None and target is None and weights is None):
                 raise ValueError("expected x and target or batches, got both")
-            source = self._streamed(batches, steps_per_epoch)
+            source = self._streamed(batches, steps_per_epoch, check)
         elif steps_per_epoch is not None:
             raise ValueError(
                 "steps_per_epoch is for user-supplied batches; see also steps"
             )
         else:
-            source = self._stored(x, target, weights, batch_size, shuffle)
+            source = self._stored(check(x, target, weights), batch_size, shuffle)
             batch_size = source.batch_size
         held_out = None
         evaluate = None
@@ -813,14 +816,18 @@ class Trainer:
         return self._measured_step, self._measured_steps
 
     def _stored(
-        self, x: Any, target: Any, weights: Any, batch_size: int, shuffle: bool
+        self, examples: Examples, batch_size: int, shuffle: bool
     ) -> StoredBatches:
         """Return the source of batches of the examples that a user passes."""
-        examples = self._examples(x, target, weights)
         batch_size = min(batch_size, len(examples))
         return StoredBatches(examples, batch_size, shuffle, self.seed)
 
-    def _streamed(self, batches: Any, steps_per_epoch: int | None) -> StreamedBatches:
+    def _streamed(
+        self,
+        batches: Any,
+        steps_per_epoch: int | None,
+        check: Callable[..., Examples],
+    ) -> StreamedBatches:
         """Return the source of batches that a user supplies."""
         if not isinstance(batches, Iterable):
             if not callable(batches):
@@ -828,7 +835,7 @@ class Trainer:
                     f"expected batches as an iterable or a function, got {batches!r}"
                 )
             expect_function("batches", batches, "epoch")
-        return StreamedBatches(batches, steps_per_epoch, self._examples)
+        return StreamedBatches(batches, steps_per_epoch, check)
 
     def _held_out(self, validation: Any, batch_size: int) -> Examples:
         """Return the validation data, checked."""
@@ -1055,13 +1062,23 @@ class Trainer:
         """
         return self._examples(x, target, weights).on_host()
 
+    def _before_augment(self, x: Any, target: Any, weights: Any = None) -> Examples:
+        """Return data that `augment` changes before they are checked: see there."""
+        return self._validated(self._validator.before_augment, x, target, weights)
+
     def _examples(self, x: Any, target: Any, weights: Any = None) -> Examples:
         """Return data as `fit` uses them: checked; arrays of the backend stay there."""
+        return self._validated(self._validator.examples, x, target, weights)
+
+    def _validated(
+        self, check: Callable[..., Examples], x: Any, target: Any, weights: Any
+    ) -> Examples:
+        """Return check(x, target, weights, current run)."""
         before = self._current.settled()
         if before.shape is None:
             self._forget_interrupted_run()
         try:
-            return self._validator.examples(x, target, weights, self._current)
+            return check(x, target, weights, self._current)
         except BaseException:
             # Weights drawn for a rejected x may have the wrong shape: drop them again.
             if before.shape is None:

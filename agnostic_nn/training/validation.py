@@ -11,10 +11,11 @@ from ..core.arrays import namespace
 from ..core.backend import Backend
 from ..core.trees import leaves, named_leaves, tree_map
 from ..layers import Layer
+from ..layers.base import kinds
 from ..losses.base import Loss, check_of, describe_loss, is_sum, takes_weights
 from .batches import Examples
 from .input_shapes import InputShapes
-from .inputs import admit, converted, fetch
+from .inputs import admit, converted, expect_lengths, fetch
 from .run import CurrentRun
 
 __all__ = ["InputValidator"]
@@ -54,7 +55,52 @@ class InputValidator:
         target = self._checked_target(target, count, out_shape)
         if weights is not None:
             weights = self._checked_weights(weights, count)
-        return Examples(x, target, weights, self.backend)
+        return Examples(x, target, weights, self.backend, self._has_numeric(x))
+
+    def before_augment(
+        self, x: Any, target: Any, weights: Any, current: CurrentRun
+    ) -> Examples:
+        """Return examples that are to be augmented.
+
+        If x holds integers where the model takes real numbers, such as the bytes of
+        images, only the lengths are checked: `augment` converts them, and its results
+        are checked. Other data are checked as `examples` does.
+        """
+        if not self._is_raw(x):
+            return self.examples(x, target, weights, current)
+        x, _ = fetch("x", x, self.backend)
+        target, _ = fetch("target", target, self.backend)
+        count = leaves(x)[0].shape[0]
+        expect_lengths("x", x)
+        for path, leaf in named_leaves(target, "target"):
+            if leaf.shape[:1] != (count,):
+                raise ValueError(f"{count} examples, but {path} of shape {leaf.shape}")
+        if weights is not None:
+            weights = self._checked_weights(weights, count)
+        return Examples(x, target, weights, self.backend, x_keeps_bytes=True)
+
+    def _is_raw(self, x: Any) -> bool:
+        """Return whether x holds integers where the model takes real numbers."""
+
+        def is_integer(leaf: Any) -> bool:
+            if self.backend.holds(leaf):
+                return "int" in self.backend.dtype_name(leaf)
+            return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu"
+
+        try:
+            real = tree_map(
+                lambda kind, leaf: kind == "real floating" and is_integer(leaf),
+                kinds(self.model.input_kinds, x),
+                x,
+            )
+        except (KeyError, ValueError):  # x is nested otherwise than the model's
+            return False
+        return any(leaves(real)) and all(
+            getattr(leaf, "ndim", 0) > 0 for leaf in leaves(x)
+        )
+
+    def _has_numeric(self, x: Any) -> bool:
+        return "numeric" in leaves(kinds(self.model.input_kinds, x))
 
     def input(self, x: Any, current: CurrentRun) -> Any:
         """Return x, checked; draw the weights of the model if there are none."""

@@ -106,6 +106,7 @@ TWINS = {
     nn.InstanceNorm: instance_norm,
     nn.LayerNorm: layer_norm,
     nn.RMSNorm: rms_norm,
+    nn.Rescale: lambda t, g: (g.x * g.state["scale"] + g.state["offset"], g.state),
     nn.UnitNorm: unit_norm,
 }
 
@@ -128,6 +129,8 @@ CASES = [
     Case(nn.LayerNorm(axes=3, bias=False), (3, 1, 7), thorough=True),
     Case(nn.LayerNorm(axes=2, scale=False, bias=False), (2, 3), thorough=True),
     Case(nn.RMSNorm(axes=2), (4, 3, 2)),
+    Case(nn.Rescale(1 / 255), (2, 3)),
+    Case(nn.Rescale(2, (1.0, -0.5)), (2,), thorough=True),
     Case(nn.InstanceNorm(running=True), (5, 3)),
     Case(nn.InstanceNorm(running=True, momentum=None, bias=False), (3, 2, 3)),
     Case(nn.LayerNorm(epsilon=1e-3), (2, 3)),

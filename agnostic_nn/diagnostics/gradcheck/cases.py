@@ -51,7 +51,11 @@ class Case:
         kind_of = dict(named_leaves(kinds(self.layer.input_kinds, self.x)))
         named = dict(named_leaves(self.x))
         real = {
-            path: x for path, x in named.items() if kind_of[path] == "real floating"
+            path: x
+            for path, x in named.items()
+            # numeric targets of losses have a path, and no gradient
+            if kind_of[path] == "real floating"
+            or (kind_of[path] == "numeric" and not path)
         }
         return {"params": self.params} | ({"x": real.get("", real)} if real else {})
 
