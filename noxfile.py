@@ -166,6 +166,7 @@ def sweep(session):
         session,
         "tests/test_layers.py",
         "tests/test_means.py",
+        "tests/test_parts.py",
         env=env | {"AGNOSTIC_NN_SWEEP": "1"},
     )
 

@@ -289,8 +289,13 @@ def _constructors():
     add(nn.MixedPrecision, {"scale": "positive"}, layer=nn.Dense(3), dtype="float16")
     add(nn.Recompute, layer=nn.Dense(3))
     add(nn.Freeze, layer=nn.Dense(3))
-    add(nn.LoRA, {"scale": "positive"}, layer=nn.Dense(3), rank=2)
-    add(nn.WeightNorm, layer=nn.Dense(3))
+    adapters = {"rank": "count", "scale": "positive", "leaves": "paths"}
+    add(nn.LoRA, adapters, layer=nn.Dense(3), rank=2)
+    add(nn.WeightNorm, {"leaves": "paths"}, layer=nn.Dense(3))
+    penalty = {"weight": "number", "leaves": "paths", "exclude": "paths"}
+    for kind in (nn.penalties.L1, nn.penalties.Orthogonality):
+        add(kind, penalty, weight=0.1)
+    add(nn.OverAll, function=lambda y, target: 0.0)
     block = {"activation": "layer", "cross": "layer"}
     add(nn.TransformerBlock, block, attention=nn.MultiHeadAttention(2), hidden=4)
     for name in optimizers.__all__:

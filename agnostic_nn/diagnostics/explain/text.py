@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ...blocks import Freeze
+from ...blocks import Freeze, LoRA
 from ...core.precisions import PRECISION_NAMES
 from ...core.trees import leaves, named_leaves
 from ...display.tables import TERMINAL_WIDTH, paths_joined, table
@@ -219,7 +219,7 @@ class Report:
         remarks = []
         if node.call and node.call.recomputed:
             remarks.append("recomputed during backward, because forward saved nothing")
-        if any(isinstance(call.layer, Freeze) for call in node.blocks):
+        if any(isinstance(call.layer, Freeze | LoRA) for call in node.blocks):
             remarks.append(
                 "frozen: the optimizer does not get the gradients of its parameters"
             )
