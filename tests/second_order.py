@@ -41,8 +41,9 @@ class Product:
         self.inputs = {name: a for name, a in named.items() if a.dtype.kind == "f"}
         self.fixed = {name: a for name, a in named.items() if name not in self.inputs}
         y, _, _ = layer.forward(*self.like[:1], state, x, train=True)
-        self.others = state, tree_map(
-            lambda leaf: generator.standard_normal(leaf.shape), y
+        self.others = (
+            state,
+            tree_map(lambda leaf: generator.standard_normal(leaf.shape), y),
         )
         self.vector = {
             name: generator.standard_normal(a.shape) for name, a in self.inputs.items()
