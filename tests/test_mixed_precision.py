@@ -58,7 +58,9 @@ def test_every_layer_computes_in_half_precision_and_returns_float32(
                 continue
             assert leaf.dtype == "float32", where
             if np.linalg.norm(exact) > 1e-12:  # else it is 0 up to rounding
-                assert relative_error(leaf, exact) < 12 * epsilon(half), where
+                # rounded positions change the slopes between pixels
+                roundings = 24 if isinstance(case.layer, nn.GridSample) else 12
+                assert relative_error(leaf, exact) < roundings * epsilon(half), where
 
 
 def test_a_layer_computes_with_numbers_of_the_dtype(backend, half):
