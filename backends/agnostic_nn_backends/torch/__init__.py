@@ -185,6 +185,8 @@ def synchronize(array: Any) -> None:
 _FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
+_FLASH_KEYS = 16  # with fewer keys than a register holds it loses NaN
+
 _Optional = Any  # a tensor, or () for none
 
 
@@ -196,8 +198,8 @@ def _has_flash(
         return False
     if value.shape[3] != query.shape[4]:
         return False
-    # with fewer keys than a register holds it loses NaN
-    return bool(query.is_cpu and query.numel() > 0 and key.shape[2] >= 16)
+    has_queries = query.is_cpu and query.numel() > 0
+    return bool(has_queries and key.shape[2] >= _FLASH_KEYS)
 
 
 def _with_contiguous_rows(x: Tensor) -> Tensor:
@@ -275,9 +277,10 @@ def _store(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
 
 
 def _store_in_place(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
-    first = int(start)
-    time = rows.shape[-2]
-    expect_room(memory.shape[-2], time, first)
+    first = start.item()
+    time = rows.size(-2)
+    if first + time > memory.size(-2):
+        expect_room(memory.size(-2), time, first)
     memory.narrow(-2, first, time).copy_(rows)
     return memory
 
@@ -285,19 +288,20 @@ def _store_in_place(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
 def _attend_stored(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> Tensor:
     if not query.is_cpu:
         return ops.attend_stored.dispatch(object)(query, key, value, start)
-    first = int(start)
-    time = query.shape[3]
+    first = start.item()
+    time = query.size(3)
     count = first + time
     key = key.narrow(2, 0, count)
     value = value.narrow(2, 0, count)
-    if first == 0:
-        return _attend(query, key, value, causal=True)[0]
     if time > 1:
+        if first == 0:
+            return _attend(query, key, value, causal=True)[0]
         return _attend(query, key, value, past_keys(start, time, count))[0]
-    if not _has_flash(query, key, value, (), ()):
-        return _attend(query, key, value)[0]
     # all queries of a group may use the same keys, so they count as further queries
-    return _FLASH(query.squeeze(3), key, value, 0.0, False)[0].unsqueeze(3)
+    if count < _FLASH_KEYS or key.size(3) != value.size(3):
+        return _attend(query, key, value)[0]
+    rows = functional.scaled_dot_product_attention(query.squeeze(3), key, value)
+    return rows.unsqueeze(3)
 
 
 # --- indexing and normalization

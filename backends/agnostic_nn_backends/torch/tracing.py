@@ -228,6 +228,14 @@ _ACCEPT_OUT = {
 }
 
 
+def _taken(x: Any, axis: int, indices: Any) -> Any:
+    """Return xp.take(x, indices, axis=axis), fast unless an index is negative."""
+    try:
+        return torch.index_select(x, axis, indices)
+    except (IndexError, RuntimeError):
+        return xp.take(x, indices, axis=axis)
+
+
 class _Namespace:
     """The Array API namespace of traced tensors: records PyTorch's functions."""
 
@@ -308,6 +316,11 @@ class _Namespace:
 
     def stack(self, arrays: Sequence[Any], /, *, axis: int = 0) -> Any:
         return record(torch.stack, list(arrays), axis)
+
+    def take(self, x: Any, indices: Any, /, *, axis: int | None = None) -> Any:
+        if axis is None:
+            return record(xp.take, x, indices)
+        return record(_taken, x, axis, indices)
 
     def matmul(self, x: Any, y: Any, /) -> Any:
         return record(torch.matmul if x.dtype == y.dtype else xp.matmul, x, y)
