@@ -188,6 +188,10 @@ def test_rows_are_stored_at_their_place_and_no_others_change(backend):
         standard = ops.store.dispatch(object)
         stored = standard(backend.asarray(memory), backend.asarray(rows), at)
         np.testing.assert_array_equal(backend.to_numpy(stored), expected)
+    # rows that do not fit are not lost silently
+    at = backend.asarray(np.asarray(3, np.int32))
+    stored = standard(backend.asarray(memory), backend.asarray(rows), at)
+    assert np.isnan(backend.to_numpy(stored)[:, :, 2:]).all()
 
 
 def test_a_full_memory_refuses_a_step_or_makes_nan(backend):
@@ -385,6 +389,24 @@ def test_a_stream_has_the_tokens_of_generate_and_ends_when_all_rows_have(weights
     assert len(first) == list(tokens[0]).index(stop) + 1
     padded = nn.generate(task, PROMPT[:1], 8, stop=stop)
     assert (padded[0, len(first) - 1 :] == stop).all()
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch:cpu"])
+def test_several_steps_in_one_call_have_the_tokens_of_single_steps(name):
+    if name == "torch:cpu":
+        pytest.importorskip("torch")
+    backend = nn.backend(name)
+    model = nn.Sequential(
+        nn.Embedding(9, 4), nn.Residual(attention(rotary=True)), nn.Dense(9)
+    )
+    weights = start(model, (4,))
+    task = (model, *backend.asarray(weights), backend)
+    for stop in (None, 5):
+        stream = list(nn.stream_tokens(task, PROMPT, 26, seed=2, stop=stop))
+        for _ in range(3):  # the function itself, and the program that replays it
+            tokens = nn.generate(task, PROMPT, 26, seed=2, stop=stop)
+            np.testing.assert_array_equal(tokens[:, : len(stream)].T, stream)
+            assert stop is None or (tokens[:, len(stream) :] == stop).all()
 
 
 def test_equal_options_use_the_same_compiled_functions(weights):

@@ -35,6 +35,10 @@ from .trainer import Trainer
 
 __all__ = ["generate", "stream_tokens"]
 
+# Where no loop is compiled, one call makes several steps: a call takes as long as many
+# operations, since it compares all arguments with those of the call before.
+STEPS_PER_CALL = 4
+MIN_LENGTH = 4 * STEPS_PER_CALL  # shorter texts are not worth another program
 MAX_PROGRAMS = 16  # compiled functions that are kept for each trainer or model
 
 
@@ -105,11 +109,12 @@ def generate(
         result = program(task.params, task.state, device_prompt, uniforms)
         tokens, largest = task.backend.to_numpy(result)
     else:
-        steps = tuple(_steps(task, sampling, prompt, length, uniforms))
-        columns = zip(*task.backend.to_numpy(steps), strict=True)
-        tokens, largest = [np.stack(column, axis=1) for column in columns]
+        steps = STEPS_PER_CALL if length >= MIN_LENGTH else 1
+        parts = tuple(_steps(task, sampling, prompt, length, uniforms, steps))
+        columns = zip(*task.backend.to_numpy(parts), strict=True)
+        tokens, largest = [np.concatenate(column, axis=1) for column in columns]
         if stop is not None:  # all rows may have ended before
-            missing = ((0, 0), (0, length - len(steps)))
+            missing = ((0, 0), (0, length - tokens.shape[1]))
             tokens = np.pad(tokens, missing, constant_values=stop)
     _expect_finite(largest)
     return np.array(tokens)
@@ -136,10 +141,10 @@ def stream_tokens(
     sampling = _Sampling.of(temperature, top_k, top_p, stop)
     prompt = _checked_prompt(task, prompt, length)
     uniforms = _uniforms(task, sampling, seed, prompt.shape[0], length)
-    for i, step in enumerate(_steps(task, sampling, prompt, length, uniforms)):
+    for i, step in enumerate(_steps(task, sampling, prompt, length, uniforms, 1)):
         tokens, largest = task.backend.to_numpy(step)
-        _expect_finite(largest[:, None], i)
-        yield np.array(tokens)
+        _expect_finite(largest, i)
+        yield np.array(tokens[:, 0])
 
 
 class _Sampling(NamedTuple):
@@ -280,9 +285,14 @@ def _begin(
 
 
 def _steps(
-    task: _Task, sampling: _Sampling, prompt: np.ndarray, length: int, uniforms: Any
+    task: _Task,
+    sampling: _Sampling,
+    prompt: np.ndarray,
+    length: int,
+    uniforms: Any,
+    steps_per_call: int,
 ) -> Iterator[tuple[Array, Array]]:
-    """Yield the tokens and the largest logit of each step, (batch,)."""
+    """Yield tokens and their largest logits, (batch, steps), of one or more steps."""
     backend = task.backend
     device_prompt = backend.asarray(prompt)
     weights = task.params, task.state
@@ -291,16 +301,44 @@ def _steps(
     first = task.compiled(
         ("first", sampling), partial(_first, task.model, sampling), donate=(2,)
     )
-    following = task.compiled(
-        ("next", sampling), partial(_next, task.model, sampling), donate=(2,)
-    )
-    carry, memory = first(*weights, memory, device_prompt, uniforms)
-    yield carry["tokens"], carry["largest"]
-    for _ in range(length - 1):
+    carry, results, memory = first(*weights, memory, device_prompt, uniforms)
+    yield results
+    calls, rest = divmod(length - 1, steps_per_call)
+    for steps in (*(1,) * rest, *(steps_per_call,) * calls):
         if sampling.stop is not None and backend.to_numpy(carry["done"]).all():
             return
-        carry, memory = following(*weights, memory, carry, uniforms)
-        yield carry["tokens"], carry["largest"]
+        following = task.compiled(
+            ("next", sampling, steps),
+            partial(_several, task.model, sampling, steps),
+            donate=(2,),
+        )
+        carry, results, memory = following(*weights, memory, carry, uniforms)
+        yield results
+
+
+def _several(
+    model: Layer,
+    sampling: _Sampling,
+    steps: int,
+    params: Params,
+    state: State,
+    memory: Memory,
+    carry: dict[str, Array],
+    uniforms: Any,
+) -> tuple[dict[str, Array], tuple[Array, Array], Memory]:
+    """Return the carry after some steps, their tokens and logits, and the memory."""
+    columns: list[tuple[Array, Array]] = []
+    for _ in range(steps):
+        carry, memory = _next(model, sampling, params, state, memory, carry, uniforms)
+        columns.append((carry["tokens"], carry["largest"]))
+    return carry, _joined(columns), memory
+
+
+def _joined(columns: list[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """Return tokens and largest logits (batch,) of several steps as (batch, steps)."""
+    xp = namespace(columns[0][0])
+    tokens, largest = zip(*columns, strict=True)
+    return xp.stack(tokens, axis=1), xp.stack(largest, axis=1)
 
 
 def _generate_all(
@@ -315,7 +353,7 @@ def _generate_all(
     """Return all tokens and their largest logits, (batch, length), from one loop."""
     xp = namespace(prompt)
     memory = _begin(model, params, state, prompt, length)
-    carry, memory = _first(model, sampling, params, state, memory, prompt, uniforms)
+    carry, _, memory = _first(model, sampling, params, state, memory, prompt, uniforms)
     numbers = xp.arange(length, dtype=xp.int32, device=device(prompt))
     fill = 0 if sampling.stop is None else sampling.stop
     tokens = xp.where(numbers == 0, carry["tokens"][:, None], fill)
@@ -347,8 +385,8 @@ def _first(
     memory: Memory,
     prompt: Array,
     uniforms: Any,
-) -> tuple[dict[str, Array], Memory]:
-    """Return the carry with the first token of each row, and the next memory.
+) -> tuple[dict[str, Array], tuple[Array, Array], Memory]:
+    """Return the carry with the first token of each row, that token, and the memory.
 
     The carry has the last token of each row, the largest logit, by which non-finite
     ones are found, the number of tokens so far, and, with a stop token, which rows are
@@ -361,7 +399,8 @@ def _first(
     expect(fits, message, getattr(y, "shape", type(y).__name__), prompt.shape)
     step = xp.zeros((), dtype=xp.int32, device=device(prompt))
     done = xp.zeros(prompt.shape[:1], dtype=xp.bool, device=device(prompt))
-    return _carry(sampling, y[:, -1, :], step, done, uniforms), memory
+    carry = _carry(sampling, y[:, -1, :], step, done, uniforms)
+    return carry, _joined([(carry["tokens"], carry["largest"])]), memory
 
 
 def _next(

@@ -202,7 +202,8 @@ class Trace:
         node that computes the new values.
     nodes_by_call: the nodes by function and arguments, for common-subexpression
         elimination.
-    donated: the numbers of the nodes of donated arguments.
+    donated: the numbers of the nodes of donated arguments, and of what `ops.store`
+        makes of them in place.
     """
 
     library: Library
@@ -513,7 +514,9 @@ def opaque_store(
             return record(store, memory, rows, start)
         # While it is recorded, nothing is written. The result is the memory itself, so
         # that it counts as a view of it.
-        return trace.add(store_in_place, (memory, rows, start), {}, memory.value)
+        stored = trace.add(store_in_place, (memory, rows, start), {}, memory.value)
+        trace.donated.add(stored.node.number)
+        return stored
 
     return recorded
 
