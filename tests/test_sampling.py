@@ -114,6 +114,21 @@ def test_points_far_outside_do_not_overflow(backend):
         assert np.all(np.isfinite(dx["grid"]))
 
 
+@pytest.mark.parametrize("mode", ["linear", "nearest"])
+def test_a_point_that_is_nan_makes_its_own_y_nan(backend, mode):
+    """Libraries differ in the integer that NaN becomes, and some raise an error."""
+    x = np.ones((2, 3, 2), "float32")
+    grid = np.asarray([[[0], [np.nan]], [[0.1], [0]]], "float32")
+    dy = np.ones((2, 2, 2), "float32")
+    layer = nn.GridSample(mode=mode, padding="border")
+    y, dx = run(backend, layer, {"x": x, "grid": grid}, dy)
+    is_nan = np.isnan(grid[:, :, 0])
+    np.testing.assert_array_equal(np.isnan(y), np.repeat(is_nan[:, :, None], 2, axis=2))
+    assert np.all(np.isfinite(dx["x"][1]))
+    if mode == "linear":
+        np.testing.assert_array_equal(np.isnan(dx["grid"][:, :, 0]), is_nan)
+
+
 def both(x, grid, dtype="float32"):
     return {"x": np.zeros((2, *x), "float32"), "grid": np.zeros((2, *grid), dtype)}
 

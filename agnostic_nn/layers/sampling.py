@@ -203,14 +203,13 @@ class GridSample(Layer):
             slopes = [-slope, slope]
         sides = []
         for position, weight, change in zip(positions, weights, slopes, strict=True):
+            # False for NaN, which must not become an integer
             exists = xp.logical_and(position >= 0.0, position <= n - 1.0)
-            sides.append(
-                _Side(
-                    xp.astype(xp.clip(position, 0.0, n - 1.0), xp.int32),
-                    xp.where(exists, weight, 0.0),
-                    xp.where(exists, change, 0.0),
-                )
-            )
+            index = xp.astype(xp.where(exists, position, 0.0), xp.int32)
+            nothing = 0.0 * position  # NaN for NaN
+            weight = xp.where(exists, weight, nothing)
+            change = xp.where(exists, change, nothing)
+            sides.append(_Side(index, weight, change))
         return sides
 
     def _reflected(self, c: Array, n: int) -> tuple[Array, Any]:
