@@ -119,6 +119,8 @@ class Trainer:
         The dtype of the parameters and moments, and that the model computes in:
         "float32", "float64", "float16" or "bfloat16". In the last two, data, outputs
         and the loss are float32, and updates are computed in it and rounded once.
+        Second moments, as of Adam, underflow in float16: use `SGD` there, or
+        `precision`.
     precision
         "mixed_float16" or "mixed_bfloat16": the model computes in 16 bits, and
         parameters and moments stay in float32. See the guide on half precision.
