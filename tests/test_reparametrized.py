@@ -87,6 +87,25 @@ def test_a_kernel_of_a_convolution_is_adapted_as_a_matrix():
     assert merged["bias"] is state["params"]["bias"]
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [nn.LoRA(BLOCK, 2, leaves=ATTENTION), nn.WeightNorm(BLOCK)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_decoding_step_by_step_uses_the_computed_weights(layer):
+    params, state = drawn(layer, (4, 6))
+    noise = iter(numbers(len(leaves(params)), 1))
+    params = tree_map(lambda p: p + next(noise), params)
+    x = numbers(2, 4, 6)
+    expected = layer.predict(params, state, x)
+    assert np.abs(expected - layer.predict(*drawn(layer, (4, 6)), x)).max() > 0.01
+    memory = layer.begin(params, state, x[:, :1], 4)
+    for time in range(4):
+        step = x[:, time : time + 1]
+        y, memory = layer.advance(params, state, memory, step)
+        np.testing.assert_allclose(y[:, 0], expected[:, time], rtol=1e-10)
+
+
 def test_a_trained_layer_is_adapted_by_the_state_around_it(backend):
     x = numbers(4, 3, dtype="float32")
     params, state = drawn(nn.Dense(2), (3,), seed=7, dtype="float32")
