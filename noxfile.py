@@ -54,6 +54,8 @@ TRAININGS = (
     ),
     *("test_explain", "test_faults", "test_cost", "test_notebook", "test_policies"),
 )
+# tests of the sources and of pages, which numpy and torch run too
+OF_PAGES = ("test_architecture", "test_benchmarks", "test_docs", "test_site")
 OF_FLOAT32 = (
     "test_float32_stays_float32_and_is_right_to_its_digits",
     "test_arguments_are_left_alone",
@@ -141,8 +143,9 @@ def tests(session, backend):
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
+        arguments = [f"--ignore=tests/{name}.py" for name in OF_PAGES]
     if backend == "jax-x64":  # tests of float32 accuracy need no second compilation
-        arguments = [f"--ignore=tests/{name}.py" for name in TRAININGS]
+        arguments += [f"--ignore=tests/{name}.py" for name in TRAININGS]
         arguments += [f"--deselect=tests/test_layers.py::{name}" for name in OF_FLOAT32]
     if backend == "dpnp":  # Intel's OpenCL runtime for CPUs
         driver = Path(session.virtualenv.location, "lib", "libintelocl.so")

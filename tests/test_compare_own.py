@@ -190,7 +190,7 @@ LABELS = ("--model=mine:model", "--data=labels.npz")
         (["--model=mine:model", "--data=many.npz"], "expected labels from 0 to 2"),
         (
             ["--model=mine:model", "--data=other.npz"],
-            "x of shape (examples, 4), got (60, 3); in the test set (x_test, target_",
+            "0.weight would be (3, 8) instead of (4, 8); in the test set (x_test,",
         ),
         (
             ["--model=mine:model", "--data=nan.npz"],

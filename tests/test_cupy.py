@@ -34,7 +34,7 @@ from agnostic_nn.core import arrays
 from agnostic_nn.core.backend import Backend
 from agnostic_nn.core.trees import leaves, named_leaves
 from agnostic_nn.diagnostics.explain.notebooks import rounded_cross_entropy
-from agnostic_nn.training import Trainer, make_step
+from agnostic_nn.training import Trainer, generation, make_step
 
 LIBRARY = Path(nn.__file__).parent
 ADAPTER = Path(agnostic_nn_backends.__file__).parent / "cupy.py"
@@ -316,6 +316,9 @@ def use_what_no_case_does(xp):
     ops.indexing.add_sorted(y, np.asarray([1, 0]), 2)
     ops.all_finite.dispatch(object)(y, y)
     rounded_cross_entropy(y, y)
+    nn.penalties.Orthogonality(0.1)(y)
+    sampling = generation._Sampling.of(1.0, 2, 0.9, None)
+    generation._draw(sampling, y, y[:, 0], y[:, 0])
     arrays.first_true(y > 2)
 
 

@@ -409,7 +409,9 @@ class _Applied:
 def _with_numpy_dtype(array: Array) -> Array:
     """Return an array of bfloat16 in float32, and any other unchanged."""
     xp = namespace(array)
-    if float_bits(array.dtype, xp) != _HALF_BITS or array.dtype == xp.float16:
+    if float_bits(array.dtype, xp) != _HALF_BITS:
+        return array
+    if array.dtype == getattr(xp, "float16", None):
         return array
     return xp.astype(array, xp.float32)
 

@@ -156,7 +156,7 @@ class PrecisionPolicy:
             xp = namespace(leaf)
             if not xp.isdtype(leaf.dtype, "real floating"):
                 return leaf
-            return np.broadcast_to(np.zeros((), np.float16), tuple(leaf.shape))
+            return np.broadcast_to(np.zeros((), "float16"), tuple(leaf.shape))
 
         policy = replace(
             self,
