@@ -266,7 +266,7 @@ def _constructors():
     response = {"size": "count", "k": "positive"}
     add(nn.LocalResponseNorm, response, size=3)
     add(nn.UnitNorm, {"epsilon": "positive"})
-    add(nn.Rescale)
+    add(nn.Rescale, {"scale": "number", "offset": "number"})
     add(nn.GroupNorm, groups=2)
     add(nn.InstanceNorm, {"running": "flag"})
     add(nn.Bilinear, width=3)

@@ -58,6 +58,8 @@ def test_bytes_train_as_the_numbers_that_they_stand_for(backend, images):
     assert_same(on_bytes, on_floats)
     there = trainer(backend)
     there.fit(*backend.asarray((x, labels)), batch_size=4, verbose=0)
+    checked = there._validator.input(backend.asarray(x), there._current)
+    assert backend.to_numpy(checked).dtype == np.uint8
     for a, b in zip(weights_of(on_bytes), weights_of(there), strict=True):
         assert a.tobytes() == b.tobytes()
 

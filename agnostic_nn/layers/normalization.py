@@ -29,7 +29,6 @@ from ..core.errors import (
     expect_number,
     expect_positive,
 )
-from ..core.fields import set_fields
 from ..core.trees import tree_map
 from ..ops import (
     narrowed,
@@ -86,10 +85,13 @@ class Rescale(Layer):
     def __post_init__(self) -> None:
         for name in ("scale", "offset"):
             value = getattr(self, name)
-            if isinstance(value, list | tuple):
+            if isinstance(value, tuple):
                 for number in value:
                     expect_number(f"each number of {name}", number)
-                set_fields(self, **{name: tuple(value)})
+            elif isinstance(value, list):
+                raise TypeError(
+                    f"expected {name} as a number or a tuple of numbers, got {value}"
+                )
             else:
                 expect_number(name, value)
 
