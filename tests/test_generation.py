@@ -105,6 +105,7 @@ CASES = {  # name: (layer, inputs of all steps)
         ),
         X | MASK,
     ),
+    "LoRA": (nn.LoRA(block(), 2), X | MASK),
     "MixedPrecision": (
         nn.MixedPrecision(nn.Sequential(attention(), nn.Dense(3)), "float16"),
         X,

@@ -90,6 +90,12 @@ class _Reparametrized(Wrapper):
         layer_params = self._layer_params(params, state)
         return self.layer.advance(layer_params, self._layer_state(state), memory, x)
 
+    def prefill(
+        self, params: Params, state: State, memory: Memory, x: Array
+    ) -> tuple[Array, Memory]:
+        layer_params = self._layer_params(params, state)
+        return self.layer.prefill(layer_params, self._layer_state(state), memory, x)
+
 
 @dataclass(frozen=True)
 class LoRA(_Reparametrized):
