@@ -336,3 +336,11 @@ def test_a_training_that_diverges_in_float32_too_is_answered_with_no():
     assert result.half_precision.answer == "no"
     assert result.half_precision.keep == ()
     assert "the training in float16" not in {r.description for r in result.not_checked}
+
+
+def test_a_model_that_numpy_cannot_compute_is_refused_with_the_remedy():
+    model = nn.Sequential(nn.MixedPrecision(nn.Dense(2), "bfloat16"))
+    x = np.ones((10, 3), "float32")
+    message = "NumPy, and numpy:cpu has no bfloat16.*pass the model without MixedPreci"
+    with pytest.raises(CannotCompare, match=message):
+        nn.compare(model, x, np.zeros(10, int), backends=["numpy"])

@@ -16,7 +16,7 @@ from typing import Any
 from agnostic_nn_backends import REQUIRED_NAMES, SHIPPED, Adapter
 
 from . import policies, precisions
-from .arrays import Array, device, float_bits, namespace
+from .arrays import Array, device, namespace
 from .atomic import into
 from .guards import guarded
 from .trees import leaves, tree_map
@@ -37,7 +37,6 @@ VARIABLE = "AGNOSTIC_NN_BACKEND"
 PRECISION, DETERMINISTIC = "AGNOSTIC_NN_PRECISION", "AGNOSTIC_NN_DETERMINISTIC"
 REPLAY = "AGNOSTIC_NN_REPLAY"
 
-_HALF_BITS = 16  # of float16 and bfloat16
 
 ADAPTER = REQUIRED_NAMES  # the members of `agnostic_nn_backends.Adapter`
 
@@ -408,11 +407,9 @@ class _Applied:
 
 def _with_numpy_dtype(array: Array) -> Array:
     """Return an array of bfloat16 in float32, and any other unchanged."""
+    if not str(array.dtype).endswith("bfloat16"):
+        return array
     xp = namespace(array)
-    if float_bits(array.dtype, xp) != _HALF_BITS:
-        return array
-    if array.dtype == getattr(xp, "float16", None):
-        return array
     return xp.astype(array, xp.float32)
 
 

@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ...blocks import MixedPrecision
 from ...core import random
 from ...core.arrays import Moments, Params, State, namespace
 from ...core.backend import Backend
+from ...core.backend import backend as choose
 from ...core.errors import described, expect_list
 from ...core.precisions import HALVES
 from ...core.trees import tree_map
+from ...layers import Layer
 from ...losses.base import describe_loss, expect_context, takes_weights
 from ...training.batches import Examples
 from ...training.inputs import as_integer
@@ -70,6 +73,7 @@ def prepare(
         workload = find(workload)
     if not isinstance(workload, Workload):
         raise TypeError(f"expected a workload or its name, got {described(workload)}")
+    _expect_computable_by_numpy(workload.model)
     expect_list("names", [] if names is None else names)
     expect_list("dtypes", dtypes)
     expect_list("sizes", sizes)
@@ -102,6 +106,20 @@ def prepare(
     epochs = workload.epochs if epochs is None else epochs
     task = Task(workload, train, test, start, epochs, seed)
     return Plan(task, tuple(runs), tuple(left_out), here, tuple(sizes), repeat)
+
+
+def _expect_computable_by_numpy(layer: Layer) -> None:
+    """Raise CannotCompare for a MixedPrecision in a dtype that NumPy lacks."""
+    if isinstance(layer, MixedPrecision):
+        lacking = choose("numpy").lacks_dtype(layer.dtype)
+        if lacking:
+            raise CannotCompare(
+                f"the reference is computed by NumPy, and {lacking}: to compare "
+                f"trainings in {layer.dtype}, pass the model without MixedPrecision, "
+                f"and {layer.dtype} as one of the dtypes"
+            )
+    for _, inner in layer._inner_layers():
+        _expect_computable_by_numpy(inner)
 
 
 def _expect_weights_if_needed(workload: Workload, count: int) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ...blocks import Block, MixedPrecision
 from ...core.arrays import Metric
 from ...core.backend import backend as choose
 from ...core.errors import expect
@@ -71,7 +72,7 @@ def custom_workload(
     expect_context(loss, context)
     context = None if context is None else _checked_context(context)
     trainer = Trainer(
-        model,
+        _computable_by_numpy(model),
         loss,
         optimizer,
         backend="numpy",
@@ -196,6 +197,15 @@ def _default_loss(target: Any) -> Loss:
 
 
 # --- validation -----------------------------------------------------------------------
+
+
+def _computable_by_numpy(layer: Layer) -> Layer:
+    """Return a layer without conversions to a dtype that NumPy lacks."""
+    if isinstance(layer, MixedPrecision) and not choose("numpy").has_dtype(layer.dtype):
+        return _computable_by_numpy(layer.layer)
+    if not isinstance(layer, Block):
+        return layer
+    return layer.map_layers(lambda _, inner: _computable_by_numpy(inner))
 
 
 def _in_float32(data: Any) -> Any:
