@@ -11,6 +11,7 @@ with float64 as `nn.check(dtypes=...)` does.
 """
 
 import argparse
+import math
 import sys
 from dataclasses import replace
 from functools import partial
@@ -94,17 +95,26 @@ def table():
     ]
     rounded = []
     for name in sorted(names, key=str.lower):
+        rows = [
+            (dtype, worst.get((name, backend))) for dtype, backend, worst in columns
+        ]
         errors = [
-            worst[name, backend].error / epsilon(dtype)
-            for dtype, backend, worst in columns
+            math.inf if row is None else row.error / epsilon(dtype)
+            for dtype, row in rows
         ]
         if max(errors) <= ROUNDED_ONCE:
             rounded.append(f"`{name}`")
         else:
-            cells = " | ".join(f"{error:.2f}" for error in errors)
-            lines.append(f"| `{name}` | {cells} |")
+            texts = ["-" if e == math.inf else f"{e:.2f}" for e in errors]
+            lines.append(f"| `{name}` | {' | '.join(texts)} |")
     others = ", ".join(rounded)
-    return [*lines, "", f"At most {ROUNDED_ONCE} everywhere: {others}."], is_right
+    remarks = [
+        f"At most {ROUNDED_ONCE} everywhere: {others}.",
+        "",
+        "-: a position is rounded before numbers are looked up there, so the rounding "
+        "may be as large as the result.",
+    ]
+    return [*lines, "", *remarks], is_right
 
 
 def main():
