@@ -590,6 +590,7 @@ def test_conversions_of_mixed_precision_are_shown(backend, dtype):
     assert [node.operation for node in merges] == [dtype, "+", "float32"]
     assert f"s1 = {dtype}(x)" in text
     assert "arrives from the conversion s3 of 0 Sequential" in text
+    assert all(node.dy is not None for node in merges)
     assert all(check.agrees for check in explanation.checks.values())
 
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...blocks import MixedPrecision, Parallel
 from ...core.arrays import namespace
+from ...core.precisions import PRECISION_NAMES
 from ...core.trees import leaves, named_leaves, tree_map
 from ...layers import (
     Conv1D,
@@ -351,6 +352,8 @@ class _Graph:
             node.dy = gradients.get(id(array))
             if node.dy is None and node.operation == "+":
                 node.dy = self._gradient_of_sum(node)
+            elif node.dy is None and node.operation in PRECISION_NAMES:
+                node.dy = self._gradient_from_readers(node)
             edges = []
             for edge, source in zip(
                 node.edges, self.merge_inputs[node.number], strict=True
@@ -361,6 +364,20 @@ class _Graph:
                 )
                 edges.append(replace(edge, gradient=gradient))
             node.edges = edges
+
+    def _gradient_from_readers(self, node: Node) -> np.ndarray | None:
+        """Return dy of a node, if everything that reads it returned a gradient."""
+        gradients = [
+            edge.gradient
+            for other in self.nodes
+            for edge in other.edges
+            if edge.start == node.number
+        ]
+        known = [each for each in gradients if each is not None]
+        if not known or len(known) < len(gradients):
+            return None
+        total: np.ndarray = np.sum(known, axis=0)
+        return total
 
     def _gradient_of_sum(self, merge: Node) -> np.ndarray | None:
         """Return dy of a sum in a block, from a summand that nothing else reads."""

@@ -422,7 +422,7 @@ def _box(
         middle = top + ROUND
         symbol = name
         if node.operation:
-            symbol = escape(node.operation if len(node.operation) == 1 else "·")
+            symbol = escape(_symbol(node.operation))
         label = f'<text class="small" x="{MIDDLE + 18}" y="{middle - 6}">{name}</text>'
         return (
             f'<a href="#{prefix}f{node.number}"><circle class="box" cx="{MIDDLE}" '
@@ -437,6 +437,13 @@ def _box(
         f'text-anchor="middle">{lines[0]}</text><text class="small" x="{MIDDLE}" '
         f'y="{top + 36}" text-anchor="middle">{lines[1]}</text></a>'
     )
+
+
+def _symbol(operation: str) -> str:
+    """Return the character that stands for the operation of a merge in the drawing."""
+    if operation in PRECISION_NAMES:
+        return "→"
+    return operation if len(operation) == 1 else "·"
 
 
 def _shorten(text: str, length: int) -> str:
