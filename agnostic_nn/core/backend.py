@@ -407,9 +407,9 @@ class _Applied:
 
 def _with_numpy_dtype(array: Array) -> Array:
     """Return an array of bfloat16 in float32, and any other unchanged."""
+    xp = namespace(array)  # raises for other objects, which NumPy would accept
     if not str(array.dtype).endswith("bfloat16"):
         return array
-    xp = namespace(array)
     return xp.astype(array, xp.float32)
 
 
