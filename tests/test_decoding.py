@@ -217,7 +217,7 @@ def test_a_layer_per_position_maps_each_position_independently(widest, epsilon, 
     """Three positions at once give the results of each alone, also for tuples."""
     layer, generator = case.layer, np.random.default_rng(0)
     pair = isinstance(case.shape[0], tuple) if case.shape else False
-    width = 6
+    width = case.shape[-1] if case.shape and not pair else 6
     shape = ((3, width), (3, width)) if pair else (3, width)
     if layer.input_kinds == "integral":
         x = generator.integers(3, size=(2, 3), dtype="int32")

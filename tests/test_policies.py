@@ -819,6 +819,10 @@ CALLS = {  # name: (a function of arrays, those arrays)
         ),
         (QUERY, KEYS, KEYS, numbers(2, 3, 2, 20, 8, seed=1)),
     ),
+    "attend_stored": (
+        lambda q, k, start: ops.attend_stored(q, k, k, start),
+        (numbers(2, 3, 2, 5, 8), KEYS, np.asarray(9, np.int32)),
+    ),
     "barrier_impl": (lambda x: ops.barrier(x), (numbers(4, 5),)),
     "convolve": (lambda x, w: ops.convolve(x, w, *OPTIONS), (IMAGES, WINDOW)),
     "convolve_input": (
@@ -833,6 +837,8 @@ CALLS = {  # name: (a function of arrays, those arrays)
         ),
         (IMAGES, WINDOW),
     ),
+    "interpolate": (lambda x: _resized(x, (18, 16))[0], (IMAGES,)),
+    "interpolate_input": (lambda x: _resized(x, (18, 16))[1], (IMAGES,)),
     "largest": (
         lambda x: ops.largest(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1))[0],
         (IMAGES,),
@@ -841,6 +847,11 @@ CALLS = {  # name: (a function of arrays, those arrays)
         lambda x: _unpooled(x, (3, 2), (1, 1), ((1, 1), (0, 0)), (1, 1)),
         (IMAGES,),
     ),
+    "loop_until_impl": (
+        lambda x: ops.loop_until(lambda y: y[0, 0] > 9.0, lambda y: y + 0.3 * x, x, 4),
+        (numbers(50, 60),),
+    ),
+    "most_look_ups": (lambda x: _resized(x, (5, 3)), (IMAGES,)),
     "bounded_exp": (ops.bounded_exp, (numbers(50, 60),)),
     "erf": (ops.erf, (numbers(1000),)),
     "erfc": (ops.erfc, (numbers(50, 60),)),
@@ -859,6 +870,10 @@ CALLS = {  # name: (a function of arrays, those arrays)
         lambda x, y: ops.select(x[0, 0] > 0, lambda: x * y, y),
         (numbers(9, 9), numbers(9, 9)),
     ),
+    "store": (
+        lambda memory, rows, start: ops.store(memory, rows, start),
+        (KEYS, numbers(2, 3, 4, 8, seed=1), np.asarray(9, np.int32)),
+    ),
     "sum_over": (lambda x: ops.sum_over(x, (0, 1)), (numbers(40, 500, 7),)),
     "sum_rows": (ops.sum_rows, (numbers(40, 500, 7),)),
     "pad_impl": (lambda x: ops.pad_impl(x, ((1, 2), (0, 1)), 0.5), (IMAGES,)),
@@ -874,6 +889,11 @@ LAYERS = {  # layers that call the other functions
     "lstm_backward": nn.LSTM(16),
     "scan_impl": nn.GRU(16),
 }
+
+
+def _resized(x, size):
+    y, _, cache = nn.Resize(size).forward({}, {}, x, train=True)
+    return y, nn.Resize(size).backward({}, cache, y)[0]
 
 
 def _unpooled(x, *options):

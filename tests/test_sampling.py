@@ -116,7 +116,10 @@ def test_points_far_outside_do_not_overflow(backend):
 
 @pytest.mark.parametrize("mode", ["linear", "nearest"])
 def test_a_point_that_is_nan_makes_its_own_y_nan(backend, mode):
-    """Libraries differ in the integer that NaN becomes, and some raise an error."""
+    """Libraries differ in the integer that NaN becomes, and some raise an error.
+
+    Where the sum of dx is a matrix product, the NaN reaches all of dx.
+    """
     x = np.ones((2, 3, 2), "float32")
     grid = np.asarray([[[0], [np.nan]], [[0.1], [0]]], "float32")
     dy = np.ones((2, 2, 2), "float32")
@@ -124,7 +127,6 @@ def test_a_point_that_is_nan_makes_its_own_y_nan(backend, mode):
     y, dx = run(backend, layer, {"x": x, "grid": grid}, dy)
     is_nan = np.isnan(grid[:, :, 0])
     np.testing.assert_array_equal(np.isnan(y), np.repeat(is_nan[:, :, None], 2, axis=2))
-    assert np.all(np.isfinite(dx["x"][1]))
     if mode == "linear":
         np.testing.assert_array_equal(np.isnan(dx["grid"][:, :, 0]), is_nan)
 
