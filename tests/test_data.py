@@ -111,11 +111,23 @@ def test_data_that_would_be_changed_or_are_not_arrays_are_refused(
         inputs.fetch("x", {"a": data}, backend)
 
 
-def test_a_dtype_that_numpy_lacks_is_refused_by_name():
+def test_data_in_bfloat16_are_refused_unless_the_model_computes_in_it():
     torch = pytest.importorskip("torch", reason="has one")
-    arguments = torch.ones(3, dtype=torch.bfloat16)
-    with pytest.raises(TypeError, match="expected x of a dtype that NumPy has: "):
-        inputs.fetch("x", arguments, nn.backend("torch:cpu"))
+    x = torch.ones((4, 3), dtype=torch.bfloat16)
+    target = np.zeros((4, 2), "float32")
+    model = nn.Dense(2)
+    options = {"backend": "torch:cpu", "shape": (3,)}
+    trainer = nn.Trainer(model, nn.mean_squared_error, nn.SGD(0.1), **options)
+    for call in (trainer.predict, lambda x: trainer.step(x, target)):
+        with pytest.raises(TypeError, match="x is bfloat16, but the model computes in"):
+            call(x)
+    # a trainer in half precision converts them, exactly
+    half = nn.Trainer(
+        *(model, nn.mean_squared_error, nn.SGD(0.1)),
+        **options,
+        precision="mixed_bfloat16",
+    )
+    assert half.predict(x).shape == (4, 2)
 
 
 # --- ahead ----------------------------------------------------------------------------

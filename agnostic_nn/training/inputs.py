@@ -140,6 +140,9 @@ def _admitted(
             results.append(converted_there(path, value, backend, dtype, kind))
             return value
         array, has_dtype = fetch_array(path, value, backend)
+        if str(getattr(value, "dtype", "")).endswith("bfloat16"):  # float32 in `array`
+            wrong = f"{path} is bfloat16, but the model computes in {dtype}"
+            problems.append(TypeError(f"{wrong}: convert it to {dtype} first"))
         if not has_dtype and kind == "real floating":
             array = array.astype(dtype)
         try:
