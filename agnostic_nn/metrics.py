@@ -1,7 +1,9 @@
 """Metrics: functions from (y, target) to values per example, reported as means.
 
 The values are an array (examples, ...), or a tree of such arrays. The metric is
-their mean over all examples, whatever the batches. If the metric is not a mean, but
+their mean over all examples, whatever the batches. If batches have values of different
+lengths, such as one for each step of sequences, it is the mean over all of them, and
+`finish` gets that mean. If the metric is not a mean, but
 for example a root or a ratio of sums, the function has an attribute `finish`: a
 function that turns the means over all examples, nested like the values, into one
 number on the host.
@@ -40,6 +42,7 @@ __all__ = [
     "is_plain_mean",
     "per_example",
     "perplexity",
+    "pooled",
     "r2",
     "stacked_again",
     "top_k_accuracy",
@@ -212,6 +215,35 @@ def stacked_again(metric: Metric, combined: Any) -> Any:
     }
 
 
+def pooled(metric: Metric, means: Any) -> Any:
+    """Return stacked results of `batch_means` with one number for each batch.
+
+    The values of an example count like those of further examples: batches whose values
+    differ in shape can then be combined.
+    """
+
+    def mean(leaf: Array) -> Array:
+        flat = namespace(leaf).reshape(leaf, (leaf.shape[0], -1))
+        return namespace(leaf).mean(flat, axis=1)
+
+    def centered(branch: dict[str, Array]) -> dict[str, Array]:
+        means = branch["centre"] + branch["mean"]
+        centre = mean(means)
+        shape = (-1, *(1,) * (means.ndim - 1))
+        deviations = means - namespace(means).reshape(centre, shape)
+        within = branch["square"] - branch["mean"] * branch["mean"]
+        square = mean(within + deviations * deviations)
+        return {"centre": centre, "mean": centre * 0.0, "square": square}
+
+    with_variance = getattr(finish_of(metric), "variances", ())
+    if not with_variance:
+        return tree_map(mean, means)
+    return {
+        name: centered(branch) if name in with_variance else tree_map(mean, branch)
+        for name, branch in means.items()
+    }
+
+
 def is_plain_mean(metric: Metric) -> bool:
     """Return whether the result of a metric is the mean of all its values."""
     return finish_of(metric) is _mean
@@ -376,8 +408,9 @@ def r2(y: Array, target: Array) -> dict[str, Array]:
 
     y, target: (examples, ...), of the same shape and real dtype. R² is computed for
     each output and then averaged, as by scikit-learn's `r2_score`. For a constant
-    target it is 1 if all of y is exact, else 0. Returns (t - y)² and t, whose variance
-    over all examples is needed.
+    target it is 1 if all of y is exact, else 0. If batches differ in the shape of the
+    outputs, it is computed for all numbers together. Returns (t - y)² and t, whose
+    variance over all examples is needed.
     """
     error = target - y
     return {"error": error * error, "target": target}

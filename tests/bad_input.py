@@ -669,6 +669,11 @@ def of_fit():
             From(lambda w: (w.x[:, :1], w.labels), "another width"),
             From(lambda w: (w.x, w.labels[:2]), "too few targets"),
             From(lambda w: (w.x[:0], w.labels[:0]), "no examples"),
+            From(lambda w: [w.x, w.labels], "a pair in a list"),
+            From(lambda w: iter([(w.x, w.labels)]), "an iterator"),
+            From(lambda w: [(w.x, w.labels), (w.x, w.x)], "batches, one of them bad"),
+            [],
+            _nothing,
         ),
     }.items():
         for value in values:
@@ -694,6 +699,7 @@ def of_fit():
         "a class": list,
     }.items():
         yield Case(f"fit(batches={name})", _fit(batches=value, **none))
+        yield Case(f"evaluate(batches={name})", _method("evaluate", batches=value))
     yield Case("fit(x and batches)", _fit(batches=[]))
     yield Case("fit(learning_rate=0.1)", _fit(learning_rate=0.1), binding=True)
     for name, value in CALLBACKS.items():
@@ -768,7 +774,11 @@ def _with_metric(metric, method):
 def _method(name, *args, kind="trained", **options):
     def call(w):
         values = [value(w) if isinstance(value, From) else value for value in args]
-        getattr(w.trainer(kind), name)(*values, **options)
+        named = {
+            key: value(w) if isinstance(value, From) else value
+            for key, value in options.items()
+        }
+        getattr(w.trainer(kind), name)(*values, **named)
 
     return call
 

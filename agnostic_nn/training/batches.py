@@ -16,7 +16,7 @@ import numpy as np
 from ..core import random
 from ..core.arrays import Array, namespace
 from ..core.backend import Backend
-from ..core.errors import described
+from ..core.errors import described, expect_function
 from ..core.trees import leaves, tree_map
 from .inputs import BYTES, type_and_length
 
@@ -26,7 +26,10 @@ __all__ = [
     "StoredBatches",
     "StreamedBatches",
     "batch_indices",
+    "checked_batch",
     "epoch_order",
+    "expect_batches",
+    "iterator_of",
     "prefetched",
 ]
 
@@ -290,14 +293,14 @@ class StreamedBatches:
         """
         self.is_over = False
         is_iterator = isinstance(self.source, Iterator)
-        batches = self._begin(number)
+        batches = iterator_of(self.source, number)
         position = first if is_iterator else 0
         # `islice` draws no batch that is not used: an iterator would lose it
         for batch in islice(
             batches, None if self.steps is None else self.steps - position
         ):
             try:
-                examples = self._checked(batch)
+                examples = checked_batch(batch, self.check)
             except (TypeError, ValueError) as error:
                 error.add_note(f"in batch {position + 1} of epoch {number + 1}")
                 raise
@@ -317,18 +320,6 @@ class StreamedBatches:
                 "returns a new one"
             )
 
-    def _begin(self, number: int) -> Iterator[Any]:
-        """Return an iterator over the batches of epoch `number`."""
-        batches = (
-            self.source if isinstance(self.source, Iterable) else self.source(number)
-        )
-        if not isinstance(batches, Iterable):
-            raise TypeError(
-                "expected batches(epoch) to return an iterable, got "
-                f"{described(batches)}"
-            )
-        return iter(batches)
-
     def _ends_at(
         self, position: int, batches: Iterator[Any], is_iterator: bool
     ) -> bool:
@@ -339,11 +330,33 @@ class StreamedBatches:
             return length_hint(batches, 1) == 0
         return next(batches, _END) is _END
 
-    def _checked(self, batch: Any) -> Examples:
-        if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
-            expected = "batches (x, target) or (x, target, weights)"
-            raise TypeError(f"expected {expected}, got {type_and_length(batch)}")
-        return self.check(*batch)
+
+def expect_batches(batches: Any) -> None:
+    """Raise TypeError unless `batches` is an iterable or a function of the epoch."""
+    if not isinstance(batches, Iterable):
+        if not callable(batches):
+            raise TypeError(
+                f"expected batches as an iterable or a function, got {batches!r}"
+            )
+        expect_function("batches", batches, "epoch")
+
+
+def iterator_of(source: Any, epoch: int) -> Iterator[Any]:
+    """Return an iterator over the batches of an epoch, see `StreamedBatches`."""
+    batches = source if isinstance(source, Iterable) else source(epoch)
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"expected batches(epoch) to return an iterable, got {described(batches)}"
+        )
+    return iter(batches)
+
+
+def checked_batch(batch: Any, check: Callable[..., Examples]) -> Examples:
+    """Return check(*batch) of (x, target) or (x, target, weights)."""
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
+        expected = "batches (x, target) or (x, target, weights)"
+        raise TypeError(f"expected {expected}, got {type_and_length(batch)}")
+    return check(*batch)
 
 
 def _expect_layout(

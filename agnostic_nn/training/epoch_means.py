@@ -10,7 +10,13 @@ import numpy as np
 from ..core.arrays import Metric
 from ..core.errors import expect
 from ..core.trees import leaves, named_leaves, tree_map
-from ..metrics import combine_stacked, finish_of, is_plain_mean, stacked_again
+from ..metrics import (
+    combine_stacked,
+    finish_of,
+    is_plain_mean,
+    pooled,
+    stacked_again,
+)
 from .mean_loss import MeanLoss
 from .steps import Terms
 
@@ -62,9 +68,9 @@ class StepResults(NamedTuple):
 
 
 class _MetricMeans(NamedTuple):
-    """The means of a metric over `examples`, in the form of `batch_means`."""
+    """The means of a metric over so many `values`, in the form of `batch_means`."""
 
-    examples: int
+    values: int
     means: Any
 
 
@@ -78,7 +84,8 @@ class EpochMeans:
     wait for a transfer.
 
     A metric is the mean over the examples of all steps that computed it; weights of
-    examples do not count, as in `Trainer.evaluate`.
+    examples do not count, as in `Trainer.evaluate`. If the values of an example differ
+    in shape from batch to batch, it is the mean over all values.
     """
 
     loss: MeanLoss = field(default_factory=lambda: MeanLoss(np.asarray))
@@ -114,8 +121,12 @@ class EpochMeans:
         for name, metric in metrics.items():
             parts = [results for results in self.pending if name in results.metrics]
             if parts:
-                sizes = [size for results in parts for size in results.sizes]
                 stacks = [each.stacked_metric(name, to_numpy) for each in parts]
+                sizes = [
+                    size * _value_count(stack)
+                    for results, stack in zip(parts, stacks, strict=True)
+                    for size in results.sizes
+                ]
                 means[name] = _joined(metric, means.get(name), sizes, stacks)
         return EpochMeans(loss, means)
 
@@ -133,8 +144,9 @@ class EpochMeans:
     def as_json(self) -> dict[str, Any]:
         """Return folded means as JSON data, without metrics of very many numbers."""
         assert not self.pending
+        # the count has the name that it had before lengths could differ
         metrics = {
-            name: {"examples": entry.examples, "means": _as_json(entry.means)}
+            name: {"examples": entry.values, "means": _as_json(entry.means)}
             for name, entry in self.metrics.items()
             if sum(leaf.size for leaf in leaves(entry.means)) <= _MAX_SAVED
         }
@@ -176,28 +188,35 @@ def _joined(
 ) -> _MetricMeans:
     """Return the means over the steps before, and those of `stacks`.
 
-    Means from a file that are nested otherwise or have other shapes belong to another
-    metric of the same name, and are dropped.
+    sizes: the number of values in each step. Means from a file that are nested
+    otherwise belong to another metric of the same name, and are dropped.
     """
-    if is_plain_mean(metric):
-        # one number for each step is enough
-        stacks = [tree_map(_mean_by_step, stack) for stack in stacks]
     if before is not None:
         stack = tree_map(lambda leaf: np.asarray(leaf)[None], before.means)
-        if _layout(stack) == _layout(stacks[0]):
+        if _names(stack) == _names(stacks[0]):
             stacks = [stack, *stacks]
-            sizes = [before.examples, *sizes]
-    stacked = tree_map(lambda *parts: np.concatenate(parts), *stacks)
-    shares = np.asarray(sizes, np.float64) / sum(sizes)
+            sizes = [before.values, *sizes]
     # the numbers are the user's: infinite losses are reported, not raised
     with np.errstate(all="ignore"):
+        # one number for each step is enough for a plain mean
+        if is_plain_mean(metric) or any(
+            _layout(stack) != _layout(stacks[0]) for stack in stacks
+        ):
+            stacks = [pooled(metric, stack) for stack in stacks]
+        stacked = tree_map(lambda *parts: np.concatenate(parts), *stacks)
+        shares = np.asarray(sizes, np.float64) / sum(sizes)
         combined = combine_stacked(metric, shares, stacked)
     return _MetricMeans(sum(sizes), stacked_again(metric, combined))
 
 
-def _mean_by_step(leaf: np.ndarray) -> np.ndarray:
-    means: np.ndarray = leaf.reshape(len(leaf), -1).mean(axis=1)
-    return means
+def _value_count(stack: Any) -> int:
+    """Return the number of values of one example in stacked means."""
+    counts: list[int] = [math.prod(leaf.shape[1:]) for leaf in leaves(stack)]
+    return max(1, *counts)
+
+
+def _names(stack: Any) -> list[str]:
+    return [name for name, _ in named_leaves(stack)]
 
 
 def _layout(stack: Any) -> list[tuple[str, tuple[int, ...]]]:

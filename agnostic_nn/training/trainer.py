@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from html import escape
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -39,14 +40,14 @@ from ..optimizers import Average, DynamicScale, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
 from .advance import advance, after_one_step
-from .batches import Examples, StoredBatches, StreamedBatches
+from .batches import Examples, StoredBatches, StreamedBatches, expect_batches
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
 from .checkpoint_fields import CheckpointFields, restore_part
 from .config import describe
 from .context import Context
 from .epochs import EpochLoop
-from .evaluation import Evaluator
+from .evaluation import EvaluationBatch, Evaluator
 from .feed import (
     Augment,
     BatchFeeder,
@@ -656,7 +657,10 @@ class Trainer:
         epochs: int = 1,
         batch_size: int = 32,
         steps_per_epoch: int | None = None,
-        validation: tuple[Any, Any] | None = None,
+        validation: tuple[Any, Any]
+        | Iterable[Any]
+        | Callable[[int], Iterable[Any]]
+        | None = None,
         weights: Any = None,
         shuffle: bool = True,
         augment: Augment | None = None,
@@ -698,7 +702,9 @@ class Trainer:
             same shape is padded to that length. An epoch is `steps_per_epoch` batches,
             by default all of them.
         validation
-            (x, target) to evaluate after each epoch, without weights.
+            What to evaluate after each epoch: the tuple (x, target), or batches (x,
+            target) or (x, target, weights) as `evaluate` takes them, in a list or
+            another iterable that can be iterated again, or from a function.
         weights
             How much each example counts in the loss, (examples,), or as many leading
             axes as the loss takes.
@@ -752,8 +758,7 @@ class Trainer:
         check = self._examples if augment is None else self._before_augment
         source: StoredBatches | StreamedBatches
         if batches is not None:
-            if not (x is None and target is None and weights is None):
-                raise ValueError("expected x and target or batches, got both")
+            _expect_no_data(x, target, weights)
             source = self._streamed(batches, steps_per_epoch, check)
         elif steps_per_epoch is not None:
             raise ValueError(
@@ -766,15 +771,12 @@ class Trainer:
         evaluate = None
         if validation is not None:
             held_out = self._held_out(validation, batch_size)
-            evaluate = partial(self._evaluate, held_out, batch_size)
+            evaluate = partial(self._evaluate, held_out)
         callback_list = as_callbacks(callbacks)
         source.expect_continues(self._current.settled().open, self.epoch + 1)
         if held_out is not None and self._has_custom_metrics:
             self._evaluator.try_batch(
-                *self._prediction_weights(False),
-                held_out,
-                batch_size,
-                self._last_arguments(),
+                *self._prediction_weights(False), held_out(), self._last_arguments()
             )
         metrics = per_example(self.metrics) if training_metrics else {}
         fields = self._row_fields(metrics, held_out is not None)
@@ -831,25 +833,50 @@ class Trainer:
         check: Callable[..., Examples],
     ) -> StreamedBatches:
         """Return the source of batches that a user supplies."""
-        if not isinstance(batches, Iterable):
-            if not callable(batches):
-                raise TypeError(
-                    f"expected batches as an iterable or a function, got {batches!r}"
-                )
-            expect_function("batches", batches, "epoch")
+        expect_batches(batches)
         return StreamedBatches(batches, steps_per_epoch, check)
 
-    def _held_out(self, validation: Any, batch_size: int) -> Examples:
-        """Return the validation data, checked."""
-        if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise TypeError(
-                f"expected validation (x, target), got {type_and_length(validation)}"
+    def _held_out(
+        self, validation: Any, batch_size: int
+    ) -> Callable[[], Iterator[EvaluationBatch]]:
+        """Return a function that begins the validation data again.
+
+        A problem with the data raises now, not after an epoch. Only a list of batches
+        is checked to its end.
+        """
+        if isinstance(validation, tuple) and len(validation) == 2:
+            examples = self._examples(*validation)
+            # the loss has to take weights if a batch is short
+            self._validator.has_short_batch(
+                len(examples), min(batch_size, len(examples))
             )
-        held_out = self._examples(*validation)
-        # raises now, not after an epoch, if the loss takes no weights and a batch would
-        # be short
-        self._validator.has_short_batch(len(held_out), min(batch_size, len(held_out)))
-        return held_out
+            return partial(self._evaluator.stored, examples, batch_size)
+        is_array = hasattr(validation, "shape")
+        is_iterable = isinstance(validation, Iterable) and not isinstance(
+            validation, tuple | str | bytes | Mapping
+        )
+        if is_array or not (is_iterable or callable(validation)):
+            raise TypeError(
+                "expected validation (x, target), or batches of these in a list or "
+                f"from a function, got {type_and_length(validation)}"
+            )
+        if isinstance(validation, Iterator):
+            raise TypeError(
+                "expected validation that can be read again after each epoch, got "
+                f"{type_and_length(validation)}, which can be read once: pass a list "
+                "of the batches, or a function of the epoch that returns a new iterator"
+            )
+        expect_batches(validation)
+        begin = partial(self._evaluator.streamed, validation, self._examples)
+        try:
+            for _ in islice(begin(), None if isinstance(validation, list) else 1):
+                pass
+        except (TypeError, ValueError) as error:
+            error.add_note(
+                "in validation, which is the tuple (x, target) or batches of these"
+            )
+            raise
+        return begin
 
     def _row_fields(
         self, metrics: Iterable[str], has_validation: bool
@@ -901,9 +928,10 @@ class Trainer:
 
     def evaluate(
         self,
-        x: Any,
-        target: Any,
+        x: Any = None,
+        target: Any = None,
         *,
+        batches: Iterable[Any] | Callable[[int], Iterable[Any]] | None = None,
         weights: Any = None,
         batch_size: int = 1024,
         averaged: bool = False,
@@ -916,6 +944,11 @@ class Trainer:
         its divisor (see `agnostic_nn.losses`). A loss with reduction="sum" is summed
         over all examples.
 
+        batches: instead of x and target, an iterable of batches (x, target) or (x,
+        target, weights), or a function from the number of an epoch to one, which is
+        called with 0: as in `fit`, they may differ in the lengths that the model does
+        not fix. If the values of a metric then differ in shape, it is the mean over all
+        values, as the loss is. `OverAll` needs outputs and targets of one shape.
         weights: how much each example counts in the loss, as in `fit`; metrics ignore
         them.
         averaged: use the mean of the parameters that `Average` maintains.
@@ -923,15 +956,22 @@ class Trainer:
         self._current.carry()  # raises before weights are drawn
         batch_size = as_integer("batch_size", batch_size)
         expect_flag("averaged", averaged)
-        return self._evaluate(self._examples(x, target, weights), batch_size, averaged)
+        begin: Callable[[], Iterator[EvaluationBatch]]
+        if batches is None:
+            examples = self._examples(x, target, weights)
+            begin = partial(self._evaluator.stored, examples, batch_size)
+        else:
+            _expect_no_data(x, target, weights)
+            expect_batches(batches)
+            begin = partial(self._evaluator.streamed, batches, self._examples)
+        return self._evaluate(begin, averaged)
 
     def _evaluate(
-        self, examples: Examples, batch_size: int, averaged: bool = False
+        self, begin: Callable[[], Iterator[EvaluationBatch]], averaged: bool = False
     ) -> dict[str, float]:
+        """Return the results of the batches that `begin` returns."""
         params, state = self._prediction_weights(averaged)
-        return self._evaluator.results(
-            params, state, examples, batch_size, self._last_arguments()
-        )
+        return self._evaluator.results(params, state, begin(), self._last_arguments())
 
     def _prediction_weights(self, averaged: bool) -> tuple[Params, State]:
         """Return the parameters to predict with, and the state."""
@@ -1248,6 +1288,12 @@ def _expect_same_leaves(new: dict[str, Any], expected: dict[str, Any]) -> None:
 def _dtype_and_shape(leaf: Any) -> str:
     is_array = hasattr(leaf, "dtype") and hasattr(leaf, "shape")
     return f"{leaf.dtype} {tuple(leaf.shape)}" if is_array else described(leaf)
+
+
+def _expect_no_data(x: Any, target: Any, weights: Any) -> None:
+    """Raise ValueError if data are given next to batches."""
+    if not (x is None and target is None and weights is None):
+        raise ValueError("expected x and target or batches, got both")
 
 
 def _checked_metrics(metrics: Any) -> dict[str, Metric]:
