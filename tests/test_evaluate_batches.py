@@ -66,9 +66,6 @@ def test_slices_of_the_data_give_the_results_of_all_data(backend):
         result = learner.evaluate(batches=batches)
         assert list(result) == ["loss", "over", "accuracy"]
         assert result == pytest.approx(expected, rel=1e-5)
-    assert learner.evaluate(batches=there[:2])["over"] == pytest.approx(
-        mean_output(learner.predict(x[:10]), target[:10]), rel=1e-5
-    )
 
 
 def test_batches_of_different_lengths_count_each_step_once(backend):
@@ -76,15 +73,15 @@ def test_batches_of_different_lengths_count_each_step_once(backend):
     learner = trainer(backend)
     expected = learner.evaluate(*together(BATCHES))
     assert learner.evaluate(batches=BATCHES) == pytest.approx(expected, rel=1e-5)
-    by_example = [
-        learner.evaluate(*each)["accuracy"] * len(each[0]) / 9 for each in BATCHES
-    ]
-    assert abs(sum(by_example) - expected["accuracy"]) > 1e-3
 
 
 def test_fit_measures_both_kinds_of_data_so():
     learner = trainer("numpy")
     expected = learner.evaluate(*together(BATCHES))
+    by_example = [
+        learner.evaluate(*each)["accuracy"] * len(each[0]) / 9 for each in BATCHES
+    ]
+    assert abs(sum(by_example) - expected["accuracy"]) > 1e-3
     epochs = []
 
     def validation(epoch):
