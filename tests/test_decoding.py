@@ -157,6 +157,35 @@ def test_the_dtypes_of_the_memory_are_constant_in_float32(layer, shape):
     assert shapes_and_dtypes(after) == shapes_and_dtypes(memory)
 
 
+def test_queries_keys_and_values_of_a_step_are_one_product(monkeypatch):
+    """Of x itself; values of another sequence have their own. On NumPy only."""
+    layer = nn.MultiHeadAttention(2, causal=True, value_width=3)
+    params, state, x = numbers(layer, {"x": (6, 4), "value": (6, 3)}, "float32")
+    products = []
+    forward = nn.Dense.forward
+
+    def counted(dense, params, state, x, **options):
+        products.append(params["weight"].shape)
+        return forward(dense, params, state, x, **options)
+
+    monkeypatch.setattr(nn.Dense, "forward", counted)
+    memory = layer.begin(params, state, at(x, 0), 7)
+    layer.advance(params, state, memory, at(x, 0))
+    assert products == [(4, 4), (3, 6), (4, 4), (6, 4)]
+    products.clear()
+    params, state, x = numbers(layer, (6, 4), "float32")
+    memory = layer.begin(params, state, at(x, 0), 7)
+    expected, _ = layer.advance(params, state, memory, at(x, 0))
+    assert products == [(4, 14), (6, 4)]
+    # values that are passed only now, here x again, are still used
+    same = {"x": at(x, 0), "value": at(x, 0)}
+    y, _ = layer.advance(params, state, memory, same)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=1e-5)
+    same["value"] = -same["value"]
+    y, _ = layer.advance(params, state, memory, same)
+    assert not np.allclose(y, expected, rtol=0, atol=1e-3)
+
+
 def test_a_mask_excludes_steps_one_by_one(backend, widest, epsilon):
     """Masked steps have no effect, except on rotary positions."""
     params, state, x = numbers(CAUSAL, (6, 4), widest)

@@ -195,6 +195,22 @@ def test_rows_are_stored_at_their_place_and_no_others_change(backend):
     assert np.isnan(backend.to_numpy(stored)[:, :, 2:]).all()
 
 
+@pytest.mark.parametrize("time", [1, 2])
+def test_attention_to_stored_rows_equals_the_standard_version(backend, time):
+    """With few and with many rows, for queries that share a head, also replayed."""
+    query = numbers(2, 3, 2, time, 4)
+    key, value = (numbers(2, 3, 24, 4, seed=seed) for seed in (1, 2))
+    arrays = backend.asarray((query, key, value))
+    standard = ops.attend_stored.dispatch(object)
+    replayed = ops.attend_stored if backend.compiles else backend.jit(ops.attend_stored)
+    for first in (3, 19):
+        at = backend.asarray(np.asarray(first, np.int32))
+        expected = backend.to_numpy(standard(*arrays, at))
+        for attend in (ops.attend_stored, *[replayed] * 3):
+            actual = backend.to_numpy(attend(*arrays, at))
+            np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5)
+
+
 def test_a_full_memory_refuses_a_step_or_makes_nan(backend):
     layer = attention()
     params, state = backend.asarray(start(layer, (3, 4)))

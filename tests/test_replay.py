@@ -323,6 +323,43 @@ def test_a_step_that_is_not_taken_changes_nothing(backend, replay):
     assert_same(carry, (np.full(3, 5.0), {"b": np.full(3, 6.0)}))
 
 
+def test_reshapes_in_a_row_give_the_bits_of_each_of_them(backend, library):
+    """Only the last one is recorded, and none if it restores the shape."""
+    data = np.arange(24, dtype="float32").reshape(2, 3, 4)
+    square = backend.asarray(np.arange(16, dtype="float32").reshape(4, 4) / 7.0)
+    xp = backend.xp
+
+    def function(x):
+        xp = x.__array_namespace__()
+        doubled = x * 2.0
+        rows = xp.reshape(xp.reshape(doubled, (1, 6, 4)), (-1, 4))
+        restored = xp.reshape(rows, (2, 3, 4))
+        return rows @ square, xp.reshape(restored, (-1, 4)) @ square, restored
+
+    contiguous = backend.asarray(data)
+    permuted = xp.permute_dims(backend.asarray(data.transpose(2, 1, 0)), (2, 1, 0))
+    for x in (contiguous, permuted):
+        program = Program(function, (x,), library, ())
+        assert program.fits((x,))
+        assert_same(program((x,)), function(x))
+
+
+def test_a_normalized_step_has_the_same_bits_and_gradient(backend, library):
+    """A step of decoding is normalized as a matrix where a library is faster so."""
+    layer = nn.LayerNorm()
+    draws = np.random.default_rng(0).standard_normal((4, 3, 1, 5)).astype("float32")
+    x, dy, scale, bias = backend.asarray(tuple(draws))
+    params = {"scale": scale[0, 0, :], "bias": bias[0, 0, :]}
+
+    def function(x, dy):
+        y, _, cache = layer.forward(params, {}, x, train=True)
+        return y, *layer.backward(params, cache, dy)
+
+    program = Program(function, (x, dy), library, ())
+    assert program.fits((x, dy))
+    assert_same(program((x, dy)), function(x, dy))
+
+
 def test_other_layouts_shapes_and_values_of_arguments_are_distinguished(
     backend, replay
 ):

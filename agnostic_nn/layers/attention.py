@@ -52,6 +52,8 @@ from .positions import angles, expect_sequence, rotate
 
 __all__ = ["MultiHeadAttention", "inputs_by_name", "nest_like_x"]
 
+_PROJECTIONS = ("query", "key", "value")
+
 
 @dataclass(frozen=True)
 class MultiHeadAttention(Layer):
@@ -115,7 +117,9 @@ class MultiHeadAttention(Layer):
     relative, a dict of bias (2 n + 1, heads), which starts at 0; with `learned_key`
     also learned, a dict of k (1, d · key_heads) and v (1, value_width · key_heads).
 
-    In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. With
+    In decoding (`begin`, `advance`) the memory holds K and V of all steps so far. In
+    self-attention it also holds the parameters of Q, K and V side by side, for one
+    product instead of three, so `begin` has to be called again after they change. With
     a source, which is passed at every step, K and V are computed once, in `begin`. The
     score_bias of a step has a row for all keys of the memory: (batch, 1, keys) or
     (batch, heads, 1, keys).
@@ -393,6 +397,12 @@ class MultiHeadAttention(Layer):
         if "mask" in inputs:
             mask_shape = (x.shape[0], length)
             memory["mask"] = xp.zeros(mask_shape, dtype=xp.bool, device=device(x))
+        if "value" not in inputs:
+            # side by side, so that a step makes one product instead of three
+            memory["projections"] = {
+                name: xp.concat([params[of][name] for of in _PROJECTIONS], axis=-1)
+                for name in params["query"]
+            }
         return memory
 
     def advance(
@@ -415,8 +425,9 @@ class MultiHeadAttention(Layer):
         times = step + _positions(x)
         updates = {"step": step + time}
         is_self_attention = "source" not in inputs
+        projected = self._projected(params, memory, x)
         if is_self_attention:
-            key, value = self._keys(params, x, inputs.get("value"), times)
+            key, value = self._keys(params, x, inputs.get("value"), times, projected)
             updates["key"] = store(memory["key"], key, step)
             updates["value"] = store(memory["value"], value, step)
             if mask is not None:
@@ -426,7 +437,7 @@ class MultiHeadAttention(Layer):
                 mask = _stored_mask(memory["mask"], mask, step)
                 updates["mask"] = mask
         memory = memory | updates
-        query = self._queries(params, x, times)
+        query = self._queries(params, x, times, projected)
         wide_query = widened(query)
         key = memory["key"]
         value = memory["value"]
@@ -623,37 +634,80 @@ class MultiHeadAttention(Layer):
         # the width depends on x, which is unknown before `init`; params have it
         return Dense(params["weight"].shape[1], bias=self.bias)
 
-    def _map(self, params: Params, name: str, x: Array) -> Array:
+    def _map(
+        self,
+        params: Params,
+        name: str,
+        x: Array,
+        projected: dict[str, Array] | None = None,
+    ) -> Array:
+        """Return x W + b of one projection, which may be in `projected` already."""
+        if projected:
+            return projected[name]
         return self._dense(params[name]).forward(params[name], {}, x)[0]
 
     def _angles(self, like: Array, positions: Array) -> Array:
         return angles(like, positions, like.shape[-1], self.base)
 
-    def _queries(self, params: Params, x: Array, positions: Array) -> Array:
-        """Return Q, rotated if `rotary`, as (batch, key heads, group, time, d)."""
+    def _projected(self, params: Params, memory: Memory, x: Array) -> dict[str, Array]:
+        """Return x W + b of Q, K and V by name, from one product, or {}.
+
+        They are joined in the memory if it was made for self-attention.
+        """
+        if "projections" not in memory:
+            return {}
         expect_sequence("MultiHeadAttention", x.shape[1:])
-        key_heads = self.key_heads or self.heads
-        query = self._grouped(self._map(params, "query", x), key_heads)
-        return rotate(query, self._angles(query, positions)) if self.rotary else query
+        joined = self._map(memory, "projections", x)
+        projected = {}
+        start = 0
+        for name in _PROJECTIONS:
+            end = start + params[name]["weight"].shape[1]
+            projected[name] = joined[..., start:end]
+            start = end
+        return projected
 
-    def _keys(
-        self, params: Params, x: Array, value_source: Array | None, positions: Array
-    ) -> tuple[Array, Array]:
-        """Return K, rotated if `rotary`, and V, as (batch, key heads, time, d).
+    def _queries(
+        self,
+        params: Params,
+        x: Array,
+        positions: Array,
+        projected: dict[str, Array] | None = None,
+    ) -> Array:
+        """Return Q, rotated if `rotary`, as (batch, key heads, group, time, d).
 
-        value_source: the sequence that V is computed from, or None for x.
+        projected: the products with x that are computed already, by name.
         """
         expect_sequence("MultiHeadAttention", x.shape[1:])
         key_heads = self.key_heads or self.heads
-        key = _split_heads(self._map(params, "key", x), key_heads)
+        query = self._grouped(self._map(params, "query", x, projected), key_heads)
+        return rotate(query, self._angles(query, positions)) if self.rotary else query
+
+    def _keys(
+        self,
+        params: Params,
+        x: Array,
+        value_source: Array | None,
+        positions: Array,
+        projected: dict[str, Array] | None = None,
+    ) -> tuple[Array, Array]:
+        """Return K, rotated if `rotary`, and V, as (batch, key heads, time, d).
+
+        value_source: the sequence that V is computed from, or None for x. projected:
+        the products with x that are computed already, by name.
+        """
+        expect_sequence("MultiHeadAttention", x.shape[1:])
+        key_heads = self.key_heads or self.heads
+        key = _split_heads(self._map(params, "key", x, projected), key_heads)
         if value_source is None:
             value_source = x
         else:
+            projected = None
             expect_sequence("MultiHeadAttention", value_source.shape[1:])
             fits = value_source.shape[:2] == x.shape[:2]
             message = "expected a value ({}, {}, width) like the keys, got {}"
             expect(fits, message, *x.shape[:2], value_source.shape)
-        value = _split_heads(self._map(params, "value", value_source), key_heads)
+        value = self._map(params, "value", value_source, projected)
+        value = _split_heads(value, key_heads)
         if self.rotary:
             key = rotate(key, self._angles(key, positions))
         return key, value

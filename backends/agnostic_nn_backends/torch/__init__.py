@@ -36,6 +36,7 @@ missing_dtypes = None
 vjp = torch.func.vjp
 
 _Shape = tuple[int, ...]
+_traced_xp = tracing.TracedTensor.namespace
 
 
 def devices() -> dict[str, Any]:
@@ -290,18 +291,38 @@ def _attend_stored(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> 
         return ops.attend_stored.dispatch(object)(query, key, value, start)
     first = start.item()
     time = query.size(3)
+    if time == 1:
+        return _attend_step(query.squeeze(3), key, value, start).unsqueeze(3)
     count = first + time
     key = key.narrow(2, 0, count)
     value = value.narrow(2, 0, count)
-    if time > 1:
-        if first == 0:
-            return _attend(query, key, value, causal=True)[0]
-        return _attend(query, key, value, past_keys(start, time, count))[0]
-    # all queries of a group may use the same keys, so they count as further queries
+    if first == 0:
+        return _attend(query, key, value, causal=True)[0]
+    return _attend(query, key, value, past_keys(start, time, count))[0]
+
+
+def _attend_step(query: Tensor, key: Tensor, value: Tensor, start: Tensor) -> Tensor:
+    """Return O for one step, (batch, heads, group, e).
+
+    query: (batch, heads, group, d). All queries of a group may use the same keys, so
+    they count as further queries.
+    """
+    count = start.item() + 1
+    key = key.narrow(2, 0, count)
+    value = value.narrow(2, 0, count)
     if count < _FLASH_KEYS or key.size(3) != value.size(3):
-        return _attend(query, key, value)[0]
-    rows = functional.scaled_dot_product_attention(query.squeeze(3), key, value)
-    return rows.unsqueeze(3)
+        return _attend(query.unsqueeze(3), key, value)[0].squeeze(3)
+    return functional.scaled_dot_product_attention(query, key, value)
+
+
+def _traced_attend_stored(query: Any, key: Any, value: Any, start: Any) -> Any:
+    batch, heads, group, time, d = query.shape
+    if time > 1:
+        return trace.record(_attend_stored, query, key, value, start)
+    # a reshape is recorded with those before and after it, or costs nothing
+    rows = _traced_xp.reshape(query, (batch, heads, group, d))
+    rows = trace.record(_attend_step, rows, key, value, start)
+    return _traced_xp.reshape(rows, (batch, heads, group, 1, rows.shape[-1]))
 
 
 # --- indexing and normalization
@@ -323,6 +344,19 @@ def _normalize_rows(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     y, *statistics = torch.native_layer_norm(x, x.shape[-1:], scale, bias, epsilon)
     return y, (x, *statistics)
+
+
+def _traced_normalize_rows(x: Any, scale: Any, bias: Any, epsilon: float) -> Any:
+    if x.shape[-2] != 1:
+        return trace.record(_normalize_rows, x, scale, bias, epsilon)
+    # A step of decoding: rows of a matrix are what a product with weights takes next.
+    width = x.shape[-1]
+    rows = _traced_xp.reshape(x, (math.prod(x.shape[:-1]), width))
+    function = torch.native_layer_norm
+    y, *statistics = trace.record(function, rows, (width,), scale, bias, epsilon)
+    shape = (*x.shape[:-1], 1)
+    statistics = [_traced_xp.reshape(part, shape) for part in statistics]
+    return _traced_xp.reshape(y, x.shape), (x, *statistics)
 
 
 def _normalize_rows_backward(
@@ -735,14 +769,15 @@ for _function in (*vars(ops).values(), random.words):
     if Tensor in getattr(_function, "registry", ()):
         _native = _function.registry[Tensor]
         _function.register(tracing.TracedTensor, trace.opaque(_native))
-_traced_xp = tracing.TracedTensor.namespace
 _traced_two_to = partial(trace.record, tracing.two_to)
 for _function, _recorded in (
     (ops.lstm, trace.opaque_if(_lstm, _has_lstm)),
     (ops.lstm_backward, trace.opaque_if(_lstm_backward, _has_lstm)),
     (ops.interpolate, _traced_interpolate),
     (ops.interpolate_input, _traced_interpolate_input),
+    (ops.attend_stored, _traced_attend_stored),
     (ops.barrier_impl, trace.barrier),
+    (ops.normalize_rows, _traced_normalize_rows),
     (ops.sum_over, partial(_sum_over, xp=_traced_xp)),
     (ops.sum_rows, partial(_sum_rows, xp=_traced_xp)),
     (ops.bounded_exp, partial(_bounded_exp, two_to=_traced_two_to)),

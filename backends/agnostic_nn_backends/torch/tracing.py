@@ -24,10 +24,12 @@ class TracedTensor(Traced):
 
     compared: for the result of a comparison, (function that returns it as numbers, x,
         y); see `_comparison`.
+    reshaped: for the result of `reshape`, the contiguous tensor before it.
     """
 
-    __slots__ = ("compared",)
+    __slots__ = ("compared", "reshaped")
     compared: tuple[Callable[..., Any], Any, Any]
+    reshaped: Any
     methods = Tensor
     boolean = torch.bool
 
@@ -58,11 +60,20 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
     """Return an operator that converts a number to a tensor once, not at each call."""
 
     def recorded(self: Any, other: Any) -> Any:
-        if type(other) in (int, float) and self.dtype.is_floating_point:
+        is_number = type(other) in (int, float) and self.dtype.is_floating_point
+        if is_number or (self.ndim == 0 and _is_count(other, self.dtype)):
             other = _as_tensor(other, self)
         return record(function, self, other)
 
     return recorded
+
+
+def _is_count(number: Any, dtype: torch.dtype) -> bool:
+    """Return whether a Python number and a counter of this dtype add up without wrap.
+
+    Larger arrays of integers keep Python numbers, which kernels have as literals.
+    """
+    return type(number) is int and dtype == torch.int32 and abs(number) < 2**31
 
 
 def _comparison(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
@@ -228,6 +239,13 @@ _ACCEPT_OUT = {
 }
 
 
+def _has_shape(x: Any, shape: Any) -> bool:
+    """Return whether reshape(x, shape) has the shape of x; `shape` may contain -1."""
+    if not isinstance(shape, tuple) or len(shape) != x.ndim:
+        return False
+    return all(n in (m, -1) for n, m in zip(shape, x.shape, strict=True))
+
+
 def _taken(x: Any, axis: int, indices: Any) -> Any:
     """Return xp.take(x, indices, axis=axis), fast unless an index is negative."""
     try:
@@ -330,7 +348,14 @@ class _Namespace:
     ) -> Any:
         if copy is not None:
             return record(xp.reshape, x, shape, copy=copy)
-        return record(torch.reshape, x, shape)
+        # of several calls in a row only the last one counts, if none of them copies
+        source = getattr(x, "reshaped", x)
+        if _has_shape(source, shape):
+            return source
+        result = record(torch.reshape, source, shape)
+        if isinstance(source, Traced) and source.value.is_contiguous():
+            result.reshaped = source
+        return result
 
     def argmax(self, x: Any, /, *, axis: Any = None, keepdims: bool = False) -> Any:
         return record(torch.argmax, x, axis, keepdim=keepdims)
