@@ -330,7 +330,7 @@ def test_reshapes_in_a_row_give_the_bits_of_each_of_them(backend, library):
     xp = backend.xp
 
     def function(x):
-        xp = x.__array_namespace__()
+        xp = namespace(x)
         doubled = x * 2.0
         rows = xp.reshape(xp.reshape(doubled, (1, 6, 4)), (-1, 4))
         restored = xp.reshape(rows, (2, 3, 4))
