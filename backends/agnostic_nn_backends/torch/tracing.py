@@ -69,7 +69,7 @@ def _arithmetic(function: Callable[..., Any]) -> Callable[[Any, Any], Any]:
 
 
 def _is_count(number: Any, dtype: torch.dtype) -> bool:
-    """Return whether a Python number and a counter of this dtype add up without wrap.
+    """Return whether `number` is an integer and fits the dtype of counters, int32.
 
     Larger arrays of integers keep Python numbers, which kernels have as literals.
     """
