@@ -113,7 +113,8 @@ def losses():
     transitions = tree_map(lambda leaf: leaf.astype("float64"), transitions)
     judged = context_of(gan.DISCRIMINATOR, (1,))
     taught = context_of(teacher.MODEL, (2,), weight=np.float64(3.0))
-    labels = {"label": np.arange(6) % 2, "known": np.asarray([1.0, 1, 0, 0, 1, 0])}
+    has_label = np.asarray([1.0, 1, 0, 0, 1, 0])
+    labels = {"label": np.arange(6) % 2, "has_label": has_label}
     softened = partial(distillation.softened, temperature=2.0)
     return {
         "gan": (partial(gan.fooling, context=judged), drawn(6, 1), np.ones((6, 1))),

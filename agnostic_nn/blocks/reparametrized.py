@@ -230,7 +230,7 @@ class WeightNorm(_Reparametrized):
         that are called "weight". Each needs at least two axes.
 
     Params are those of f, with {"direction": v, "scale": g} instead of w; v has the
-    shape of w, and g is (fan_out,). Other leaves of f are trained as they are. State is
+    shape of w, and g is (fan_out,). Other leaves are trained directly. State is
     that of f. Weight decay leaves out leaves that are called "scale"; that of v changes
     nothing in y, as v only counts by its direction. A v of 0 has no direction, and w
     is 0 there. Inside `Repeat`, put this around the layer, not around the `Repeat`.

@@ -312,7 +312,7 @@ class _Recorder:
             note.shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), y)
             self._count(note, params)
             if isinstance(note.layer, Freeze | LoRA):
-                # what no layer inside got as it is, but converted or adapted
+                # inner layers got converted or adapted copies of these
                 self._count(note, state["params"])
             return y, state, {number: cache}
 

@@ -61,8 +61,8 @@ class Rescale(Layer):
     """y = x · scale + offset, for x of integers, such as the bytes of images, or reals.
 
     x: (...) -> y of the same shape. If x holds integers, y has the dtype of the model,
-    and x stays as it is up to this layer: bytes take a quarter of the memory of
-    float32, also on the way to the device.
+    and x is not converted before this layer: bytes take a quarter of the memory of
+    float32, also when they are moved to the device.
 
     `scale`, `offset`: fixed numbers, or a tuple with one for each channel, the last
     axis. `Rescale(1 / 255)` maps bytes to [0, 1]; with the means m and standard

@@ -213,8 +213,34 @@ class Losses(_Combined):
         return hash(_comparison_key(self))
 
 
+class _AroundOneLoss(_Combined):
+    """A loss that changes the value of another one, and has its other attributes."""
+
+    loss: Loss
+
+    @property
+    def check(self) -> Callable[..., None] | None:
+        """The target check of the loss, or None."""
+        return check_of(self.loss)
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """The metrics of the loss."""
+        return metrics_of(self.loss)
+
+    @property
+    def probabilities(self) -> Callable[[Array], Array] | None:
+        """The function from outputs to probabilities of the loss, or None."""
+        return probabilities_of(self.loss)
+
+    @property
+    def is_sum(self) -> bool:
+        """True if the loss is a sum (see `is_sum` in `base`)."""
+        return is_sum(self.loss)
+
+
 @dataclass(frozen=True)
-class Weighted(_Combined):
+class Weighted(_AroundOneLoss):
     """w · L(y, target), a loss times a number or a schedule.
 
         Weighted(mean_squared_error, schedules.Linear(0.0, 1.0, steps=1000))
@@ -264,26 +290,6 @@ class Weighted(_Combined):
         dy = tree_map(lambda leaf: weight * leaf, result.dy)
         terms = tuple(_weighted_terms(result, value, weight, ()))
         return BatchLoss(value, dy, terms, result.divisor, result.ratio, result.unequal)
-
-    @property
-    def check(self) -> Callable[..., None] | None:
-        """The target check of the loss, or None."""
-        return check_of(self.loss)
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The metrics of the loss."""
-        return metrics_of(self.loss)
-
-    @property
-    def probabilities(self) -> Callable[[Array], Array] | None:
-        """The function from outputs to probabilities of the loss, or None."""
-        return probabilities_of(self.loss)
-
-    @property
-    def is_sum(self) -> bool:
-        """True if the loss is a sum (see `is_sum` in `base`)."""
-        return is_sum(self.loss)
 
     def __repr__(self) -> str:
         return f"Weighted({describe_loss(self.loss)}, {self.weight!r})"
@@ -353,7 +359,7 @@ class BetweenOutputs(_Combined):
 
 
 @dataclass(frozen=True)
-class Penalized(_Combined):
+class Penalized(_AroundOneLoss):
     """Σ R(params) + L(y, target), a loss plus penalties of the parameters.
 
         Penalized(softmax_cross_entropy, penalties.L1(1e-4))
@@ -382,7 +388,7 @@ class Penalized(_Combined):
         If the loss or a penalty is not a function. When called: if there are no
         `params`, because the caller is not a training step.
     ValueError
-        If there is no penalty.
+        If `penalties` is empty.
     """
 
     loss: Loss
@@ -439,26 +445,6 @@ class Penalized(_Combined):
         keywords = {"step": step, "context": context, "params": params}
         result = self.with_divisor(y, target, weights, **keywords)
         return result.value, result.dy
-
-    @property
-    def check(self) -> Callable[..., None] | None:
-        """The target check of the loss, or None."""
-        return check_of(self.loss)
-
-    @property
-    def metrics(self) -> dict[str, Metric]:
-        """The metrics of the loss."""
-        return metrics_of(self.loss)
-
-    @property
-    def probabilities(self) -> Callable[[Array], Array] | None:
-        """The function from outputs to probabilities of the loss, or None."""
-        return probabilities_of(self.loss)
-
-    @property
-    def is_sum(self) -> bool:
-        """True if the loss is a sum (see `is_sum` in `base`)."""
-        return is_sum(self.loss)
 
     def __repr__(self) -> str:
         penalties = ", ".join(map(repr, self.penalties))

@@ -115,7 +115,7 @@ def loop_until(
 
     The loop ends before a step if is_done(carry), a 0-d boolean, is true. carry is a
     tree of arrays that keeps its nesting, shapes and dtypes. A backend with a compiler
-    compiles `step` once, and leaves the loop as soon as it is done.
+    compiles `step` once, and ends the loop at the same step.
     """
     return loop_until_impl(leaves(carry)[0], is_done, step, carry, count)
 

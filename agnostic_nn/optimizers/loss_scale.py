@@ -35,7 +35,7 @@ class DynamicScale:
     backward pass is linear in dy, so it is run with S · dy, and its results are divided
     by S in float32, exactly, because S is a power of two. S begins at `start`, is at
     least 1 and at most 2²⁴. If G overflows, S was too large: parameters, state and
-    moments stay as they are, so a schedule does not move on either.
+    moments do not change, and the step of a schedule is not counted.
 
     `Trainer(precision="mixed_float16")` puts this around the optimizer by itself; pass
     it for other options. Around a model that computes in float16, use it with

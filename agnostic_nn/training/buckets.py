@@ -45,12 +45,12 @@ def bucketed(
         The lengths to pad to, by default powers of two and that of the longest
         sequence.
     mask
-        Whether x is {"x": (batch, length, ...), "mask": (batch, length)}, with True for
-        each step that is not padding, or only the array.
+        If true, x is {"x": (batch, length, ...), "mask": (batch, length)}, where the
+        mask is True for each step that is not padding; else x is only the array.
     padding, target_padding
         The numbers that sequences and their targets are padded with.
     shuffle
-        Whether the order is random.
+        If true, the order is random.
 
     Raises
     ------

@@ -130,8 +130,11 @@ class Evaluator:
 
     def _expect_one_shape(self, first: Any, other: Any) -> None:
         """Raise ValueError unless outputs and targets of two batches can be joined."""
-        for kind, one, two in zip(("y", "target"), first, other, strict=True):
-            pairs = zip(named_leaves(one, kind), named_leaves(two, kind), strict=True)
+        trees = zip(("y", "target"), first, other, strict=True)
+        for kind, tree, later in trees:
+            pairs = zip(
+                named_leaves(tree, kind), named_leaves(later, kind), strict=True
+            )
             for (name, a), (_, b) in pairs:
                 if a.shape[1:] != b.shape[1:]:
                     raise ValueError(

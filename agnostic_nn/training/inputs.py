@@ -340,7 +340,7 @@ def converted(
 ) -> np.ndarray:
     """Return `array` in the dtype that the model computes in, and integers in int32.
 
-    All backends have int32. Those of 8 bits stay as they are for a layer that takes
+    All backends have int32. Those of 8 bits are not converted for a layer that takes
     them, which is of the kind "numeric": images take four times the memory in float32.
     Floating-point numbers are only converted if the user did
     not choose their dtype. Booleans are not converted, and neither is a mapped file,

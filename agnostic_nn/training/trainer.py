@@ -702,7 +702,7 @@ class Trainer:
             same shape is padded to that length. An epoch is `steps_per_epoch` batches,
             by default all of them.
         validation
-            What to evaluate after each epoch: the tuple (x, target), or batches (x,
+            The data to evaluate after each epoch: the tuple (x, target), or batches (x,
             target) or (x, target, weights) as `evaluate` takes them, in a list or
             another iterable that can be iterated again, or from a function.
         weights

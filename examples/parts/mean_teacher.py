@@ -27,13 +27,15 @@ def softmax(y):
 def consistent(y, target, weights=None, *, context):
     """L above; context holds θ', the state of the model and w."""
     xp = namespace(y)
-    known, slope = nn.softmax_cross_entropy(y, target["label"], target["known"])
+    supervised, slope = nn.softmax_cross_entropy(
+        y, target["label"], target["has_label"]
+    )
     teacher = MODEL.predict(context["params"], context["state"], target["noisy"])
     p = softmax(y)
     error = p - softmax(teacher)
     share = context["weight"] / y.shape[0]
     along = xp.sum(p * error, axis=1, keepdims=True)
-    value = known + share * xp.sum(error * error)
+    value = supervised + share * xp.sum(error * error)
     return value, slope + 2.0 * share * p * (error - along)
 
 
@@ -48,16 +50,16 @@ def moons(random, count):
 def compute(backend, steps=300, size=64, labels=3, weights=(0.0, 3.0), ramp=50):
     """Return the accuracy of labels alone, and of the student and its mean teacher."""
     x, label = moons(np.random.default_rng(0), 512)
-    known = np.zeros(512, "float32")
+    has_label = np.zeros(512, "float32")
     for each in range(2):
-        known[np.flatnonzero(label == each)[:labels]] = 1.0
+        has_label[np.flatnonzero(label == each)[:labels]] = 1.0
     results = {}
     for name, weight in zip(("labels alone", "student"), weights, strict=True):
         random = np.random.default_rng(1)
         optimizer = nn.Average(nn.Adam(1e-2), decay=0.97)
         trainer = nn.Trainer(MODEL, consistent, optimizer, backend=backend, shape=(2,))
         averaged = backend.jit(optimizer.averaged)
-        labelled = np.flatnonzero(known)
+        labelled = np.flatnonzero(has_label)
 
         def noisy(rows, random=random):
             noise = 0.15 * random.standard_normal((len(rows), 2))
@@ -71,7 +73,11 @@ def compute(backend, steps=300, size=64, labels=3, weights=(0.0, 3.0), ramp=50):
                 "state": trainer.state,
                 "weight": np.float32(weight * min(1.0, step / ramp)),
             }
-            target = {"label": label[rows], "known": known[rows], "noisy": noisy(rows)}
+            target = {
+                "label": label[rows],
+                "has_label": has_label[rows],
+                "noisy": noisy(rows),
+            }
             trainer.step(noisy(rows), target)
         accuracy = (trainer.predict(x).argmax(axis=1) == label).mean()
         results[name] = float(accuracy)

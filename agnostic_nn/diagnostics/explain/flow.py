@@ -373,10 +373,10 @@ class _Graph:
             for edge in other.edges
             if edge.start == node.number
         ]
-        known = [each for each in gradients if each is not None]
-        if not known or len(known) < len(gradients):
+        arrived = [each for each in gradients if each is not None]
+        if not arrived or len(arrived) < len(gradients):
             return None
-        total: np.ndarray = np.sum(known, axis=0)
+        total: np.ndarray = np.sum(arrived, axis=0)
         return total
 
     def _gradient_of_sum(self, merge: Node) -> np.ndarray | None:
