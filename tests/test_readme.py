@@ -1,6 +1,7 @@
 """The code and commands of README and CONTRIBUTING run, and lists are complete."""
 
 import re
+import tomllib
 from pathlib import Path
 
 from public_names import missing_names
@@ -47,3 +48,21 @@ def test_ci_runs_the_readmes_test_command():
 def test_every_public_name_is_in_the_table_of_names():
     missing = missing_names(NAMES)
     assert not missing, "nox -s proofs -- --write"
+
+
+def test_the_badges_are_true():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    project = settings["project"]
+    python = "Programming Language :: Python :: "
+    versions = [
+        name.removeprefix(python)
+        for name in project["classifiers"]
+        if re.fullmatch(rf"{python}3\.\d+", name)
+    ]
+    texts = {
+        "python": "%20|%20".join(versions),
+        "license": project["license"].replace("-", "--"),
+        "mypy": "strict" if settings["tool"]["mypy"]["strict"] else "",
+    }
+    badges = re.findall(r"\(https://img\.shields\.io/badge/(\w+)-(.*)-blue\)", README)
+    assert dict(badges) == texts
