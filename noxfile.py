@@ -94,7 +94,7 @@ CONFIGURATIONS = {
 
 nox.options.sessions = [  # dpnp takes 3 GB, so it is run by name
     *(f"tests({name})" for name in CONFIGURATIONS if name != "dpnp"),
-    *("proofs", "lowest", "wheel", "lint", "typecheck", "docs"),
+    *("interop", "proofs", "lowest", "wheel", "lint", "typecheck", "docs"),
 ]
 
 
@@ -136,14 +136,14 @@ def tests(session, backend):
     """Run the test suite on one backend: nox -s "tests(jax)"."""
     requirements, env = CONFIGURATIONS[backend]
     session.install(*requirements, *TEST)
-    arguments = []
+    arguments = ["--ignore=tests/interop"]
     if backend.startswith("jax"):  # compile each program once for all tests
         env = env | {
             "JAX_COMPILATION_CACHE_DIR": str(Path(session.create_tmp()).resolve()),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0",
         }
-        arguments = [f"--ignore=tests/{name}.py" for name in OF_PAGES]
+        arguments += [f"--ignore=tests/{name}.py" for name in OF_PAGES]
     if backend == "jax-x64":  # tests of float32 accuracy need no second compilation
         arguments += [f"--ignore=tests/{name}.py" for name in TRAININGS]
         arguments += [f"--deselect=tests/test_layers.py::{name}" for name in OF_FLOAT32]
@@ -158,6 +158,16 @@ def tests(session, backend):
         )
         env, arguments = {"AGNOSTIC_NN_BACKEND": "numpy"}, ["tests/test_cupy.py"]
     pytest(session, *arguments, env=env)
+
+
+@session
+def interop(session):
+    """Test the bridges to other libraries: models, weights, estimators and data."""
+    others = nox.project.dependency_groups(PROJECT, "interop")
+    extras = ".[jax,onnx,keras,sklearn]"
+    session.install("-e", extras, "torch==2.13.0", *others, *TEST)
+    env = {"KERAS_BACKEND": "torch", "XLA_FLAGS": QUICK}
+    pytest(session, "tests/interop", env=env)
 
 
 @session
@@ -273,7 +283,8 @@ def lowest(session):
     needs = [*needs, *PROJECT["project"]["optional-dependencies"]["llvm"]]
     lowest = [requirement.replace(">=", "==") for requirement in needs]
     session.install("-e", ".", *lowest, *TEST)
-    pytest(session, env={"AGNOSTIC_NN_BACKEND": "numpy"} | FEW)
+    env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
+    pytest(session, "--ignore=tests/interop", env=env)
 
 
 @session
@@ -309,7 +320,7 @@ def wheel(session):
     if "site-packages" not in location:
         session.error(f"{location} is imported instead of the installed wheel")
     env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
-    pytest(session, env=env, run=(str(scripts / "pytest"),))
+    pytest(session, "--ignore=tests/interop", env=env, run=(str(scripts / "pytest"),))
 
 
 @session

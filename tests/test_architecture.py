@@ -100,6 +100,7 @@ LEVELS = (
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training.generation"},
+    {"interop.extras"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
@@ -227,6 +228,8 @@ INSIDE_FUNCTIONS = {
     "training.progress": {"IPython", "rich"},
     "display.tables": {"rich"},
 }
+# bridges to other libraries: imported when used, so they may import these on top
+BRIDGES: dict[str, set[str]] = {}
 LIBRARIES = {  # what each adapter may import
     "numpy": {"numpy", "scipy"},
     "jax": {"jax", "numpy"},
@@ -307,7 +310,7 @@ def misplaced(root):
             elif level < HOST:
                 allowed = top in CORE | ALSO.get(module, set())
             else:
-                allowed = top in STDLIB | {"numpy"}
+                allowed = top in STDLIB | {"numpy"} | BRIDGES.get(module, set())
             if not allowed and not (
                 is_lazy and top in INSIDE_FUNCTIONS.get(module, ())
             ):

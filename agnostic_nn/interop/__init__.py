@@ -1,0 +1,25 @@
+"""Bridges to other libraries: their models, weights, estimators and data.
+
+Each function is imported when it is first used, with the libraries that it needs. If
+one of these is not installed, the error names the extra of this package that has it.
+"""
+
+from importlib import import_module
+from typing import Any
+
+__all__: list[str] = []
+
+# the module of each public name
+_MODULES: dict[str, str] = {}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = import_module(f"{__name__}.{_MODULES[name]}")
+    value = globals()[name] = getattr(module, name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
