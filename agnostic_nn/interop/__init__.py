@@ -5,12 +5,15 @@ one of these is not installed, the error names the extra of this package that ha
 """
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__all__: list[str] = []
+if TYPE_CHECKING:
+    from .extras import import_extra
+
+__all__ = ["import_extra"]
 
 # the module of each public name
-_MODULES: dict[str, str] = {}
+_MODULES = {"import_extra": "extras"}
 
 
 def __getattr__(name: str) -> Any:
