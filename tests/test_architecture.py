@@ -101,6 +101,15 @@ LEVELS = (
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training.generation"},
     {"interop.extras"},
+    {
+        *("interop.operations.broadcasting", "interop.operations.reductions"),
+        "interop.operations.unary",
+    },
+    {
+        *("interop.operations.comparisons", "interop.operations.indexing"),
+        "interop.operations.products",
+    },
+    {"interop.operations"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
