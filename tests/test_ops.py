@@ -21,6 +21,7 @@ from agnostic_nn.ops import (
 )
 
 DISPATCHED = [
+    ops.affine,
     ops.above_zero,
     all_finite,
     ops.attend,
@@ -162,6 +163,22 @@ def test_scatter_add_refuses_a_row_out_of_bounds_on_numpy(count):
     index[-1] = 7
     with pytest.raises(IndexError, match="index 7 is out of bounds"):
         scatter_add(np.ones((count, 2), np.float32), index, 7)
+
+
+@versions
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 5, 2), (257, 33, 65), (0, 3, 2), (4, 0, 2)], ids=str
+)
+def test_affine_is_the_product_plus_the_bias(backend, widest, version, shape):
+    """With small integers every sum is exact. No rows and no inputs are possible too."""
+    rows, fan_in, width = shape
+    generator = np.random.default_rng(0)
+    x = generator.integers(-8, 9, (rows, fan_in)).astype(widest)
+    weight = generator.integers(-8, 9, (fan_in, width)).astype(widest)
+    bias = generator.integers(-8, 9, width).astype(widest)
+    y = call(backend, take(version, ops.affine), x, weight, bias)
+    assert y.dtype == x.dtype
+    np.testing.assert_array_equal(y, x @ weight + bias)
 
 
 @versions

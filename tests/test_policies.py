@@ -837,6 +837,7 @@ CALLS = {  # name: (a function of arrays, those arrays)
         ),
         (IMAGES, WINDOW),
     ),
+    "affine": (ops.affine, (numbers(40, 60), numbers(60, 33), numbers(33))),
     "interpolate": (lambda x: _resized(x, (18, 16))[0], (IMAGES,)),
     "interpolate_input": (lambda x: _resized(x, (18, 16))[1], (IMAGES,)),
     "largest": (

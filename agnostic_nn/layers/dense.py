@@ -16,7 +16,7 @@ from ..core.arrays import (
 )
 from ..core.errors import expect, expect_count, expect_flag
 from ..initializers import Initializer, expect_initializer, glorot_uniform
-from ..ops import sum_rows
+from ..ops import affine, sum_rows
 from .base import Layer
 from .shapes import as_matrix, matrix_as
 
@@ -86,9 +86,8 @@ class Dense(Layer):
         fits = x.shape[-1:] == (fan_in,)
         expect(fits, "Dense takes (..., {}), got {}", fan_in, x.shape)
         expect(x.dtype == weight.dtype, "Dense holds {}, got {}", weight.dtype, x.dtype)
-        y = as_matrix(x) @ weight
-        if self.bias:
-            y += params["bias"]  # in place: the product is a new array
+        rows = as_matrix(x)
+        y = affine(rows, weight, params["bias"]) if self.bias else rows @ weight
         return matrix_as(y, x), state, x
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:

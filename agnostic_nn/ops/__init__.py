@@ -51,11 +51,13 @@ from .normalization import (
 from .padding import along, crop, extend, extend_input, pad, pad_impl
 from .pooling import largest, largest_index, largest_input, slide, unslide
 from .precision import is_narrow, narrowed, widened
+from .products import affine
 from .reductions import all_finite, log_softmax, norm, scaled_norm, sum_over, sum_rows
 from .resizing import interpolate, interpolate_input, most_look_ups
 
 __all__ = [
     "above_zero",
+    "affine",
     "all_finite",
     "along",
     "attend",

@@ -37,7 +37,7 @@ __all__ = ["generate", "stream_tokens"]
 
 # Where no loop is compiled, one call makes several steps: a call takes as long as many
 # operations, since it compares all arguments with those of the call before.
-STEPS_PER_CALL = 4
+STEPS_PER_CALL = 8
 MIN_LENGTH = 4 * STEPS_PER_CALL  # shorter texts are not worth another program
 MAX_PROGRAMS = 16  # compiled functions that are kept for each trainer or model
 

@@ -166,6 +166,9 @@ def _ops() -> Iterator[Trial]:
     windows = ((2, 3), (2, 1), ((1, 0), (1, 2)), (1, 1))
     functions = {
         "above_zero": lambda a: ops.above_zero(a["numbers"], a["numbers"]),
+        "affine": lambda a: ops.affine(
+            a["x"][0, ...], a["x"][1, :3, :], a["x"][2, 0, :]
+        ),
         "all_finite": lambda a: (
             ops.all_finite(a["x"]),
             ops.all_finite(a["not_finite"]),

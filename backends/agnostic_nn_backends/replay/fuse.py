@@ -262,7 +262,7 @@ class Group:
         scalar_by_id = {
             id(operand.place): operand
             for operand in operands
-            if operand.kind == "scalar"
+            if operand.kind == "scalar" and _constant(operand.place) is None
         }
         scalars = list(scalar_by_id.values())
         scalar_index = {key: k for k, key in enumerate(scalar_by_id)}
@@ -270,6 +270,9 @@ class Group:
         def with_index(operand: Operand) -> Operand:
             place = operand.place
             if operand.kind == "scalar":
+                constant = _constant(place)
+                if constant is not None:  # ctypes takes 0.1 µs for each argument
+                    return Operand("number", constant)
                 return replace(operand, place=scalar_index[id(place)])
             if operand.kind == "array" and place in position:
                 return Operand("call", position[place], operand.dtype)
@@ -287,7 +290,7 @@ class Group:
         scalar_dtypes = tuple(scalar.dtype for scalar in scalars)
         name = f"k{run[0].number}"
         env[name] = kernels.kernel(tuple(arrays), scalar_dtypes, tuple(calls))
-        scalar_codes = [self._scalar_code(scalar.place, env) for scalar in scalars]
+        scalar_codes = [f"e{scalar.place.number}.item()" for scalar in scalars]
         return _Kernel(name, nodes, arrays, scalar_codes)
 
     def _arguments(
@@ -325,13 +328,6 @@ class Group:
         shape = matrix_shape(value, self.shape)
         broadcast = {f"{self.width}": "row", "-1, 1": "column"}.get(shape, "whole")
         return Array(kernels.dtype_name(value.dtype), broadcast)
-
-    def _scalar_code(self, scalar: Any, env: dict[str, Any]) -> str:
-        """Return the expression of a 0-d array as a Python number."""
-        if isinstance(scalar, Node) and not scalar.is_constant:
-            return f"e{scalar.number}.item()"
-        value = scalar.value if isinstance(scalar, Node) else scalar
-        return argument_code(value.item(), env)
 
 
 @dataclass(frozen=True)
@@ -380,6 +376,13 @@ def _operand(argument: Any, library: Library) -> Operand | None:
     if not isinstance(argument, Node):
         return None
     return Operand("array", argument.number, kernels.dtype_name(value.dtype))
+
+
+def _constant(scalar: Any) -> Any:
+    """Return a 0-d array as a Python number, or None if its value may change."""
+    if isinstance(scalar, Node) and not scalar.is_constant:
+        return None
+    return (scalar.value if isinstance(scalar, Node) else scalar).item()
 
 
 def _add_once(line: str, lines: list[str] | None, otherwise: list[str]) -> None:

@@ -325,7 +325,15 @@ def _traced_attend_stored(query: Any, key: Any, value: Any, start: Any) -> Any:
     return _traced_xp.reshape(rows, (batch, heads, group, 1, rows.shape[-1]))
 
 
-# --- indexing and normalization
+# --- products, indexing and normalization
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return torch.addmm(bias, x, weight)
+
+
+def _traced_affine(x: Any, weight: Any, bias: Any) -> Any:
+    return trace.record(torch.addmm, bias, x, weight)
 
 
 def _empty(like: Tensor, length: int) -> Tensor:
@@ -736,6 +744,7 @@ def _unslide(
 
 ops.above_zero.register(Tensor, _above_zero)
 ops.all_finite.register(Tensor, _all_finite)
+ops.affine.register(Tensor, _affine)
 ops.attend.register(Tensor, _attend)
 ops.attend_backward.register(Tensor, _attend_backward)
 ops.attend_stored.register(Tensor, _attend_stored)
@@ -775,6 +784,7 @@ for _function, _recorded in (
     (ops.lstm_backward, trace.opaque_if(_lstm_backward, _has_lstm)),
     (ops.interpolate, _traced_interpolate),
     (ops.interpolate_input, _traced_interpolate_input),
+    (ops.affine, _traced_affine),
     (ops.attend_stored, _traced_attend_stored),
     (ops.barrier_impl, trace.barrier),
     (ops.normalize_rows, _traced_normalize_rows),

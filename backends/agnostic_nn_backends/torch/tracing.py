@@ -230,6 +230,7 @@ _ELEMENTWISE = {
 }
 # other functions that accept `out`
 _ACCEPT_OUT = {
+    torch.addmm,
     torch.matmul,
     torch.sum,
     torch.amax,
