@@ -170,7 +170,7 @@ def test_scatter_add_refuses_a_row_out_of_bounds_on_numpy(count):
     "shape", [(1, 1, 1), (3, 5, 2), (257, 33, 65), (0, 3, 2), (4, 0, 2)], ids=str
 )
 def test_affine_is_the_product_plus_the_bias(backend, widest, version, shape):
-    """With small integers every sum is exact. No rows and no inputs are possible too."""
+    """With small integers every sum is exact. There may be no rows or no inputs."""
     rows, fan_in, width = shape
     generator = np.random.default_rng(0)
     x = generator.integers(-8, 9, (rows, fan_in)).astype(widest)

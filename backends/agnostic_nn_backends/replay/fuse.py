@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import kernels
-from .codegen import argument_code, call_code, rename
+from .codegen import call_code, rename
 from .kernels import Array, Call, Operand
 from .trace import Library, Node
 
