@@ -100,7 +100,7 @@ LEVELS = (
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training.generation"},
-    {"interop.extras"},
+    {"interop.conventions", "interop.extras"},
     {
         *("interop.operations.broadcasting", "interop.operations.reductions"),
         "interop.operations.unary",
