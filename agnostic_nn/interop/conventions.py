@@ -1,4 +1,4 @@
-"""How PyTorch, Keras and ONNX store the parameters and the state of each layer.
+"""Conversions between our arrays and those of PyTorch, Keras and ONNX, per layer.
 
 A `Convention` is a table: for each of our layers the forms in which another library
 stores it, and for each form the rules that convert the arrays. All functions take and
@@ -62,7 +62,7 @@ _Arrays = Sequence[np.ndarray]
 
 @dataclass(frozen=True)
 class Rule:
-    """How some arrays of ours are computed from some of theirs, and the reverse.
+    """The conversion of some arrays of theirs to some of ours, and the reverse.
 
     ours: paths such as "params.weight". theirs: names such as "weight_ih_l0".
     read(*theirs) returns ours, and write(*ours) theirs, each as a sequence. how: a few
@@ -140,7 +140,7 @@ class Form:
 
 @dataclass(frozen=True)
 class Convention:
-    """How one library stores layers.
+    """The forms in which one library stores layers.
 
     library: its name. separator: what joins the parts of a name there. table: {class of
     ours: function of a layer that returns its forms, the usual one first}.
@@ -843,11 +843,11 @@ def _block_rules(
     dense = _torch_dense(Dense(1))[0]
     if name == "block of GPT-2":
         dense = _gpt2_dense(Dense(1))
-    wanted = _ATTENTION_IN.get(name, ("MultiheadAttention",))
+    attention_forms = _ATTENTION_IN.get(name, ("MultiheadAttention",))
     for part, prefix in parts.items():
         if part in ("attention", "cross"):
             forms = _torch_attention(getattr(layer, part))
-            matches = [form for form in forms if form.name in wanted]
+            matches = [form for form in forms if form.name in attention_forms]
             if not matches:
                 return None
             rules += _inside(matches[0], part, f"{prefix}.")
