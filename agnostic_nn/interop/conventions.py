@@ -55,7 +55,16 @@ from ..layers import (
     Unembedding,
 )
 
-__all__ = ["KERAS", "ONNX", "PYTORCH", "Convention", "Form", "Rule", "as_dtype"]
+__all__ = [
+    "KERAS",
+    "ONNX",
+    "PYTORCH",
+    "Convention",
+    "Form",
+    "Rule",
+    "as_dtype",
+    "leaves_of",
+]
 
 _Arrays = Sequence[np.ndarray]
 
