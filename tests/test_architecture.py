@@ -41,8 +41,17 @@ LEVELS = (
         *("layers.base", "layers.shapes", "losses.base", "optimizers.base"),
     },
     {"penalties"},
-    {"layers", "losses", "optimizers", "schedules"},
+    {"interop.parameters", "layers", "losses", "optimizers", "schedules"},
     {"layers.attention", "optimizers.muon"},
+    {
+        *("interop.operations.broadcasting", "interop.operations.reductions"),
+        "interop.operations.unary",
+    },
+    {
+        *("interop.operations.comparisons", "interop.operations.indexing"),
+        "interop.operations.products",
+    },
+    {"interop.operations"},
     {"blocks.base"},
     {"blocks.repeat", "blocks.sequential"},
     {"blocks.residual"},
@@ -100,16 +109,8 @@ LEVELS = (
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training.generation"},
-    {"interop.conventions", "interop.extras"},
-    {
-        *("interop.operations.broadcasting", "interop.operations.reductions"),
-        "interop.operations.unary",
-    },
-    {
-        *("interop.operations.comparisons", "interop.operations.indexing"),
-        "interop.operations.products",
-    },
-    {"interop.operations"},
+    {"interop.conventions", "interop.extras", "interop.pretrained"},
+    {"interop.building"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),

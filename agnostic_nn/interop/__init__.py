@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .extras import import_extra
+    from .pretrained import Pretrained
 
-__all__ = ["import_extra"]
+__all__ = ["Pretrained", "import_extra"]
 
 # the module of each public name
-_MODULES = {"import_extra": "extras"}
+_MODULES = {"Pretrained": "pretrained", "import_extra": "extras"}
 
 
 def __getattr__(name: str) -> Any:

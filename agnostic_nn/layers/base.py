@@ -242,6 +242,10 @@ class Layer:
         """Return (path, layer) for each layer inside; only a `Block` has any."""
         return []
 
+    def _described(self) -> "Layer":
+        """Return the layer that a checkpoint describes: without weights of its own."""
+        return self
+
     def _repr_html_(self) -> str:
         """Return HTML for a notebook: a table of the layers inside, or the repr."""
         from html import escape

@@ -15,13 +15,14 @@ import numpy as np
 
 from .. import blocks, initializers, layers, losses, optimizers, penalties, schedules
 from ..core.errors import expect
+from ..interop import operations, parameters
 
 __all__ = ["describe", "rebuild"]
 
 _KNOWN: dict[str, Any] = {}  # public classes and functions of this library, by name
 for _module in (
     *(layers, blocks, losses, optimizers, schedules, initializers),
-    penalties,
+    *(penalties, operations, parameters),
 ):
     for _name in _module.__all__:
         _thing = getattr(_module, _name)
@@ -65,6 +66,8 @@ def describe(thing: Any) -> Any:
     if isinstance(thing, partial) and not thing.args:
         keywords = {name: describe(value) for name, value in thing.keywords.items()}
         return {"partial": describe(thing.func), **keywords}
+    if isinstance(thing, layers.Layer):
+        thing = thing._described()
     if is_dataclass(thing) and not isinstance(thing, type):
         options = [field.name for field in fields(thing) if field.init]
         values = {name: describe(getattr(thing, name)) for name in options}
