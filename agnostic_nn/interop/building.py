@@ -642,13 +642,13 @@ class GraphBuilder:
                 key = blank((2,), np.uint32)
                 dtype = namespace(key).float32
                 template, _, out = without_draws(layer).init(key, shapes, dtype)
-            given = tree_map(np.asarray, params or {})
-            needed, actual = _shapes(template), _shapes(given)
+            weights = tree_map(np.asarray, params or {})
+            needed, actual = _shapes(template), _shapes(weights)
             expect(needed == actual, "needs the params {}, got {}", needed, actual)
         except (TypeError, ValueError) as error:
             raise type(error)(f"{name}, {layer}: {error}") from error
         reads = tree_map(lambda value: value.path, values)
-        path = self._add_node(name, layer, reads, given, state or {}, sources or {})
+        path = self._add_node(name, layer, reads, weights, state or {}, sources or {})
         return path, out
 
     def _add_node(

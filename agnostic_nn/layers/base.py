@@ -243,7 +243,7 @@ class Layer:
         return []
 
     def _described(self) -> "Layer":
-        """Return the layer that a checkpoint describes: without weights of its own."""
+        """Return the layer that a checkpoint describes, without initial weights."""
         return self
 
     def _repr_html_(self) -> str:

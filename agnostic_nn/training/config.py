@@ -31,7 +31,7 @@ for _module in (
 
 _BASES = (
     *(layers.Elementwise, layers.Lambda, layers.Layer, optimizers.Rule),
-    penalties.Penalty,
+    *(operations.Binary, operations.Reduction, penalties.Penalty),
 )
 _CLASSES = {
     name: thing
