@@ -67,6 +67,7 @@ LEVELS = (
             "training.config",
             "training.inputs",
             "training.interrupts",
+            "training.pickling",
             "training.progress",
         ),
         *("training.precision_policy", "training.rates"),

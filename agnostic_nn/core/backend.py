@@ -54,6 +54,9 @@ class Backend:
     compiled by `jit` and to library calls inside `with backend.applied():`. With
     `replay=False`, `jit` neither compiles nor replays, and the Python code of a
     function runs at each call.
+
+    A pickle holds the name, the device and these settings. Where they are not available
+    `pickle.loads` raises `BackendUnavailable`. A copy is the same object.
     """
 
     name: str
@@ -66,6 +69,21 @@ class Backend:
 
     def __str__(self) -> str:
         return f"{self.name}:{self.device_name}"
+
+    def __copy__(self) -> "Backend":
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Backend":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        settings = self.precision, self.deterministic, self.replay
+        if not _is_adapter_of(self.name, self.adapter):
+            raise TypeError(
+                f"cannot pickle the Backend {self}: its adapter is not the one that "
+                f"the name {self.name!r} stands for, so the name does not restore it"
+            )
+        return _unpickled, (str(self), *settings)
 
     @property
     def xp(self) -> Any:
@@ -534,6 +552,34 @@ def backend(
             "is not possible"
         )
     return selected
+
+
+def _is_adapter_of(library: str, adapter: Adapter) -> bool:
+    """Return whether `backend(library)` uses this adapter."""
+    try:
+        return _load(library) is adapter
+    except BackendUnavailable:
+        return False
+
+
+def _unpickled(name: str, precision: str, deterministic: bool, replay: bool) -> Backend:
+    """Return the backend of a pickle.
+
+    Raises
+    ------
+    BackendUnavailable
+        If it is not available here. No other backend is used instead.
+    """
+    try:
+        return backend(
+            name, precision=precision, deterministic=deterministic, replay=replay
+        )
+    except BackendUnavailable as error:
+        raise BackendUnavailable(
+            f"the pickle is of the backend {name!r}, which is not available here: "
+            f"{error}. Where it is, move a trainer to another backend before pickling "
+            "it, as by trainer.to('numpy')"
+        ) from error
 
 
 def chosen_policy(

@@ -20,7 +20,14 @@ try:
 except ImportError:  # Windows, where an open file cannot be removed anyway
     _locks = None  # type: ignore[assignment]
 
-__all__ = ["expect_path", "expect_place", "kind_of", "replacing", "write_text"]
+__all__ = [
+    "expect_path",
+    "expect_place",
+    "is_file_object",
+    "kind_of",
+    "replacing",
+    "write_text",
+]
 
 _MAX_NAME_BYTES = 255  # bytes of a name, on all common file systems
 _HEX_DIGITS = 8
@@ -44,6 +51,15 @@ def expect_path(name: str, value: Any) -> str:
     if not path:
         raise ValueError(f"expected {name} to be a path, got an empty string")
     return path
+
+
+def is_file_object(value: Any, method: str) -> bool:
+    """Return whether `value` is an open file, not a path: it has the `method`.
+
+    method: "read" or "write".
+    """
+    is_path = isinstance(value, str | os.PathLike | type)
+    return not is_path and callable(getattr(value, method, None))
 
 
 def expect_place(path: str) -> None:

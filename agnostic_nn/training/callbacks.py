@@ -582,6 +582,9 @@ class TensorBoardLog(_CheckedCallback):
     def __post_init__(self) -> None:
         self.folder = expect_path("folder", self.folder)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_writer": None}  # files of this process stay here
+
     def expect(
         self, trainer: Any, fields: tuple[str, ...] | None
     ) -> tuple[str, ...] | None:

@@ -5,19 +5,24 @@ weight. The digest detects damage, not attacks, because an attacker can compute 
 Files are therefore treated as untrusted: the claims of the header are compared with the
 size of the file, and the description with what is expected, before memory is allocated.
 The numbers are not checked: they may be NaN or infinite.
+
+A binary file object, such as `io.BytesIO`, may stand for a path. It is written from its
+position on, and read from its position to its end.
 """
 
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from io import SEEK_END, BytesIO, TextIOBase
 from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 
-from ..core.files import kind_of, replacing
+from ..core.errors import expect
+from ..core.files import is_file_object, kind_of, replacing
 from .safetensors_format import (
     LONGEST,
     Entry,
@@ -29,7 +34,15 @@ from .safetensors_format import (
     short,
 )
 
-__all__ = ["CheckpointError", "OpenedCheckpoint", "digest", "opened", "read", "write"]
+__all__ = [
+    "CheckpointError",
+    "OpenedCheckpoint",
+    "Place",
+    "digest",
+    "opened",
+    "read",
+    "write",
+]
 
 FORMAT = 1
 _CHUNK = 2**20  # bytes hashed at a time
@@ -63,14 +76,21 @@ class CheckpointError(ValueError):
     """The file is not a checkpoint of this library, or was changed afterwards."""
 
 
-def write(
-    path: str | os.PathLike[str], arrays: dict[str, np.ndarray], description: Any
-) -> None:
-    """Write `arrays` and `description`, a dict of JSON data, to the file at `path`.
+# what a checkpoint may be written to and read from
+Place = str | os.PathLike[str] | BinaryIO
 
-    The new file is read back before it replaces the old one: see `files.replacing`. The
-    memory needed in addition to `arrays` is that
-    of the largest array that is not contiguous.
+
+def write(path: Place, arrays: dict[str, np.ndarray], description: Any) -> None:
+    """Write `arrays` and `description`, a dict of JSON data, to a file.
+
+    The new file at a path is read back before it replaces the old one: see
+    `files.replacing`. The memory needed in addition to `arrays` is that of the largest
+    array that is not contiguous.
+
+    A file object is written from its position on, then flushed, and neither read back
+    nor closed. If an exception comes, it is truncated to what it was. A file that
+    cannot be truncated may then hold the beginning of a checkpoint, which `read`
+    refuses.
 
     Raises
     ------
@@ -79,8 +99,10 @@ def write(
     CheckpointError
         If the file differs when it is read back, or could not be loaded.
     TypeError
-        If an array has a dtype that the format lacks,
-        or the description is not JSON data.
+        If an array has a dtype that the format lacks, the description is not JSON data,
+        or a file object is open for text.
+    ValueError
+        If a file object has bytes after its position.
     """
     entries = {name: entry_of(name, array) for name, array in arrays.items()}
     for name, value in description.items():
@@ -90,17 +112,28 @@ def write(
     for name, entry in sorted(entries.items()):
         _add(total, name, plain(arrays[name], entry))
     head, order = header(entries, {"agnostic_nn": text, "sha256": total.hexdigest()})
-    with replacing(path) as file:
-        file.write(head)
+
+    def chunks() -> Iterator[bytes]:
+        yield head
         for name in order:
-            file.write(_raw(plain(arrays[name], entries[name])).data)
+            raw = _raw(plain(arrays[name], entries[name]))
+            for start in range(0, raw.size, _CHUNK):
+                yield raw[start : start + _CHUNK].tobytes()
+
+    if is_file_object(path, "write"):
+        _write_to_object(path, chunks())
+        return
+    with replacing(path) as file:  # type: ignore[arg-type]
+        for chunk in chunks():
+            file.write(chunk)
         file.flush()
         file.seek(0)
-        _open(file, f"the new file for {os.fspath(path)}").verify()
+        size = os.fstat(file.fileno()).st_size
+        _open(file, size, f"the new file for {os.fspath(path)}").verify()  # type: ignore[arg-type]
 
 
-def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
-    """Return the arrays and the description in the file at `path`.
+def read(path: Place) -> tuple[dict[str, np.ndarray], Any]:
+    """Return the arrays and the description in a file.
 
     Raises
     ------
@@ -114,8 +147,10 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, np.ndarray], Any]:
 
 
 @contextmanager
-def opened(path: str | os.PathLike[str]) -> Iterator["OpenedCheckpoint"]:
+def opened(path: Place) -> Iterator["OpenedCheckpoint"]:
     """Open the checkpoint at `path` and read its header only.
+
+    A file object is read whole into memory.
 
     Raises
     ------
@@ -123,15 +158,22 @@ def opened(path: str | os.PathLike[str]) -> Iterator["OpenedCheckpoint"]:
         If the file is not a checkpoint.
     OSError
         If the file cannot be opened.
+    TypeError
+        If a file object is open for text.
     """
-    name = os.fspath(path)
+    if is_file_object(path, "read"):
+        data, label = _read_from_object(path)
+        yield _open(BytesIO(data), len(data), label)
+        return
+    name = os.fspath(path)  # type: ignore[arg-type]
     # opening a device could have side effects
-    _expect_file(os.stat(path).st_mode, name)
+    _expect_file(os.stat(name).st_mode, name)
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
+    with os.fdopen(os.open(name, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:
         # checked again: the path may have been replaced in between
-        _expect_file(os.fstat(file.fileno()).st_mode, name)
-        yield _open(file, str(name))
+        status = os.fstat(file.fileno())
+        _expect_file(status.st_mode, name)
+        yield _open(file, status.st_size, str(name))
 
 
 @dataclass(frozen=True)
@@ -273,9 +315,89 @@ def _expect_file(mode: int, name: str) -> None:
         raise CheckpointError(f"expected a checkpoint, but {name} is {kind_of(mode)}")
 
 
-def _open(file: BinaryIO, name: str) -> OpenedCheckpoint:
-    """Return the checkpoint in an open file, after reading and checking its header."""
-    size = os.fstat(file.fileno()).st_size
+def _write_to_object(file: Any, chunks: Iterable[bytes]) -> None:
+    """Write chunks to a file object; truncate it to what it was if that fails."""
+    if isinstance(file, TextIOBase):
+        raise TypeError(
+            f"expected a binary file, got {_name_of(file)}, which is open for text: "
+            "open it in mode 'wb'"
+        )
+    start = _end_of(file)
+    try:
+        for chunk in chunks:
+            _write_all(file, chunk)
+        flush = getattr(file, "flush", None)
+        if flush is not None:
+            flush()
+    except BaseException:
+        if start is not None:
+            with suppress(Exception):  # the first error is the one to report
+                file.seek(start)
+                file.truncate()
+        raise
+
+
+def _write_all(file: Any, chunk: bytes) -> None:
+    """Write a chunk in as many calls as the file needs."""
+    rest = memoryview(chunk)
+    while rest:
+        written = file.write(bytes(rest))
+        if not isinstance(written, int):  # a file that does not count
+            return
+        if written <= 0:
+            raise OSError(f"{_name_of(file)} wrote {written} of {len(rest)} bytes")
+        rest = rest[written:]
+
+
+def _end_of(file: Any) -> int | None:
+    """Return the position of a file, or None if it has none.
+
+    Raises
+    ------
+    ValueError
+        If there are bytes after it, which would follow the checkpoint.
+    """
+    seekable = getattr(file, "seekable", None)
+    if seekable is None or not seekable():
+        return None
+    start: int = file.tell()
+    end = file.seek(0, SEEK_END)
+    file.seek(start)
+    expect(
+        end <= start,
+        "expected a file without bytes after its position, got {}, which has {} bytes "
+        "after position {}: they would make the checkpoint unreadable. Call its "
+        "truncate() first",
+        *(_name_of(file), end - start, start),
+    )
+    return start
+
+
+def _read_from_object(file: Any) -> tuple[bytes, str]:
+    """Return the bytes of a file object from its position on, and its name."""
+    name = _name_of(file)
+    data = file.read()
+    if not isinstance(data, bytes | bytearray | memoryview):
+        raise TypeError(
+            f"expected a binary file, got {name}, whose read() returned {type(data)}: "
+            "open it in mode 'rb'"
+        )
+    if not data:
+        raise CheckpointError(
+            f"{name} has no bytes after its position, so no checkpoint. After writing "
+            "to it, go back to the begin of the checkpoint, as by file.seek(0)"
+        )
+    return bytes(data), name
+
+
+def _name_of(file: Any) -> str:
+    """Return the name of a file object for errors."""
+    name = getattr(file, "name", None)
+    return name if isinstance(name, str) else f"the {type(file).__name__}"
+
+
+def _open(file: BinaryIO, size: int, name: str) -> OpenedCheckpoint:
+    """Return the checkpoint in a file of `size` bytes; read and check its header."""
     length = _length(file, size, name)
     try:
         entries, metadata = parse(file.read(length), size)

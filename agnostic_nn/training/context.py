@@ -1,18 +1,25 @@
 """Context: arrays that a step reads but does not train, and that may change."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Shape, namespace
+from ..core.arrays import Array, Shape, namespace
 from ..core.backend import Backend
-from ..core.trees import named_leaves
+from ..core.trees import named_leaves, tree_map
 from .inputs import fetch
 
 __all__ = ["Context"]
 
 _Layout = dict[str, tuple[str, Shape]]  # dtype and shape of each leaf, by name
+
+
+class _SavedTree(NamedTuple):
+    """A tree of arrays on the host, and the names of their dtypes on the backend."""
+
+    arrays: Any
+    dtypes: Any
 
 
 class Context:
@@ -64,6 +71,28 @@ class Context:
             self._tree = self._placed(context, copy=True)
             self._function = None
 
+    def saved(self) -> Any:
+        """Return the function, or a copy of the tree on the host, for `restore`."""
+        if self.is_called or self._tree is None:
+            return self._function
+        dtypes = tree_map(_dtype_name, self._tree)
+        arrays = tree_map(np.array, self._backend.to_numpy(self._tree))
+        return _SavedTree(arrays, dtypes)
+
+    def restore(self, saved: Any) -> None:
+        """Set what `saved` returned of a context for the same backend."""
+        if not isinstance(saved, _SavedTree):
+            self.set(saved)
+            return
+        tree = self._backend.asarray(saved.arrays)
+        self.set(tree_map(self._in_dtype, tree, saved.dtypes))
+
+    def _in_dtype(self, array: Array, dtype: str) -> Array:
+        """Return an array in a dtype, which NumPy may not have, as bfloat16."""
+        if _dtype_name(array) == dtype:
+            return array
+        return namespace(array).astype(array, getattr(self._backend.xp, dtype))
+
     def now(self) -> Any:
         """Return the tree for the next step, on the backend, or None."""
         return (
@@ -87,7 +116,7 @@ class Context:
     def _placed(self, tree: Any, copy: bool) -> Any:
         placed = self._on_backend("context", tree, copy)
         layout = {
-            name: (str(leaf.dtype).rpartition(".")[2], tuple(leaf.shape))
+            name: (_dtype_name(leaf), tuple(leaf.shape))
             for name, leaf in named_leaves(placed, "context")
         }
         if self._layout is not None and layout != self._layout:
@@ -117,6 +146,11 @@ class Context:
             return tree
         fetch(name, tree, self._backend)  # raises for an array on another device
         return namespace(tree).asarray(tree, copy=True)
+
+
+def _dtype_name(array: Array) -> str:
+    """Return the name of a dtype of any library, such as "bfloat16"."""
+    return str(array.dtype).rpartition(".")[2]
 
 
 def _is_numbers(tree: tuple[Any, ...]) -> bool:

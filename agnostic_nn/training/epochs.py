@@ -21,7 +21,7 @@ from .history import History
 from .interrupts import DeferredInterrupts
 from .progress import Progress
 from .run import NO_OPEN_EPOCH, CurrentRun, Run
-from .step_report import StepReport
+from .step_report import LiveResults, StepReport
 
 __all__ = ["EpochLoop", "NonFiniteLoss"]
 
@@ -188,11 +188,9 @@ class EpochLoop:
                 examples=results.sizes[i],
                 loss=results.losses[i],
                 seconds=seconds / count,
-                _index=i,
-                _results=results,
-                _metrics=self.metrics,
-                _to_numpy=self.to_numpy,
-                _rate=self.rate_before,
+                _results=LiveResults(
+                    i, results, self.metrics, self.to_numpy, self.rate_before
+                ),
             )
             for callback in watching:
                 callback.step(self.trainer, report)

@@ -1,6 +1,5 @@
 """Write the progress of a trainer to a file, and read it."""
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,7 +37,7 @@ class Snapshot(NamedTuple):
 
 
 def write_snapshot(
-    path: str | os.PathLike[str], snapshot: Snapshot, settings: dict[str, Any]
+    path: checkpoint.Place, snapshot: Snapshot, settings: dict[str, Any]
 ) -> None:
     """Write a snapshot to one safetensors file.
 

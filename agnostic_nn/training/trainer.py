@@ -2,7 +2,6 @@
 
 import copy
 import math
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -23,7 +22,7 @@ from ..core.errors import (
     expect_function,
     expect_text,
 )
-from ..core.files import expect_path
+from ..core.files import expect_path, is_file_object
 from ..core.guards import reads
 from ..core.trees import expect_nested, leaves, named_leaves, tree_map
 from ..diagnostics.summary import Summary, bytes_of_training, summarize
@@ -59,6 +58,7 @@ from .history import History
 from .input_shapes import has_free
 from .inputs import as_integer, as_shape, fetch, type_and_length
 from .interrupts import DeferredInterrupts
+from .pickling import expect_picklable
 from .precision_policy import PrecisionPolicy
 from .progress import progress
 from .rates import rate_at
@@ -90,6 +90,7 @@ _COMPILED = {
 }
 
 
+_PICKLE_FORMAT = 1
 _REPORTED = ("epoch", "steps", "loss", "seconds")  # for each epoch, with the metrics
 
 
@@ -106,6 +107,14 @@ class Trainer:
 
     `notes` is a dict of JSON data that is saved and loaded with the trainer. The memory
     of callbacks is separate: see `Callback`.
+
+    A trainer can be copied and pickled, also by a callback of a running `fit`. A copy
+    continues from the last complete step with the same bits: it has the parameters,
+    state, moments, counters, position in the data, `notes`, kept copies, memory of
+    callbacks and context. Compiled programs are not copied; the copy compiles its own.
+    A pickle holds the name of the backend: unpickled where that is not available, it
+    raises `BackendUnavailable`. Pickles can run code when they are loaded, and belong
+    to one version of this library: see `save` for files.
 
     Parameters
     ----------
@@ -188,6 +197,7 @@ class Trainer:
         keep_finite: bool = True,
         context: Any = None,
     ) -> None:
+        attributes_of_subclass = set(vars(self))
         expect_task(model, loss, optimizer)
         self._policy = policy = PrecisionPolicy(dtype, precision)
         expect_flag("keep_finite", keep_finite)
@@ -238,6 +248,9 @@ class Trainer:
         self._evaluator = Evaluator(self._validator, self.metrics, self._evaluate_batch)
         self._join = jit(lambda *parts: namespace(parts[0]).concat(parts, axis=0))
         self._predict = jit(self._computed_model.predict)
+        self._own_attributes: frozenset[str] = frozenset(
+            vars(self).keys() - attributes_of_subclass
+        )
         if shape is not None:
             self.build(shape)
 
@@ -1127,6 +1140,84 @@ class Trainer:
                 self._current.run = before
             raise
 
+    # --- copies and pickles
+    # ------------------------------------------------------
+
+    def __copy__(self) -> "Trainer":
+        copied: Trainer = object.__new__(type(self))
+        copied.__setstate__(self._contents())
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Trainer":
+        copied: Trainer = object.__new__(type(self))
+        memo[id(self)] = copied  # a part may refer to this trainer
+        copied.__setstate__(copy.deepcopy(self._contents(), memo))
+        return copied
+
+    def __getstate__(self) -> dict[str, Any]:
+        contents = self._contents()
+        parts: dict[str, Any] = {
+            "model": self.model,
+            "loss": self.loss,
+            "optimizer": self.optimizer,
+        }
+        if self._has_custom_metrics:
+            parts |= {f"metric {name!r}": each for name, each in self.metrics.items()}
+        if self._context.is_called:
+            parts["context"] = self.context
+        names = contents["attributes"]
+        parts |= {f"attribute {name!r}": value for name, value in names.items()}
+        expect_picklable(parts, Trainer)
+        return contents
+
+    def __setstate__(self, contents: dict[str, Any]) -> None:
+        expect(
+            contents["format"] == _PICKLE_FORMAT,
+            "expected a pickle of a Trainer of this version, of format {}, got format "
+            "{}: load it with the version that wrote it, and use `save` and `load` "
+            "for files that last",
+            *(_PICKLE_FORMAT, contents["format"]),
+        )
+        Trainer.__init__(self, **contents["settings"])
+        vars(self).update(contents["attributes"])
+        snapshot = contents["snapshot"]
+        carry = snapshot.run.carry
+        if carry is not None:
+            run = snapshot.run._replace(carry=self._arrays.asarray(carry))
+            snapshot = snapshot._replace(run=run)
+        self._continue_from(snapshot)
+        self._context.restore(contents["context"])
+
+    def _contents(self) -> dict[str, Any]:
+        """Return everything that a copy needs, with arrays on the host."""
+        with self._current.lock:  # so that no other thread takes a step meanwhile
+            run = self._current.settled()
+            means = run.means.folded(self.metrics, self.backend.adapter.to_numpy)
+            carry = None if run.carry is None else self._current.host_copy()
+            run = run._replace(carry=carry, is_shared=False, means=means)
+            attributes = {
+                name: value
+                for name, value in vars(self).items()
+                if name not in self._own_attributes
+            }
+            return {
+                "format": _PICKLE_FORMAT,
+                "settings": {
+                    "model": self.model,
+                    "loss": self.loss,
+                    "optimizer": self.optimizer,
+                    "backend": self.backend,
+                    "seed": self.seed,
+                    "dtype": self.dtype,
+                    "precision": self.precision,
+                    "metrics": self.metrics if self._has_custom_metrics else None,
+                    "keep_finite": self.keep_finite,
+                },
+                "context": self._context.saved(),
+                "snapshot": self._copied_snapshot(run),
+                "attributes": attributes,
+            }
+
     # --- other backends, and files
     # ------------------------------------------------------
 
@@ -1169,25 +1260,36 @@ class Trainer:
         run = self._current.settled()
         means = run.means.folded(self.metrics, self.backend.adapter.to_numpy)
         moved._continue_from(
-            Snapshot(
-                run=run._replace(carry=None, is_shared=False, means=means),
-                kept=dict(self._kept),
-                memory=None if self._memory is None else self._memory.copy(),
-                notes=copy.deepcopy(self.notes),
-                longest_batches=dict(self._longest_batches),
+            self._copied_snapshot(
+                run._replace(carry=None, is_shared=False, means=means)
             )
         )
         if run.carry is not None:
             moved._current.set_carry(self._current.host_copy())
         return moved
 
-    def save(self, path: str | os.PathLike[str]) -> None:
+    def save(self, path: checkpoint.Place) -> None:
         """Write everything that is needed to resume training to one safetensors file.
 
         That is parameters, state and moments, the step count, and the position in the
         data. An existing file is replaced only once the new one is complete.
+
+        path: or a binary file object, such as `io.BytesIO` or the result of
+        `open(path, "wb")`, which is written from its position on and not closed. If
+        that fails, the object is truncated to what it was; one that cannot be, such as
+        a socket, may have got the beginning of the file, which `load` refuses.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        TypeError
+            If `path` is neither a path nor a binary file, or `notes` are not JSON data.
+        ValueError
+            If a file object has bytes after its position.
         """
-        path = expect_path("path", path)
+        if not is_file_object(path, "write"):
+            path = expect_path("path", path)
         with self._current.lock:  # so that no other thread takes a step meanwhile
             self._current.carry()  # raises before weights are drawn
             run = self._current.settled()
@@ -1207,7 +1309,7 @@ class Trainer:
     @classmethod
     def load(
         cls,
-        path: str | os.PathLike[str],
+        path: checkpoint.Place,
         backend: Backend | str | None = None,
         *,
         model: Layer | None = None,
@@ -1217,6 +1319,9 @@ class Trainer:
         context: Any = None,
     ) -> "Trainer":
         """Return the trainer that was saved at `path`, on any backend.
+
+        path: or a binary file object, which is read into memory from its position to
+        its end.
 
         A custom model, loss or optimizer is not rebuilt from a file: pass it. The file
         has neither `metrics`, which are those of the loss by default, nor the
@@ -1235,7 +1340,8 @@ class Trainer:
         OSError
             If the file cannot be read.
         """
-        path = expect_path("path", path)
+        if not is_file_object(path, "read"):
+            path = expect_path("path", path)
         with checkpoint.opened(path) as file:
             saved = CheckpointFields.read(file)
             trainer = cls(
@@ -1266,6 +1372,16 @@ class Trainer:
         """Return the progress of this trainer, which is at `run`."""
         return Snapshot(
             run, self._kept, self._memory, self.notes, self._longest_batches
+        )
+
+    def _copied_snapshot(self, run: Run) -> Snapshot:
+        """Return the progress of this trainer, which another one may change."""
+        return Snapshot(
+            run=run,
+            kept=dict(self._kept),
+            memory=None if self._memory is None else self._memory.copy(),
+            notes=copy.deepcopy(self.notes),
+            longest_batches=dict(self._longest_batches),
         )
 
     def _continue_from(self, snapshot: Snapshot) -> None:
