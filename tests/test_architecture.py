@@ -65,15 +65,14 @@ LEVELS = (
         *("diagnostics.observe.arrays", "diagnostics.observe.layers"),
         *(
             "training.config",
-            "training.inputs",
             "training.interrupts",
             "training.pickling",
             "training.progress",
         ),
         *("training.precision_policy", "training.rates"),
-        *("training.safetensors_format", "training.splits"),
+        *("training.safetensors_format", "training.sources", "training.splits"),
     },
-    {"diagnostics.gradcheck.cases", "diagnostics.observe"},
+    {"diagnostics.gradcheck.cases", "diagnostics.observe", "training.inputs"},
     {
         *(
             "diagnostics.bisect.noise",
@@ -110,7 +109,12 @@ LEVELS = (
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
     {"training.generation"},
-    {"interop.conventions", "interop.extras", "interop.pretrained"},
+    {
+        "interop.conventions",
+        "interop.data",
+        "interop.extras",
+        "interop.pretrained",
+    },
     {"interop.building"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {

@@ -240,7 +240,9 @@ def test_the_error_about_float16_data_does_not_recommend_a_refused_dtype(backend
 
 def test_the_error_about_data_lists_the_accepted_types_once():
     with pytest.raises(
-        TypeError, match=r"expected x as a NumPy array or a list, got builtins\.set"
+        TypeError,
+        match=r"expected x as a NumPy array, a list, a table or an array of another "
+        r"library, got builtins\.set",
     ):
         fitted("numpy").predict({1, 2})
 

@@ -1255,7 +1255,7 @@ def test_before_there_are_weights_it_says_how_to_get_them(backend):
             ask(make(backend))
 
 
-def test_arrays_of_another_device_are_refused(backend):
+def test_arrays_of_another_device_are_copied_to_that_of_the_model(backend):
     devices = [
         b
         for status in nn.backends()
@@ -1267,8 +1267,14 @@ def test_arrays_of_another_device_are_refused(backend):
     ]
     if not others:
         pytest.skip(f"{backend.name} has one device here")
-    with pytest.raises(TypeError, match="but the model is on"):
-        make(backend, shape=(4,)).fit(others[0].asarray(X), LABELS, verbose=0)
+    there, here = make(backend, shape=(4,)), make(backend, shape=(4,))
+    there.fit(others[0].asarray(X), LABELS, verbose=0)
+    here.fit(X, LABELS, verbose=0)
+    pairs = zip(
+        *(nn.core.trees.leaves(backend.to_numpy(t.params)) for t in (there, here)),
+        strict=True,
+    )
+    assert all(a.tobytes() == b.tobytes() for a, b in pairs)
 
 
 def test_an_epoch_begun_with_other_data_is_not_finished_with_these(backend):

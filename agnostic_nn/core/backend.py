@@ -246,6 +246,10 @@ class Backend:
         is_special = is_special or getattr(data, "weak_type", False) is True
         return not is_special and bool(device(data) == self.device)
 
+    def is_array(self, data: Any) -> bool:
+        """Return whether `data` is an array of this library, on any device."""
+        return isinstance(data, _array_type(self))
+
     def moved(self, tree: Any) -> Any:
         """Return a tree with NumPy's arrays moved here; others have to be here."""
         return tree_map(

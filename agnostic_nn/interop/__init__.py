@@ -8,13 +8,24 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .data import batches, columns
     from .extras import import_extra
     from .pretrained import Pretrained
 
-__all__ = ["Pretrained", "import_extra"]
+__all__ = [
+    "Pretrained",
+    "batches",
+    "columns",
+    "import_extra",
+]
 
 # the module of each public name
-_MODULES = {"Pretrained": "pretrained", "import_extra": "extras"}
+_MODULES = {
+    "Pretrained": "pretrained",
+    "batches": "data",
+    "columns": "data",
+    "import_extra": "extras",
+}
 
 
 def __getattr__(name: str) -> Any:

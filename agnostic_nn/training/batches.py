@@ -1,7 +1,7 @@
 """Batches: checked examples in batches of one size, or batches that a user supplies."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -19,6 +19,7 @@ from ..core.backend import Backend
 from ..core.errors import described, expect_function
 from ..core.trees import leaves, tree_map
 from .inputs import BYTES, type_and_length
+from .sources import is_read_in_parts
 
 __all__ = [
     "EpochProgress",
@@ -29,6 +30,7 @@ __all__ = [
     "checked_batch",
     "epoch_order",
     "expect_batches",
+    "is_sequence",
     "iterator_of",
     "prefetched",
 ]
@@ -54,7 +56,7 @@ class Examples:
     """Checked examples: x, their targets, and their weights, or None.
 
     Arrays are on the host, or on the `backend`. `examples[rows]` selects examples where
-    they are. It reads those of a mapped file into memory, and converts their integers
+    they are. It reads those of a file into memory, and converts their integers
     to int32, except those of 8 bits in x if `x_keeps_bytes`.
     """
 
@@ -72,11 +74,12 @@ class Examples:
         select_there = self._selection(rows)
 
         def select(leaf: Any, keeps_bytes: bool = False) -> Any:
-            if not isinstance(leaf, np.ndarray):
+            in_parts = is_read_in_parts(leaf)
+            if not (in_parts or isinstance(leaf, np.ndarray)):
                 return select_there(leaf)
             part: np.ndarray = leaf[rows]
             is_kept = keeps_bytes and leaf.dtype.name in BYTES
-            if not isinstance(leaf, np.memmap) or is_kept:
+            if not in_parts or is_kept:
                 return np.asarray(part)
             dtype = (
                 np.int32 if leaf.dtype.kind in "iu" else leaf.dtype.newbyteorder("=")
@@ -117,7 +120,7 @@ class Examples:
         """Return the same examples on the host."""
 
         def fetched(leaf: Any) -> Any:
-            if isinstance(leaf, np.ndarray):
+            if isinstance(leaf, np.ndarray) or is_read_in_parts(leaf):
                 return leaf
             assert self.backend is not None
             return self.backend.to_numpy(leaf)
@@ -132,10 +135,9 @@ class Examples:
         return tree_map(lambda leaf: tuple(leaf.shape[1:]), self.x)
 
     def in_memory(self) -> "Examples":
-        """Return the same examples, those of a mapped file read into memory."""
+        """Return the same examples, those of a file read into memory."""
         arrays = leaves((self.x, self.target))
-        is_mapped = any(isinstance(leaf, np.memmap) for leaf in arrays)
-        return self[:] if is_mapped else self
+        return self[:] if any(map(is_read_in_parts, arrays)) else self
 
 
 def _as_slice(rows: Any) -> slice | None:
@@ -332,8 +334,8 @@ class StreamedBatches:
 
 
 def expect_batches(batches: Any) -> None:
-    """Raise TypeError unless `batches` is an iterable or a function of the epoch."""
-    if not isinstance(batches, Iterable):
+    """Raise TypeError unless `batches` can be read, or is a function of the epoch."""
+    if not (isinstance(batches, Iterable) or is_sequence(batches)):
         if not callable(batches):
             raise TypeError(
                 f"expected batches as an iterable or a function, got {batches!r}"
@@ -341,22 +343,44 @@ def expect_batches(batches: Any) -> None:
         expect_function("batches", batches, "epoch")
 
 
+def is_sequence(batches: Any) -> bool:
+    """Return whether `batches` has a length and items by number, but no iterator."""
+    kind = type(batches)
+    return hasattr(kind, "__len__") and hasattr(kind, "__getitem__")
+
+
 def iterator_of(source: Any, epoch: int) -> Iterator[Any]:
     """Return an iterator over the batches of an epoch, see `StreamedBatches`."""
-    batches = source if isinstance(source, Iterable) else source(epoch)
-    if not isinstance(batches, Iterable):
-        raise TypeError(
-            f"expected batches(epoch) to return an iterable, got {described(batches)}"
-        )
-    return iter(batches)
+    is_readable = isinstance(source, Iterable) or is_sequence(source)
+    batches = source if is_readable else source(epoch)
+    if isinstance(batches, Iterable):
+        return iter(batches)
+    if is_sequence(batches):  # its length counts: an index past its end may not raise
+        return (batches[i] for i in range(len(batches)))
+    raise TypeError(
+        f"expected batches(epoch) to return an iterable, got {described(batches)}"
+    )
 
 
 def checked_batch(batch: Any, check: Callable[..., Examples]) -> Examples:
     """Return check(*batch) of (x, target) or (x, target, weights)."""
     if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         expected = "batches (x, target) or (x, target, weights)"
-        raise TypeError(f"expected {expected}, got {type_and_length(batch)}")
+        raise TypeError(
+            f"expected {expected}, got {type_and_length(batch)}{_names_of(batch)}"
+        )
     return check(*batch)
+
+
+def _names_of(batch: Any) -> str:
+    """Return the names in a batch that is a dict, and how to choose among them."""
+    if not isinstance(batch, Mapping) or not batch:
+        return ""
+    names = list(batch)
+    return (
+        f" of {', '.join(map(repr, names))}: choose x and target by name, as in "
+        f"interop.batches(data, x={names[0]!r}, target={names[-1]!r})"
+    )
 
 
 def _expect_layout(

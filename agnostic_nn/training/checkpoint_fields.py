@@ -42,7 +42,8 @@ class CheckpointFields:
 
     limits: the shape that the user chose, where None may be any length, or None. open,
     means: progress of the open epoch, and its means so far. longest: the length of the
-    longest user-supplied batch, by the shapes of the examples. kept: names of the
+    longest user-supplied batch, by the shapes of the examples. columns: the names of
+    the columns of tables, by path. kept: names of the
     copies that `Trainer.keep` made. fit: the memory of the callbacks of an interrupted
     `fit`, by key, and best: the keys of those that keep weights; see `RunMemory`.
     """
@@ -58,6 +59,7 @@ class CheckpointFields:
     means: EpochMeans
     keep_finite: bool
     longest: dict[str, int]
+    columns: dict[str, list[str]]
     notes: dict[str, Any]
     kept: tuple[str, ...]
     fit: dict[str, dict[str, Any]] | None
@@ -104,6 +106,10 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
     _expect_dict("longest", longest)
     for count in longest.values():
         _count("each length of longest", count)
+    columns = data.get("columns", {})
+    _expect_dict("columns", columns)
+    for names in columns.values():
+        _names("each entry of columns", names)
     return CheckpointFields(
         shape=shape,
         # a file without the field is older: its trainer takes no other shape
@@ -117,6 +123,7 @@ def _saved(data: dict[str, Any]) -> CheckpointFields:
         means=NO_MEANS if means is None else EpochMeans.from_json(means),
         keep_finite=keep_finite,
         longest=longest,
+        columns=columns,
         notes=notes,
         kept=_names("kept", data.get("kept", [])),
         fit=fit,

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Array, Shape, namespace
+from ..core.arrays import Array, Shape, device, namespace
 from ..core.backend import Backend
 from ..core.trees import named_leaves, tree_map
 from .inputs import fetch
@@ -135,7 +135,10 @@ class Context:
             )
         if self._array_type is None:
             self._array_type = type(self._backend.asarray(np.zeros(1, np.float32)))
-        if not isinstance(tree, self._array_type):
+        is_here = isinstance(tree, self._array_type) and (
+            device(tree) in (self._backend.device, None)
+        )
+        if not is_here:
             array, has_dtype = fetch(name, tree, self._backend)
             if not has_dtype:
                 array = array.astype(
@@ -144,7 +147,7 @@ class Context:
             return self._backend.asarray(array)
         if not copy:
             return tree
-        fetch(name, tree, self._backend)  # raises for an array on another device
+        fetch(name, tree, self._backend)  # raises for what is not numbers
         return namespace(tree).asarray(tree, copy=True)
 
 

@@ -5,21 +5,39 @@ libraries treat invalid values differently (JAX clamps an index, CuPy wraps it a
 Arrays of the backend are checked and converted where they are. If a check fails there,
 it is repeated on the host, whose errors are the same for every library.
 Data are an array or a tree of arrays, with the examples along axis 0 of each. A file
-mapped into memory (`np.load(path, mmap_mode="r")`) is checked chunk by chunk and never
-loaded as a whole.
+mapped into memory (`np.load(path, mmap_mode="r")`), and an array of zarr, HDF5 or dask,
+are checked chunk by chunk and never loaded as a whole. `sources` recognises these, and
+tables and arrays of other libraries.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from operator import index
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..core.arrays import Array, Shape, device, first_true, namespace
+from ..core.arrays import Array, Shape, first_true, namespace
 from ..core.backend import Backend
 from ..core.errors import expect
 from ..core.trees import leaves, named_leaves, tree_map
 from ..layers.base import kinds
+from .sources import (
+    ReadInParts,
+    array_on_host,
+    as_tree,
+    column_names,
+    column_values,
+    expect_dense,
+    expect_materialized,
+    has_chunks,
+    is_column,
+    is_read_in_parts,
+    row_labels,
+    sparse_remedy,
+    table_note,
+    table_values,
+)
 
 __all__ = [
     "BYTES",
@@ -34,6 +52,7 @@ __all__ = [
     "expect_shapes",
     "fetch",
     "fetch_array",
+    "fetch_unread",
     "type_and_length",
 ]
 
@@ -46,10 +65,14 @@ class Admitted(NamedTuple):
 
     problem: the first error in a value or a dtype, or None. It is not raised at once:
     an error in a shape comes first, and some are found only when a model is built.
+    columns: the names of the columns of each table, by its path. labels: the index of
+    each table or column of pandas, by its path.
     """
 
     data: Any
     problem: Exception | None
+    columns: Mapping[str, list[str]] = MappingProxyType({})
+    labels: Mapping[str, Any] = MappingProxyType({})
 
     @property
     def shape(self) -> Any:
@@ -134,12 +157,17 @@ def _admitted(
         problem = error
     results: list[Any] = []  # the converted arrays
     problems: list[Exception] = []  # why arrays cannot be converted
+    tables: dict[str, Any] = {}  # those that are not arrays, by path
 
     def visit(path: str, value: Any, kind: Any) -> Any:
         if stays and backend.holds(value):
+            if sparse_remedy(value):
+                expect_dense(path, value)
             results.append(converted_there(path, value, backend, dtype, kind))
             return value
         array, has_dtype = fetch_array(path, value, backend)
+        if array is not value and not isinstance(value, list | np.ndarray):
+            tables[path] = value
         if str(getattr(value, "dtype", "")).endswith("bfloat16"):  # float32 in `array`
             wrong = f"{path} is bfloat16, but the model computes in {dtype}"
             problems.append(TypeError(f"{wrong}: convert it to {dtype} first"))
@@ -160,10 +188,26 @@ def _admitted(
         expect_shape(arrays)
     if problem is None:
         problem = _first_problem(name, arrays, check, any(leaves(nesting)), problems)
+    columns = _named_columns(tables) if tables else {}
     if problem is not None:
+        for path, names in columns.items():
+            problem.add_note(table_note(path, names, tables[path]))
         return Admitted(arrays, problem)
+    labels = {path: row_labels(table) for path, table in tables.items()}
+    labels = {path: index for path, index in labels.items() if index is not None}
     in_order = iter(results)
-    return Admitted(tree_map(lambda _: next(in_order), arrays), None)
+    data = tree_map(lambda _: next(in_order), arrays)
+    return Admitted(data, None, columns, labels)
+
+
+def _named_columns(tables: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the names of the columns of those tables where all names are texts."""
+    named = {path: column_names(table) or [] for path, table in tables.items()}
+    return {
+        path: names
+        for path, names in named.items()
+        if names and all(isinstance(each, str) for each in names)
+    }
 
 
 def _first_problem(
@@ -175,7 +219,7 @@ def _first_problem(
 ) -> Exception | None:
     """Return the error of `check`, or else the first one of `problems`, or None.
 
-    has_mapped: whether an array is mapped from a file; all are then checked in chunks.
+    has_mapped: whether an array is read in parts; all are then checked in chunks.
     """
     try:
         if has_mapped:
@@ -188,12 +232,13 @@ def _first_problem(
 
 
 def _nesting(data: Any) -> Any:
-    """Return a tree nested like `data`, with True for each array mapped from a file."""
+    """Return a tree nested like `data`, with True for each array read in parts."""
     if isinstance(data, dict):
         return {key: _nesting(branch) for key, branch in data.items()}
     if isinstance(data, tuple) and not _is_numbers(data):
         return tuple([_nesting(branch) for branch in data])
-    return isinstance(data, np.memmap)
+    is_array = isinstance(data, np.ndarray)
+    return is_read_in_parts(data) if is_array else has_chunks(data)
 
 
 def _map_named(
@@ -218,7 +263,7 @@ def _map_named(
 def _check_chunks(
     name: str, arrays: Any, check: Callable[[Any], None] | None
 ) -> list[Exception]:
-    """Check data of a mapped file in chunks, each of which is read once.
+    """Check data that are read in parts in chunks, each of which is read once.
 
     Errors of `check` are raised. Returns the first one about an integer that does not
     fit into int32, if any. An error names the first example of its chunk.
@@ -249,31 +294,43 @@ def _counted_from(start: int, error: Exception) -> Exception:
 
 
 def _expect_int32_in_file(path: str, chunk: np.ndarray, array: np.ndarray) -> None:
-    if isinstance(array, np.memmap) and chunk.dtype.kind in "iu":
+    if is_read_in_parts(array) and chunk.dtype.kind in "iu":
         _expect_int32(path, chunk)
 
 
 def fetch(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
     """Return `data` as NumPy arrays, and for each whether the user chose its dtype.
 
-    Accepts NumPy arrays, nested lists of numbers, arrays of the backend, and dicts and
-    tuples of those; a tuple of numbers is one array. Both results have the nesting of
-    the data.
+    Accepts NumPy arrays, nested lists of numbers, arrays of any library and device,
+    tables and their columns, and dicts and tuples of those; a tuple of numbers is one
+    array. Both results have the nesting of the data.
 
     Raises
     ------
     TypeError
-        If data is an array of another library, does not hold numbers, or is on another
-        device.
+        If data do not hold numbers, or are sparse.
     """
+    arrays, has_dtype = fetch_unread(name, data, backend)
+
+    def in_memory(array: Any) -> np.ndarray:
+        return array[:] if isinstance(array, ReadInParts) else array
+
+    return tree_map(in_memory, arrays), has_dtype
+
+
+def fetch_unread(name: str, data: Any, backend: Backend) -> tuple[Any, Any]:
+    """Return what `fetch` does, but arrays that are read in parts unread."""
+    data = as_tree(data)
     if isinstance(data, dict):
         arrays = {}
         has_dtype = {}
         for key, branch in data.items():
-            arrays[key], has_dtype[key] = fetch(f"{name}.{key}", branch, backend)
+            arrays[key], has_dtype[key] = fetch_unread(f"{name}.{key}", branch, backend)
         return arrays, has_dtype
     if isinstance(data, tuple) and not _is_numbers(data):
-        pairs = [fetch(f"{name}.{i}", branch, backend) for i, branch in enumerate(data)]
+        pairs = [
+            fetch_unread(f"{name}.{i}", part, backend) for i, part in enumerate(data)
+        ]
         return tuple([pair[0] for pair in pairs]), tuple([pair[1] for pair in pairs])
     return fetch_array(name, data, backend)
 
@@ -284,9 +341,13 @@ def _is_numbers(data: Any) -> bool:
     return isinstance(data, int | float | np.generic)
 
 
-def fetch_array(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, bool]:
-    """Return one array on the host, and whether the user chose its dtype."""
+def fetch_array(name: str, data: Any, backend: Backend) -> tuple[Any, bool]:
+    """Return one array on the host, and whether the user chose its dtype.
+
+    It is a NumPy array, or a `ReadInParts`.
+    """
     has_dtype = True
+    array: Any
     if isinstance(data, np.ndarray | np.generic):
         if hasattr(data, "mask"):
             raise TypeError(
@@ -295,6 +356,12 @@ def fetch_array(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, boo
         array = data if isinstance(data, np.memmap) else np.asarray(data)
     elif isinstance(data, list | tuple | int | float):
         has_dtype = False
+        if isinstance(data, list) and data and isinstance(data[0], Mapping):
+            raise TypeError(
+                f"expected {name} as arrays, got a list of dicts with "
+                f"{', '.join(map(repr, data[0]))}: choose x and target by name, as in "
+                "interop.columns(data, x=..., target=...)"
+            )
         try:
             array = np.asarray(data)
         except ValueError as error:
@@ -302,37 +369,37 @@ def fetch_array(name: str, data: Any, backend: Backend) -> tuple[np.ndarray, boo
                 f"expected {name} as lists of equal lengths: {error}"
             ) from error
     else:
-        array = _fetch_from_backend(name, data, backend)
+        array = _fetch_other(name, data, backend)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"expected {name} to hold numbers, got dtype {array.dtype}")
     return array, has_dtype
 
 
-def _fetch_from_backend(name: str, data: Any, backend: Backend) -> np.ndarray:
-    try:
-        is_ours = namespace(data) is namespace(backend.asarray(np.float32(0)))
-    except TypeError:
-        is_ours = False
-    if not is_ours:
+def _fetch_other(name: str, data: Any, backend: Backend) -> Any:
+    """Return what `fetch_array` does for data that are not NumPy's or lists."""
+    expect_dense(name, data)
+    if backend.is_array(data):
+        try:
+            return backend.to_numpy(data)
+        except TypeError as error:
+            raise TypeError(
+                f"expected {name} of a dtype that NumPy has: {error}"
+            ) from error
+    if has_chunks(data):
+        return ReadInParts(name, data)
+    if column_names(data) is not None:
+        return table_values(name, data)
+    if is_column(data):
+        return column_values(name, data)
+    expect_materialized(name, data)
+    array = array_on_host(name, data)
+    if array is None:
         kind = type(data)
-        computes_on_host = isinstance(backend.asarray(np.float32(0)), np.ndarray)
-        accepted = (
-            "a NumPy array or a list"
-            if computes_on_host
-            else f"a NumPy array, a list or an array of {backend.name}"
-        )
         raise TypeError(
-            f"expected {name} as {accepted}, got {kind.__module__}.{kind.__qualname__}"
+            f"expected {name} as a NumPy array, a list, a table or an array of another "
+            f"library, got {kind.__module__}.{kind.__qualname__}"
         )
-    if device(data) != backend.device and device(data) is not None:
-        raise TypeError(f"{name} is on {device(data)}, but the model is on {backend}")
-    try:
-        array: np.ndarray = backend.to_numpy(data)
-        return array
-    except TypeError as error:
-        raise TypeError(
-            f"expected {name} of a dtype that NumPy has: {error}"
-        ) from error
+    return array
 
 
 def converted(
@@ -343,8 +410,8 @@ def converted(
     All backends have int32. Those of 8 bits are not converted for a layer that takes
     them, which is of the kind "numeric": images take four times the memory in float32.
     Floating-point numbers are only converted if the user did
-    not choose their dtype. Booleans are not converted, and neither is a mapped file,
-    whose values are not read here.
+    not choose their dtype. Booleans are not converted, and neither is an array that is
+    read in parts, whose values are not read here.
 
     Raises
     ------
@@ -364,7 +431,7 @@ def converted(
             f"{name} is {actual}, but the model computes in {dtype}: pass "
             f"{name}.astype({dtype!r}){choose}"
         )
-    if kind == "b" or isinstance(array, np.memmap):
+    if kind == "b" or is_read_in_parts(array):
         return array
     if kind == "f":
         return array.astype(dtype, copy=False)
@@ -419,7 +486,7 @@ def _expect_int32(name: str, array: np.ndarray) -> None:
 
 
 def chunks(data: Any) -> Iterator[tuple[int, Any]]:
-    """Yield mapped data in chunks that fit into memory, each with its first index."""
+    """Yield data in chunks that fit into memory, each with its first index."""
     arrays = leaves(data)
     count = len(arrays[0])
     step = max(1, CHUNK_BYTES * count // max(1, sum(leaf.nbytes for leaf in arrays)))

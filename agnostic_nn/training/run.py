@@ -40,6 +40,8 @@ class Run(NamedTuple):
     is_shared: bool = False  # whether the caller may hold the arrays of `carry`
     means: EpochMeans = NO_MEANS  # of the steps of the open epoch
     lost: str = ""  # why `carry` is None although there were weights
+    # the names of the columns of the first table at each path, as in {"x": ["a", "b"]}
+    columns: dict[str, list[str]] | None = None
 
 
 class Attempt(NamedTuple):

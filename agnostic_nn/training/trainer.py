@@ -10,8 +10,6 @@ from html import escape
 from itertools import islice
 from typing import Any
 
-import numpy as np
-
 from ..core.arrays import Array, Metric, Moments, Params, State, namespace
 from ..core.backend import Backend
 from ..core.backend import backend as choose
@@ -39,7 +37,13 @@ from ..optimizers import Average, DynamicScale, Optimizer
 from ..optimizers.base import nested_optimizers
 from . import checkpoint
 from .advance import advance, after_one_step
-from .batches import Examples, StoredBatches, StreamedBatches, expect_batches
+from .batches import (
+    Examples,
+    StoredBatches,
+    StreamedBatches,
+    expect_batches,
+    is_sequence,
+)
 from .callback_memory import BoundCallback, RunMemory
 from .callbacks import Callback, CallbackFunction, as_callbacks, expect_fields
 from .checkpoint_fields import CheckpointFields, restore_part
@@ -64,6 +68,7 @@ from .progress import progress
 from .rates import rate_at
 from .run import CurrentRun, Run
 from .saving import Snapshot, read_snapshot, write_snapshot
+from .sources import as_tree
 from .steps import (
     Carry,
     evaluate_batch,
@@ -704,7 +709,9 @@ class Trainer:
         Parameters
         ----------
         x, target
-            All examples. Files mapped into memory are read batch by batch.
+            All examples: arrays of any library, tables of pandas, polars or Arrow or
+            their columns, lists of numbers, or dicts and tuples of these. Files mapped
+            into memory, and arrays of zarr, HDF5 or dask, are read batch by batch.
         batches
             Instead of x and target, one of: an iterable of batches (x, target) or (x,
             target, weights), which is iterated again in each epoch (to finish an epoch,
@@ -865,7 +872,8 @@ class Trainer:
             )
             return partial(self._evaluator.stored, examples, batch_size)
         is_array = hasattr(validation, "shape")
-        is_iterable = isinstance(validation, Iterable) and not isinstance(
+        is_readable = isinstance(validation, Iterable) or is_sequence(validation)
+        is_iterable = is_readable and not isinstance(
             validation, tuple | str | bytes | Mapping
         )
         if is_array or not (is_iterable or callable(validation)):
@@ -1004,7 +1012,8 @@ class Trainer:
     def predict(self, x: Any, *, batch_size: int = 1024, averaged: bool = False) -> Any:
         """Return y for all examples of x, computed in prediction mode.
 
-        The result is an array of the backend if x is one, and a NumPy array otherwise.
+        The result is an array of the backend if x is one, and a NumPy array otherwise,
+        also for tables and for arrays of other libraries.
         One example is a batch of one: `predict(x[None])`. For probabilities see
         `predict_probabilities`.
         averaged: use the mean of the parameters that `Average` maintains.
@@ -1067,8 +1076,7 @@ class Trainer:
         if function is not None:
             with self.backend.applied():
                 y = function(y)
-        host_types = (np.ndarray, np.generic, list, int, float)
-        is_on_backend = any(not isinstance(leaf, host_types) for leaf in leaves(x))
+        is_on_backend = any(self.backend.is_array(leaf) for leaf in leaves(as_tree(x)))
         return y if is_on_backend else self.backend.to_numpy(y)
 
     def summary(self, batch_size: int = 32) -> Summary:

@@ -15,8 +15,9 @@ from ..layers.base import kinds
 from ..losses.base import Loss, check_of, describe_loss, is_sum, takes_weights
 from .batches import Examples
 from .input_shapes import InputShapes
-from .inputs import admit, converted, expect_lengths, fetch
+from .inputs import Admitted, admit, converted, expect_lengths, fetch, fetch_unread
 from .run import CurrentRun
+from .sources import as_tree, row_labels
 
 __all__ = ["InputValidator"]
 
@@ -41,7 +42,8 @@ class InputValidator:
         self, x: Any, target: Any, weights: Any, current: CurrentRun
     ) -> Examples:
         """Return checked examples; draw the weights of the model if there are none."""
-        x = self.input(x, current)
+        admitted_x = self._admitted_x(x, current)
+        x = admitted_x.data
         count = leaves(x)[0].shape[0]
         if count == 0:
             shapes = " and ".join(
@@ -52,9 +54,18 @@ class InputValidator:
         shape = tree_map(lambda leaf: tuple(leaf.shape[1:]), x)
         is_built = shape == run.shape
         out_shape = run.out_shape if is_built else self.shapes.out_shape(shape)
-        target = self._checked_target(target, count, out_shape)
+        admitted_target = self._admitted_target(target, count, out_shape)
+        tables = admitted_x, admitted_target
+        if any(admitted.columns for admitted in tables):
+            _expect_same_columns(current, *tables)
+        labels = {**admitted_x.labels, **admitted_target.labels}
         if weights is not None:
+            if row_labels(weights) is not None:
+                labels["weights"] = row_labels(weights)
             weights = self._checked_weights(weights, count)
+        if len(labels) > 1:
+            _expect_same_labels(labels)
+        target = admitted_target.data
         return Examples(x, target, weights, self.backend, self._has_numeric(x))
 
     def before_augment(
@@ -68,8 +79,8 @@ class InputValidator:
         """
         if not self._is_raw(x):
             return self.examples(x, target, weights, current)
-        x, _ = fetch("x", x, self.backend)
-        target, _ = fetch("target", target, self.backend)
+        x, _ = fetch_unread("x", x, self.backend)
+        target, _ = fetch_unread("target", target, self.backend)
         count = leaves(x)[0].shape[0]
         expect_lengths("x", x)
         for path, leaf in named_leaves(target, "target"):
@@ -81,11 +92,15 @@ class InputValidator:
 
     def _is_raw(self, x: Any) -> bool:
         """Return whether x holds integers where the model takes real numbers."""
+        x = as_tree(x)
 
         def is_integer(leaf: Any) -> bool:
             if self.backend.holds(leaf):
                 return "int" in self.backend.dtype_name(leaf)
-            return isinstance(leaf, np.ndarray) and leaf.dtype.kind in "iu"
+            dtype = getattr(leaf, "dtype", None)
+            if isinstance(dtype, np.dtype):
+                return dtype.kind in "iu"
+            return "int" in str(dtype)  # that of another library
 
         try:
             real = tree_map(
@@ -104,6 +119,12 @@ class InputValidator:
 
     def input(self, x: Any, current: CurrentRun) -> Any:
         """Return x, checked; draw the weights of the model if there are none."""
+        admitted = self._admitted_x(x, current)
+        if admitted.columns:
+            _expect_same_columns(current, admitted)
+        return admitted.data
+
+    def _admitted_x(self, x: Any, current: CurrentRun) -> Admitted:
         run = current.settled()
         expect_shape = None
         if run.shape is not None:
@@ -123,12 +144,13 @@ class InputValidator:
             current.build(admitted.shape)
         if admitted.problem is not None:
             raise admitted.problem
-        return admitted.data
+        return admitted
 
     def _converted(self, data: Any) -> Any:
+        data = as_tree(data)
         return data if self.convert is None else self.convert(data)
 
-    def _checked_target(self, target: Any, count: int, out_shape: Any) -> Any:
+    def _admitted_target(self, target: Any, count: int, out_shape: Any) -> Admitted:
         """Return the targets of `count` examples; out_shape: that of the model."""
         admitted = admit(
             "target",
@@ -140,7 +162,7 @@ class InputValidator:
         )
         if admitted.problem is not None:
             raise admitted.problem
-        return admitted.data
+        return admitted
 
     def _target_check(self, out_shape: Any) -> Callable[[Any], None] | None:
         """Return the check of the loss, whose errors name the loss, or None."""
@@ -237,3 +259,49 @@ class InputValidator:
                 ", or choose a batch_size that divides the examples",
             )
         return count % rows > 0
+
+
+def _expect_same_columns(current: CurrentRun, *tables: Admitted) -> None:
+    """Raise ValueError for other columns than those of the first table; keep these.
+
+    Columns are matched by position, so another order would mix them up.
+    """
+    known = current.settled().columns or {}
+    new: dict[str, list[str]] = {}
+    for admitted in tables:
+        for path, names in admitted.columns.items():
+            new[path] = known.get(path, names)
+            if names != new[path]:
+                _refuse_columns(path, names, new[path])
+    if new.keys() - known.keys():
+        current.change(columns={**known, **new})
+
+
+def _refuse_columns(path: str, names: list[str], known: list[str]) -> None:
+    if sorted(names) == sorted(known):
+        raise ValueError(
+            f"the columns of {path} are in another order than before: expected "
+            f"{known}, got {names}: pass {path}[{known}]"
+        )
+    missing = [name for name in known if name not in names]
+    unexpected = [name for name in names if name not in known]
+    changes = [f"missing {missing}"] if missing else []
+    changes += [f"unexpected {unexpected}"] if unexpected else []
+    raise ValueError(
+        f"the columns of {path} are not those of before: {' and '.join(changes)}"
+    )
+
+
+def _expect_same_labels(labels: dict[str, Any]) -> None:
+    """Raise ValueError if tables of pandas have different indexes.
+
+    Rows are matched by position, where pandas would match them by index.
+    """
+    (path, index), *others = labels.items()
+    for other_path, other in others:
+        if len(index) == len(other) and not index.equals(other):
+            raise ValueError(
+                f"{path} and {other_path} have different indexes, but rows are matched "
+                f"by position: pass {other_path}.loc[{path}.index], or drop both with "
+                ".reset_index(drop=True)"
+            )
