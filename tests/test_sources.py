@@ -296,7 +296,7 @@ def test_columns_of_records_and_of_data_sets_are_chosen_by_name(data):
     assert error.value.__notes__ == ["in example 0"]
 
 
-def test_what_is_not_a_table_or_a_data_set_is_refused():
+def test_iterators_and_other_objects_without_columns_are_refused():
     for wrong in (iter([]), [], 3, object()):
         with pytest.raises(TypeError, match="expected a table"):
             interop.columns(wrong, x="a", target="b")

@@ -232,9 +232,9 @@ def table_note(path: str, names: list[str], table: Any) -> str:
 
 
 def _listed(names: list[Any], most: int = 20) -> str:
-    shown = [repr(name) for name in names[:most]]
+    listed = [repr(name) for name in names[:most]]
     more = len(names) - most
-    return ", ".join(shown) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(listed) + (f" and {more} more" if more > 0 else "")
 
 
 def _common_dtype(columns: list[np.ndarray]) -> np.dtype[Any]:
