@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from array_api_compat import array_namespace, size
+from array_api_compat import array_namespace, size, to_device
 from array_api_compat import device as _device_of
 
 from .errors import described, expect
@@ -33,6 +33,7 @@ __all__ = [
     "non_finite_count",
     "register",
     "size",
+    "to_device",
 ]
 
 Array = Any  # the Array API Standard has no static array type yet

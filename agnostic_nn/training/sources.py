@@ -9,9 +9,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from array_api_compat import to_device
 
-from ..core.arrays import namespace
+from ..core.arrays import namespace, to_device
 
 __all__ = [
     "ReadInParts",
