@@ -116,7 +116,9 @@ LEVELS = (
         "interop.pretrained",
     },
     {"interop.building"},
+    {"sklearn.parameters", "sklearn.targets"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
+    {"sklearn.estimators"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
         "diagnostics.compare.report.how_to_read",
@@ -206,7 +208,9 @@ ALSO = {  # what single modules of the core may import in addition
     "core.guards.snapshot": {"types"},
     "core.guards.values": {"pickle", "types"},
     "core.guards.watching": {"builtins", "contextvars", "sys", "types"},
-    "core.backend": {"agnostic_nn_backends", "contextlib", "importlib", "os", "types"},
+    "core.backend": {
+        *("agnostic_nn_backends", "contextlib", "importlib", "os", "sys", "types"),
+    },
     "display.tables": {"re"},
     "layers.resizing": {"fractions"},
 }
@@ -244,7 +248,9 @@ INSIDE_FUNCTIONS = {
     "display.tables": {"rich"},
 }
 # bridges to other libraries: imported when used, so they may import these on top
-BRIDGES: dict[str, set[str]] = {}
+BRIDGES: dict[str, set[str]] = {
+    "sklearn.estimators": {"sklearn"},
+}
 LIBRARIES = {  # what each adapter may import
     "numpy": {"numpy", "scipy"},
     "jax": {"jax", "numpy"},

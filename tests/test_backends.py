@@ -14,6 +14,7 @@ from cases import named
 
 import agnostic_nn as nn
 from agnostic_nn.core import precisions
+from agnostic_nn.core.backend import backend_of
 from agnostic_nn.core.trees import tree_map
 from agnostic_nn_backends import SHIPPED, Adapter, FullAdapter
 
@@ -596,3 +597,10 @@ def test_the_constants_of_bfloat16_are_those_of_the_libraries():
     assert precisions.epsilon("bfloat16") == expected.eps == 2.0**-7
     assert precisions.largest("bfloat16") == expected.max
     assert precisions.tiny("bfloat16") == expected.tiny
+
+
+def test_the_backend_of_an_array_is_that_of_its_library_and_device(backend):
+    assert backend_of(backend.asarray(np.zeros(3))) == backend
+    assert backend_of(np.zeros(3)) == nn.backend("numpy")
+    with pytest.raises(TypeError, match="expected an array"):
+        backend_of([1.0])

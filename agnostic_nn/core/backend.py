@@ -6,8 +6,9 @@ module. This module must define the names listed in `agnostic_nn_backends`.
 """
 
 import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial, update_wrapper
 from importlib import import_module
@@ -28,6 +29,7 @@ __all__ = [
     "Status",
     "StatusTable",
     "backend",
+    "backend_of",
     "backends",
     "chosen_policy",
     "known_backends",
@@ -691,6 +693,33 @@ def _statuses() -> Iterator[Status]:
             yield Status(library, adapter.version, devices, None)
         except BackendUnavailable as error:
             yield Status(library, adapter.version, (), str(error))
+
+
+def backend_of(array: Array) -> Backend:
+    """Return the backend of the library and the device of an array.
+
+    Raises
+    ------
+    TypeError
+        If it is not an array.
+    BackendUnavailable
+        If no backend has arrays of this library on this device.
+    """
+    xp = namespace(array)
+    policy = chosen_policy(None, None)
+    for library, module in known_backends().items():
+        # only what is imported can have made the array
+        if library not in sys.modules and module not in sys.modules:
+            continue
+        with suppress(BackendUnavailable):
+            adapter = _load(library)
+            for name, place in _devices(library).items():
+                if adapter.xp is xp and device(array) == place:
+                    return Backend(library, name, place, adapter, *policy)
+    raise BackendUnavailable(
+        f"no backend has arrays of {xp.__name__} on the device {device(array)}: see "
+        "nn.backends()"
+    )
 
 
 def known_backends() -> dict[str, str]:
