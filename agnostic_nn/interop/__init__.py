@@ -10,20 +10,25 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import batches, columns
     from .extras import import_extra
+    from .onnx_export import OnnxFile, export_onnx
     from .pretrained import Pretrained
 
 __all__ = [
+    "OnnxFile",
     "Pretrained",
     "batches",
     "columns",
+    "export_onnx",
     "import_extra",
 ]
 
 # the module of each public name
 _MODULES = {
+    "OnnxFile": "onnx_export",
     "Pretrained": "pretrained",
     "batches": "data",
     "columns": "data",
+    "export_onnx": "onnx_export",
     "import_extra": "extras",
 }
 
