@@ -4,6 +4,7 @@ import json
 import os
 import tempfile
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +167,8 @@ def export_onnx(
 
 
 def _version() -> str:
-    from .. import __version__
-
-    return __version__
+    version: str = import_module("agnostic_nn").__version__
+    return version
 
 
 def _computed_in(trainer: Trainer) -> str:

@@ -24,6 +24,7 @@ from .extras import import_extra
 from .onnx_recorder import Constant
 
 __all__ = [
+    "Expression",
     "Graph",
     "Lengths",
     "NotSymbolic",
@@ -37,8 +38,8 @@ __all__ = [
 ]
 
 onnx: Any = import_extra("onnx", extra="onnx", purpose="export_onnx")
-helper = onnx.helper
-numpy_helper = onnx.numpy_helper
+_helper = onnx.helper
+_tensors = onnx.numpy_helper
 
 _Array = np.ndarray[Any, Any]
 _Node = Any  # onnx.NodeProto
@@ -264,7 +265,7 @@ def _term(changed: Any, symbols: tuple[str, ...], inverse: bool) -> float:
 
 
 def _is_close(a: Any, b: Any) -> bool:
-    """Return whether integers are equal, or real numbers equal but for rounding."""
+    """Return whether two numbers are equal, up to rounding if they are not integers."""
     if a == b or (float(a).is_integer() and float(b).is_integer()):
         return bool(a == b)
     return bool(abs(a - b) <= 1e-6 * max(abs(a), abs(b)))
@@ -294,7 +295,7 @@ class _Emitter:
         if key not in self._known:
             name = f"lengths/{kind}_{len(self.nodes)}"
             output = f"{name}_output"
-            node = helper.make_node(kind, inputs, [output], name=name, **attributes)
+            node = _helper.make_node(kind, inputs, [output], name=name, **attributes)
             self.nodes.append(node)
             self._known[key] = output
         return self._known[key]
@@ -303,9 +304,9 @@ class _Emitter:
         key = "value", array.dtype.str, array.shape, array.tobytes()
         if key not in self._known:
             name = f"lengths/Constant_{len(self.nodes)}"
-            tensor = numpy_helper.from_array(array)
+            tensor = _tensors.from_array(array)
             output = f"{name}_output"
-            node = helper.make_node("Constant", [], [output], name=name, value=tensor)
+            node = _helper.make_node("Constant", [], [output], name=name, value=tensor)
             self.nodes.append(node)
             self._known[key] = output
         return self._known[key]
@@ -324,7 +325,7 @@ class _Emitter:
             total = length if total is None else self._node("Mul", [total, length])
         assert total is not None  # an expression has symbols
         if kind != np.int64:
-            onnx_type = helper.np_dtype_to_tensor_dtype(kind)
+            onnx_type = _helper.np_dtype_to_tensor_dtype(kind)
             total = self._node("Cast", [total], to=onnx_type)
         if expression.inverse:
             factor = self._value(np.asarray([expression.factor], kind))
@@ -411,7 +412,7 @@ class _Emitter:
         total = self._node("Range", [zero, limit, one])
         dtype = values.dtype
         if dtype != np.int64:
-            onnx_type = helper.np_dtype_to_tensor_dtype(dtype)
+            onnx_type = _helper.np_dtype_to_tensor_dtype(dtype)
             total = self._node("Cast", [total], to=onnx_type)
         step = values[1] - values[0]
         if step != 1:
@@ -502,7 +503,7 @@ def with_symbols(
         if all(_is_reshape_to(n, node.output[0]) for n in readers):
             one_free = _with_one_free(values)
             if one_free is not None:
-                node.attribute[0].t.CopyFrom(numpy_helper.from_array(one_free))
+                node.attribute[0].t.CopyFrom(_tensors.from_array(one_free))
                 kept.append(node)
                 continue
         owner = readers[0].name if readers else node.name
@@ -545,7 +546,7 @@ def _expect_same_nodes(base: Graph, other: Graph) -> None:
 def _constant_value(node: _Node) -> _Array | None:
     if node.op_type != "Constant" or node.attribute[0].name != "value":
         return None
-    value: _Array = numpy_helper.to_array(node.attribute[0].t)
+    value: _Array = _tensors.to_array(node.attribute[0].t)
     return value
 
 
@@ -588,10 +589,10 @@ def finished(
     """
     nodes, constants = _shared_constants(graph.nodes, graph.outputs)
     values = {k: v for k, v in (weights | defaults).items() if k in graph.inputs}
-    tensors = [numpy_helper.from_array(v, k) for k, v in (values | constants).items()]
+    tensors = [_tensors.from_array(v, k) for k, v in (values | constants).items()]
     inputs = [k for k in graph.inputs if k not in weights]
-    model = helper.make_model(
-        helper.make_graph(
+    model = _helper.make_model(
+        _helper.make_graph(
             nodes,
             name,
             [_value_info(graph, k, symbols) for k in inputs],
@@ -603,7 +604,7 @@ def finished(
         producer_name=producer[0],
         producer_version=producer[1],
     )
-    helper.set_model_props(model, metadata)
+    _helper.set_model_props(model, metadata)
     return model
 
 
@@ -616,7 +617,7 @@ def _value_info(graph: Graph, name: str, symbols: Sequence[Symbol]) -> Any:
             dims.append(entry.symbols[0])
         else:
             dims.append(None)
-    return helper.make_tensor_value_info(name, graph.types[name], dims)
+    return _helper.make_tensor_value_info(name, graph.types[name], dims)
 
 
 def _shared_constants(

@@ -159,6 +159,10 @@ def _to_open(
 def prediction_job(
     trainer: Trainer, shape: Any, batch: int | None, gradient: Any, example: Any
 ) -> Job:
+    """Return the job of a prediction, with a gradient if there is one to compute.
+
+    The arguments are those of `export_onnx`, which has their errors.
+    """
     policy = PrecisionPolicy(trainer.dtype, trainer.precision)
     shape = trainer.shape if shape is None else shape
     if shape is None:
@@ -283,6 +287,10 @@ def _selection(y: Any, gradient: Any) -> Any:
 
 
 def training_job(trainer: Trainer, example: Any, batch: int | None) -> Job:
+    """Return the job of a training step, with the batch size of `example`.
+
+    The arguments are those of `export_onnx`, which has their errors.
+    """
     is_batch = isinstance(example, tuple | list) and len(example) in (2, 3)
     if not is_batch:
         raise TypeError(

@@ -29,6 +29,8 @@ __all__ = [
     "constant_of",
     "flat",
     "layer_name",
+    "ndx",
+    "opset",
 ]
 
 OPSET = 21
