@@ -229,11 +229,10 @@ def test_a_loop_of_steps_follows_the_trainer(tmp_path):
     assert carry["moments.step"] == 10
 
 
-def test_a_step_with_weights_a_schedule_and_a_context(tmp_path):
-    def loss(y, target, weights=None, step=None, context=None):
+def test_a_step_with_weights_and_a_context(tmp_path):
+    def loss(y, target, weights=None, *, context=None):
         value, dy = nn.mean_squared_error(y, target, weights)
-        factor = (1.0 + step) * context["factor"]
-        return value * factor, dy * factor
+        return value * context["factor"], dy * context["factor"]
 
     context = {"factor": np.asarray(0.25, "float32")}
     optimizer = nn.SGD(nn.schedules.Cosine(0.1, 20), momentum=0.9)
@@ -241,20 +240,30 @@ def test_a_step_with_weights_a_schedule_and_a_context(tmp_path):
     trainer = nn.Trainer(
         model, loss, optimizer, backend="numpy", shape=(3,), context=context
     )
-    batch = (numbers(5, 3), numbers(5, 2, seed=1), np.arange(5.0))
+    x, target, weights = numbers(5, 3), numbers(5, 2, seed=1), np.arange(5.0)
     path = tmp_path / "step.onnx"
-    file = export_onnx(trainer, path, training=True, example=batch)
-    assert {"weights", "step", "context.factor"} < set(file.inputs)
-    x, target, weights = batch
+    example = (x, target, weights)
+    file = export_onnx(trainer, path, training=True, example=example)
+    assert {"weights", "context.factor"} < set(file.inputs)
     feed = {"x": x, "target": target, "weights": weights.astype("float32")}
-    feed |= {"context.factor": context["factor"]}
-    steps = [feed | {"step": np.float32(t)} for t in range(4)]
-    losses, carry = loop(path, steps)
-    expected = [float(trainer.step(*batch)) for _ in range(4)]
+    losses, carry = loop(path, 4 * [feed | {"context.factor": context["factor"]}])
+    expected = [float(trainer.step(x, target, weights)) for _ in range(4)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
-    np.testing.assert_allclose(
-        carry["params.2.weight"], trainer.params[2]["weight"], atol=1e-6
-    )
+    weight = trainer.params[2]["weight"]
+    np.testing.assert_allclose(carry["params.2.weight"], weight, atol=1e-6)
+
+
+def test_the_number_of_a_step_is_an_input_of_a_loss_with_a_schedule(tmp_path):
+    loss = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 0.0, 4))
+    trainer = dense(loss=loss)
+    x, target = numbers(5, 3), numbers(5, 2, seed=1)
+    path = tmp_path / "step.onnx"
+    export_onnx(trainer, path, training=True, example=(x, target))
+    feeds = [{"x": x, "target": target, "step": np.float32(t)} for t in range(3)]
+    losses, _ = loop(path, feeds)
+    expected = [float(trainer.step(x, target)) for _ in range(3)]
+    np.testing.assert_allclose(losses, expected, rtol=1e-5)
+    assert losses[2] < 0.6 * losses[0]
 
 
 def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
