@@ -6,7 +6,7 @@ how.
 
 from collections.abc import Callable
 from functools import cache, wraps
-from itertools import pairwise
+from itertools import count, pairwise
 from typing import Any
 
 from agnostic_nn.core.atomic import settle
@@ -323,7 +323,7 @@ class Program:
         """Return whether the program is valid for these arguments; if so, bind them."""
         try:
             arrays = self.flatten(args)
-        except (TypeError, LookupError):
+        except (TypeError, ValueError, LookupError):
             return False
         if arrays is None:
             return False
@@ -455,27 +455,41 @@ def _make_flatten(
 ) -> Callable[[tuple[Any, ...]], tuple[Any, ...] | None]:
     """Generate flatten(args): the tuple of the arrays in arguments of this structure.
 
-    It returns None for another structure, or if a leaf that is not an array is another
-    object. It runs at each call, so it is generated code: one expression without loops.
+    For another structure it returns None or raises TypeError, ValueError or
+    LookupError. It returns None too if a leaf that is not an array is another object.
+    It runs at each call, so it is generated code without loops:
+
+        t0, t1 = args
+        if len(t0) != 1: return None
+        t2 = t0["weight"]
+        if t1 is not g1: return None
+        return (t2, )
     """
-    tests: list[str] = []
+    lines: list[str] = []
     arrays: list[str] = []
     env: dict[str, Any] = {}
+    names = (f"t{n}" for n in count())
 
-    def visit(tree: Any, code: str) -> None:
-        if isinstance(tree, dict | tuple | list):
-            tests.append(f"len({code}) == {len(tree)}")
-            items = tree.items() if isinstance(tree, dict) else enumerate(tree)
-            for key, branch in items:
-                visit(branch, f"{code}[{key!r}]")
-        elif isinstance(tree, library.value_types):
-            arrays.append(code)
+    def visit(tree: Any, name: str) -> None:
+        if isinstance(tree, dict):
+            branches = {next(names): key for key in tree}
+            lines.append(f"if len({name}) != {len(tree)}: return None")
+            lines.extend(f"{b} = {name}[{key!r}]" for b, key in branches.items())
+        elif isinstance(tree, tuple | list):
+            branches = {next(names): i for i in range(len(tree))}
+            # unpacking raises ValueError for another length
+            lines.append(f"[{', '.join(branches)}] = {name}")
         else:
-            name = f"g{len(env)}"
-            env[name] = tree
-            tests.append(f"{code} is {name}")
+            if isinstance(tree, library.value_types):
+                arrays.append(name)
+            else:
+                env[f"g{name}"] = tree
+                lines.append(f"if {name} is not g{name}: return None")
+            return
+        for branch, key in branches.items():
+            visit(tree[key], branch)
 
     visit(args, "args")
-    result = "".join(f"{code}, " for code in arrays)
-    line = f"return ({result}) if {' and '.join(tests)} else None"
-    return define_function("flatten", "args", [line], env)
+    result = "".join(f"{name}, " for name in arrays)
+    lines.append(f"return ({result})")
+    return define_function("flatten", "args", lines, env)
