@@ -117,7 +117,7 @@ def generate(
             missing = ((0, 0), (0, length - tokens.shape[1]))
             tokens = np.pad(tokens, missing, constant_values=stop)
     _expect_finite(largest)
-    return np.array(tokens)
+    return np.array(tokens, np.int32)
 
 
 def stream_tokens(
@@ -144,7 +144,7 @@ def stream_tokens(
     for i, step in enumerate(_steps(task, sampling, prompt, length, uniforms, 1)):
         tokens, largest = task.backend.to_numpy(step)
         _expect_finite(largest, i)
-        yield np.array(tokens[:, 0])
+        yield np.array(tokens[:, 0], np.int32)
 
 
 class _Sampling(NamedTuple):
@@ -438,14 +438,14 @@ def _carry(
 
 
 def _draw(sampling: _Sampling, logits: Array, largest: Array, uniform: Any) -> Array:
-    """Return a token for each row of logits (batch, vocabulary).
+    """Return a token for each row of logits (batch, vocabulary), of any integer dtype.
 
     Token n is drawn if the random number lies between the sums of the probabilities of
     the tokens before n and up to n.
     """
     xp = namespace(logits)
     if not sampling.is_random:
-        return xp.astype(xp.argmax(logits, axis=-1), xp.int32)
+        return xp.argmax(logits, axis=-1)
     scores = (logits - largest[:, None]) / sampling.temperature
     top_k = sampling.top_k
     if top_k is not None and top_k < scores.shape[-1]:
@@ -464,4 +464,4 @@ def _draw(sampling: _Sampling, logits: Array, largest: Array, uniform: Any) -> A
     sums = xp.where(weights > 0.0, sums, 0.0)
     total = xp.max(sums, axis=-1)
     is_past = sums > (uniform * total)[:, None]
-    return xp.astype(xp.argmax(xp.astype(is_past, xp.int32), axis=-1), xp.int32)
+    return xp.argmax(xp.astype(is_past, xp.int32), axis=-1)

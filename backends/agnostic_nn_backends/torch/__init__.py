@@ -282,7 +282,7 @@ def _store_in_place(memory: Tensor, rows: Tensor, start: Tensor) -> Tensor:
     time = rows.size(-2)
     if first + time > memory.size(-2):
         expect_room(memory.size(-2), time, first)
-    memory.narrow(-2, first, time).copy_(rows)
+    memory[..., first : first + time, :] = rows
     return memory
 
 
