@@ -330,15 +330,19 @@ def _several(
     columns: list[tuple[Array, Array]] = []
     for _ in range(steps):
         carry, memory = _next(model, sampling, params, state, memory, carry, uniforms)
-        columns.append((carry["tokens"], carry["largest"]))
+        columns.append((carry["tokens"], carry["logits"]))
     return carry, _joined(columns), memory
 
 
 def _joined(columns: list[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """Return tokens and largest logits (batch,) of several steps as (batch, steps)."""
+    """Return tokens and largest logits of several steps, (batch, steps).
+
+    columns: for each step the tokens (batch,) and the logits (batch, vocabulary).
+    """
     xp = namespace(columns[0][0])
-    tokens, largest = zip(*columns, strict=True)
-    return xp.stack(tokens, axis=1), xp.stack(largest, axis=1)
+    tokens, logits = zip(*columns, strict=True)
+    largest = xp.max(xp.stack(logits, axis=1), axis=-1)
+    return xp.stack(tokens, axis=1), largest
 
 
 def _generate_all(
@@ -353,11 +357,12 @@ def _generate_all(
     """Return all tokens and their largest logits, (batch, length), from one loop."""
     xp = namespace(prompt)
     memory = _begin(model, params, state, prompt, length)
-    carry, _, memory = _first(model, sampling, params, state, memory, prompt, uniforms)
+    first = _first(model, sampling, params, state, memory, prompt, uniforms)
+    carry, (_, largest), memory = first
     numbers = xp.arange(length, dtype=xp.int32, device=device(prompt))
     fill = 0 if sampling.stop is None else sampling.stop
     tokens = xp.where(numbers == 0, carry["tokens"][:, None], fill)
-    largest = xp.where(numbers == 0, carry["largest"][:, None], 0.0)
+    largest = xp.where(numbers == 0, largest, 0.0)
 
     def is_done(loop_carry: Any) -> Any:
         carry = loop_carry[0]
@@ -369,7 +374,8 @@ def _generate_all(
         is_now = numbers == carry["step"]
         carry, memory = _next(model, sampling, params, state, memory, carry, uniforms)
         tokens = xp.where(is_now, carry["tokens"][:, None], tokens)
-        largest = xp.where(is_now, carry["largest"][:, None], largest)
+        now_largest = xp.max(carry["logits"], axis=-1, keepdims=True)
+        largest = xp.where(is_now, now_largest, largest)
         return carry, memory, tokens, largest
 
     loop_carry = (carry, memory, tokens, largest)
@@ -388,9 +394,8 @@ def _first(
 ) -> tuple[dict[str, Array], tuple[Array, Array], Memory]:
     """Return the carry with the first token of each row, that token, and the memory.
 
-    The carry has the last token of each row, the largest logit, by which non-finite
-    ones are found, the number of tokens so far, and, with a stop token, which rows are
-    done.
+    The carry has the last token of each row, the logits it was drawn from, the number
+    of tokens so far, and, with a stop token, which rows are done.
     """
     xp = namespace(prompt)
     y, memory = model.prefill(params, state, memory, prompt)
@@ -400,7 +405,7 @@ def _first(
     step = xp.zeros((), dtype=xp.int32, device=device(prompt))
     done = xp.zeros(prompt.shape[:1], dtype=xp.bool, device=device(prompt))
     carry = _carry(sampling, y[:, -1, :], step, done, uniforms)
-    return carry, _joined([(carry["tokens"], carry["largest"])]), memory
+    return carry, _joined([(carry["tokens"], carry["logits"])]), memory
 
 
 def _next(
@@ -428,16 +433,15 @@ def _carry(
     if sampling.is_random:
         uniform = xp.take(uniforms, xp.reshape(step, (1,)), axis=0)[0, :]
     logits = widened(logits)
-    largest = xp.max(logits, axis=-1)
-    tokens = _draw(sampling, logits, largest, uniform)
-    carry = {"step": step + 1, "largest": largest}
+    tokens = _draw(sampling, logits, uniform)
+    carry = {"step": step + 1, "logits": logits}
     if sampling.stop is not None:
         tokens = xp.where(done, sampling.stop, tokens)
         carry["done"] = tokens == sampling.stop
     return {**carry, "tokens": tokens}
 
 
-def _draw(sampling: _Sampling, logits: Array, largest: Array, uniform: Any) -> Array:
+def _draw(sampling: _Sampling, logits: Array, uniform: Any) -> Array:
     """Return a token for each row of logits (batch, vocabulary), of any integer dtype.
 
     Token n is drawn if the random number lies between the sums of the probabilities of
@@ -446,7 +450,8 @@ def _draw(sampling: _Sampling, logits: Array, largest: Array, uniform: Any) -> A
     xp = namespace(logits)
     if not sampling.is_random:
         return xp.argmax(logits, axis=-1)
-    scores = (logits - largest[:, None]) / sampling.temperature
+    largest = xp.max(logits, axis=-1, keepdims=True)
+    scores = (logits - largest) / sampling.temperature
     top_k = sampling.top_k
     if top_k is not None and top_k < scores.shape[-1]:
         least = xp.sort(scores, axis=-1)[:, -top_k]
