@@ -469,6 +469,31 @@ def test_a_trainer_generates_also_with_averaged_parameters():
     assert len(list(stream)) == 6
 
 
+def test_generation_between_steps_of_training_changes_no_step(backend):
+    """PyTorch generates in inference mode, which must not reach the training."""
+    model = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4), nn.Dense(5))
+    x = np.asarray([[0, 1, 2, 3]])
+
+    def trained(generates):
+        trainer = nn.Trainer(
+            model, nn.softmax_cross_entropy, nn.Adam(0.1), backend=backend, shape=(4,)
+        )
+        for _ in range(4):
+            if generates:
+                stream = nn.stream_tokens(trainer, x, 20)
+                nn.generate(trainer, x, 20)
+                next(stream)
+                array = backend.asarray(np.ones(1, np.float32))
+                assert not getattr(array, "is_inference", bool)()
+            trainer.step(x, (x + 1) % 5)
+            if generates:
+                next(stream)
+        return trainer.backend.to_numpy(trainer.params)
+
+    for leaf, other in zip(leaves(trained(True)), leaves(trained(False)), strict=True):
+        np.testing.assert_array_equal(leaf, other)
+
+
 def test_the_prompt_and_the_options_are_checked(task):
     def refused(error, message, *arguments, **options):
         with pytest.raises(error, match=message):

@@ -180,6 +180,14 @@ class Backend:
             return nullcontext()
         return self._policy(self.device, self.precision, self.deterministic)
 
+    def inference(self) -> AbstractContextManager[Any]:
+        """Return a context in which the library may save work for predictions.
+
+        Arrays made in it may be used in it, or converted to NumPy, and nowhere else.
+        """
+        inference = getattr(self.adapter, "inference", None)
+        return nullcontext() if inference is None else inference()
+
     @property
     def _policy(self) -> Callable[..., AbstractContextManager[None]] | None:
         """Return the adapter's `policy`, or None: a custom adapter may omit it."""

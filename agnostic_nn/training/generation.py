@@ -296,12 +296,13 @@ def _steps(
     backend = task.backend
     device_prompt = backend.asarray(prompt)
     weights = task.params, task.state
-    with backend.applied():
+    with backend.applied(), backend.inference():
         memory = _begin(task.model, *weights, device_prompt, length)
     first = task.compiled(
         ("first", sampling), partial(_first, task.model, sampling), donate=(2,)
     )
-    carry, results, memory = first(*weights, memory, device_prompt, uniforms)
+    with backend.inference():
+        carry, results, memory = first(*weights, memory, device_prompt, uniforms)
     yield results
     calls, rest = divmod(length - 1, steps_per_call)
     for steps in (*(1,) * rest, *(steps_per_call,) * calls):
@@ -312,7 +313,8 @@ def _steps(
             partial(_several, task.model, sampling, steps),
             donate=(2,),
         )
-        carry, results, memory = following(*weights, memory, carry, uniforms)
+        with backend.inference():
+            carry, results, memory = following(*weights, memory, carry, uniforms)
         yield results
 
 

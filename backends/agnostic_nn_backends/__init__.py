@@ -156,6 +156,15 @@ class FullAdapter(Adapter, Protocol):
         ...
 
     @property
+    def inference(self) -> Callable[[], AbstractContextManager[Any]] | None:
+        """inference(): a context in which the library may save work for predictions.
+
+        Arrays made in it are used in it, or converted to NumPy, and nowhere else. None
+        or missing if there is nothing to save.
+        """
+        ...
+
+    @property
     def random_state(self) -> Callable[[], Any] | None:
         """random_state() returns the state of the library's hidden random generator.
 

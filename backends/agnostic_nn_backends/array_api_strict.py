@@ -20,6 +20,7 @@ from .exponential import HALFWAY, bounded_exp
 
 version = xp.__version__
 compiles = False
+inference = None
 random_state = None
 eager = None
 double = nullcontext

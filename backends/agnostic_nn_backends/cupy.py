@@ -17,6 +17,7 @@ from agnostic_nn.ops.indexing import add_sorted
 
 version = cupy.__version__
 compiles = False
+inference = None
 random_state = None
 eager = None
 double = nullcontext

@@ -16,6 +16,7 @@ from agnostic_nn import ops
 
 version = xp.__version__
 compiles = False
+inference = None
 random_state = None
 eager = None
 double = nullcontext

@@ -32,6 +32,7 @@ except ImportError:  # before JAX 0.8.2
 
 version = jax.__version__
 compiles = True
+inference = None
 random_state = None
 float64_remedy = (
     "set JAX_ENABLE_X64=1 in the environment before jax is imported, or call "

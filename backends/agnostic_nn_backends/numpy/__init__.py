@@ -26,6 +26,7 @@ from . import attention, decoding, lstm, tracing
 
 version = np.__version__
 compiles = False
+inference = None
 random_state = None
 double = nullcontext
 float64_remedy = None

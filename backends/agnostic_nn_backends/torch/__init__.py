@@ -76,6 +76,10 @@ def eager(function: Callable[..., Any], device: Any) -> Callable[..., Any]:
     return direct(function, tracing.library) if device.type == "cpu" else function
 
 
+# no counters of versions, which autograd compares
+inference = torch.inference_mode
+
+
 def random_state() -> bytes:
     state: bytes = torch.get_rng_state().numpy().tobytes()
     return state

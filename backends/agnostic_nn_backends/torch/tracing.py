@@ -482,7 +482,7 @@ class _Library:
         return is_contiguous
 
     def is_writable(self, array: Tensor) -> bool:
-        return not array.is_inference()
+        return torch.is_inference_mode_enabled() or not array.is_inference()
 
     def shape_only(self, array: Tensor) -> Tensor:
         return torch.empty_strided(
