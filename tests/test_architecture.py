@@ -112,6 +112,7 @@ LEVELS = (
     {
         "interop.conventions",
         "interop.data",
+        "interop.drawing",
         "interop.extras",
         "interop.pretrained",
     },
@@ -120,7 +121,7 @@ LEVELS = (
     {"interop.onnx_jobs"},
     {"interop.onnx_check"},
     {"interop.onnx_export"},
-    {"interop.building"},
+    {"interop.building", "interop.torch_bridge"},
     {"sklearn.parameters", "sklearn.targets"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {"sklearn.estimators"},
@@ -254,6 +255,7 @@ INSIDE_FUNCTIONS = {
 }
 # bridges to other libraries: imported when used, so they may import these on top
 BRIDGES: dict[str, set[str]] = {
+    "interop.torch_bridge": {"torch"},
     "sklearn.estimators": {"sklearn"},
 }
 LIBRARIES = {  # what each adapter may import

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from .extras import import_extra
     from .onnx_export import OnnxFile, export_onnx
     from .pretrained import Pretrained
+    from .torch_bridge import torch_module
 
 __all__ = [
     "OnnxFile",
@@ -20,6 +21,7 @@ __all__ = [
     "columns",
     "export_onnx",
     "import_extra",
+    "torch_module",
 ]
 
 # the module of each public name
@@ -30,6 +32,7 @@ _MODULES = {
     "columns": "data",
     "export_onnx": "onnx_export",
     "import_extra": "extras",
+    "torch_module": "torch_bridge",
 }
 
 
