@@ -41,7 +41,10 @@ LEVELS = (
         *("layers.base", "layers.shapes", "losses.base", "optimizers.base"),
     },
     {"penalties"},
-    {"interop.parameters", "layers", "losses", "optimizers", "schedules"},
+    {
+        *("interop.parameters", "interop.torch_layers"),
+        *("layers", "losses", "optimizers", "schedules"),
+    },
     {"layers.attention", "optimizers.muon"},
     {
         *("interop.operations.broadcasting", "interop.operations.reductions"),
@@ -121,6 +124,9 @@ LEVELS = (
     {"interop.onnx_jobs"},
     {"interop.onnx_check"},
     {"interop.onnx_export"},
+    {"interop.building"},
+    {"interop.torch_operators"},
+    {"interop.torch_import"},
     {"interop.building", "interop.torch_bridge"},
     {"sklearn.parameters", "sklearn.targets"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
@@ -255,6 +261,7 @@ INSIDE_FUNCTIONS = {
 }
 # bridges to other libraries: imported when used, so they may import these on top
 BRIDGES: dict[str, set[str]] = {
+    "interop.torch_import": {"torch"},
     "interop.torch_bridge": {"torch"},
     "sklearn.estimators": {"sklearn"},
 }

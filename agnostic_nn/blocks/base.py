@@ -93,6 +93,10 @@ def common_input_kind(name: str, input_kinds: Iterable[Any]) -> Any:
     # equal dicts stay a dict; otherwise the input is one array, which a dict calls "x"
     if any(kind != kinds[0] for kind in kinds):
         kinds = [kind.get("x") if isinstance(kind, dict) else kind for kind in kinds]
+    # a layer that takes all numbers takes those that the others need
+    specific = [kind for kind in kinds if kind != "numeric"]
+    if all(kind in ("real floating", "integral") for kind in specific):
+        kinds = specific or kinds
     is_common = all(kind == kinds[0] for kind in kinds)
     expect(
         is_common, "{} would have to be {} at once", name, " and ".join(map(str, kinds))

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from .onnx_export import OnnxFile, export_onnx
     from .pretrained import Pretrained
     from .torch_bridge import torch_module
+    from .torch_import import from_torch, torch_state_dict
 
 __all__ = [
     "OnnxFile",
@@ -20,8 +21,10 @@ __all__ = [
     "batches",
     "columns",
     "export_onnx",
+    "from_torch",
     "import_extra",
     "torch_module",
+    "torch_state_dict",
 ]
 
 # the module of each public name
@@ -31,8 +34,10 @@ _MODULES = {
     "batches": "data",
     "columns": "data",
     "export_onnx": "onnx_export",
+    "from_torch": "torch_import",
     "import_extra": "extras",
     "torch_module": "torch_bridge",
+    "torch_state_dict": "torch_import",
 }
 
 

@@ -38,11 +38,12 @@ Methods that add a layer; they differ in the layout in which it reads its values
     `last_axis`      layers that read the last axis (or axes), as Dense and LayerNorm
     `channels_last`  convolution, pooling and norms: (N, C, ...) is read as (N, ..., C)
 
-    `params` and `state` are nested like those of the layer. `sources` names the
-    parameters of the source model, {"weight": "layer1.0.conv1.weight"}. A second layer
-    with the same sources shares the parameters of the first, by `Shared`. The shapes of
-    results are found by `init`, so the builder raises where shapes or weights do not
-    fit, with the name of the node.
+    `params` and `state` are nested like those of the layer. `sources` has the names of
+    parameters in the source model by their names in the source layer, {"weight":
+    "layer1.0.conv1.weight"}; `model.names` lists them. A second layer with the same
+    sources shares the parameters of the first, by `Shared`. The shapes of results are
+    found by `init`, so the builder raises where shapes or weights do not fit, with the
+    name of the node.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -58,11 +59,22 @@ from ..core.errors import expect
 from ..core.trees import leaves, named_leaves, tree_map
 from ..diagnostics.cost import CostCounter, blank
 from ..layers.base import Layer
+from ..layers.merging import Concatenate
 from ..layers.reshaping import Identity, Reshape, Transpose
+from .operations import MatrixMultiply
 from .parameters import ConstantValue, ExpandBatch, ParameterValue
 from .pretrained import Pretrained, without_draws
+from .torch_layers import Split
 
-__all__ = ["BATCH", "BatchLength", "GraphBuilder", "Length", "Value", "kind_of"]
+__all__ = [
+    "BATCH",
+    "BatchLength",
+    "GraphBuilder",
+    "Length",
+    "Value",
+    "kind_of",
+    "length_product",
+]
 
 
 @dataclass(frozen=True)
@@ -93,7 +105,7 @@ class Value:
     and no layer has read it yet. stored: the lengths of the array in the graph after
     its first axis. axes: for each axis, those of the array in the graph that it
     consists of, where 0 is the batch. array: the numbers, if they are known. source:
-    the name of a parameter that is trained.
+    the name of a parameter that is trained. label: the name of a constant, or None.
     """
 
     shape: tuple[Length, ...]
@@ -103,6 +115,7 @@ class Value:
     axes: tuple[tuple[int, ...], ...] = ()
     array: np.ndarray | None = None
     source: str | None = None
+    label: str | None = None
 
     @property
     def is_constant(self) -> bool:
@@ -168,10 +181,11 @@ class GraphBuilder:
         self._inputs[name] = value
         return value
 
-    def constant(self, array: Any) -> Value:
+    def constant(self, array: Any, name: str | None = None) -> Value:
         """Return a known value that is not trained."""
         array = np.asarray(array)
-        return Value(tuple(array.shape), kind_of(array.dtype), array=array)
+        kind = kind_of(array.dtype)
+        return Value(tuple(array.shape), kind, array=array, label=name)
 
     def parameter(self, name: str, array: Any) -> Value:
         """Return a parameter of the source model that is trained, called `name`."""
@@ -265,25 +279,33 @@ class GraphBuilder:
         self,
         name: str,
         layer: Layer,
-        *values: Value,
+        *values: Any,
         params: Any = None,
         state: Any = None,
         sources: Mapping[str, str] | None = None,
         kind: str | None = None,
-    ) -> Value:
+    ) -> Any:
         """Add a layer that treats all axes alike, or works along one stored axis.
 
-        Several values are aligned first; see `align`. Axes of the result are those of
-        the values and may have other lengths.
+        Several values, or those of a dict, are aligned first; see `align`. Axes of the
+        result are those of the values and may have other lengths.
         """
-        aligned = self.align(*values)
+        named = isinstance(values[0], dict)
+        aligned = self.align(*(values[0].values() if named else values))
         reads: Any = aligned[0] if len(values) == 1 else tuple(aligned)
+        if named:
+            reads = dict(zip(values[0], aligned, strict=True))
         path, out = self._call(name, layer, reads, params, state, sources)
         like = next((value for value in aligned if value.has_batch), aligned[0])
-        lengths: tuple[Length, ...] = (BATCH if like.has_batch else 1, *out)
-        shape = tuple(_product(lengths[i] for i in group) for group in like.axes)
-        kind = kind or aligned[0].kind
-        return Value(shape, kind, path, tuple(out), like.axes)
+
+        def result(path: str, stored: tuple[int, ...]) -> Value:
+            lengths: tuple[Length, ...] = (BATCH if like.has_batch else 1, *stored)
+            shape = tuple(
+                length_product(lengths[i] for i in group) for group in like.axes
+            )
+            return Value(shape, kind or aligned[0].kind, path, stored, like.axes)
+
+        return _by_path(path, out, result)
 
     def last_axis(
         self,
@@ -295,9 +317,9 @@ class GraphBuilder:
         params: Any = None,
         state: Any = None,
         sources: Mapping[str, str] | None = None,
-    ) -> Value:
+    ) -> Any:
         """Add a layer that reads the last axis, or `axes` of them, at each position."""
-        value = self._with_last_axes(self.in_graph(value), axes)
+        value = self.with_last_axes(self.in_graph(value), axes)
         weights = {"params": params, "state": state, "sources": sources}
         return self.same_layout(name, layer, value, **weights)
 
@@ -395,6 +417,103 @@ class GraphBuilder:
         axes = tuple((i + start,) for i in range(rank))
         return replace(value, axes=axes)
 
+    def laid_out(self, value: Value) -> Value:
+        """Return the same value, of which each axis is one axis of the array.
+
+        Only the batch is an axis by itself. `stored_axis` then is not None for the
+        other axes.
+        """
+        value = self.in_graph(value)
+        batch = value.batch_axis
+        rank = len(value.shape)
+        first = () if batch is None else (batch,)
+        order = (*first, *(i for i in range(rank) if i != batch))
+        return self._laid_out(value, order)
+
+    def _laid_out(self, value: Value, order: Sequence[int]) -> Value:
+        """Return the same value, whose array has the axes in `order`."""
+        arranged = self.arrange(value, order)
+        axes = tuple(arranged.axes[order.index(i)] for i in range(len(order)))
+        return replace(arranged, shape=value.shape, axes=axes)
+
+    def stored_like(self, array: np.ndarray, like: Value) -> np.ndarray | None:
+        """Return a constant so that it broadcasts to the array of `like` in the graph.
+
+        The result has the axes of an example. It is None if the constant cannot be
+        laid out in that way, or would be broadcast to a larger shape than that of
+        `like`.
+        """
+        rank = len(like.shape)
+        if array.ndim > rank:
+            return None
+        shape = (1,) * (rank - array.ndim) + array.shape
+        lengths = []
+        order = []
+        for length, whole, group in zip(shape, like.shape, like.axes, strict=True):
+            if length not in (1, whole):
+                return None
+            for axis in group:
+                if axis > 0:
+                    lengths.append(1 if length == 1 else like.stored[axis - 1])
+                    order.append(axis)
+                elif length != 1:
+                    return None
+        positions = sorted(range(len(order)), key=order.__getitem__)
+        arranged = np.transpose(np.reshape(array, lengths), positions)
+        by_axis = {order[i]: lengths[i] for i in positions}
+        final = [by_axis.get(i + 1, 1) for i in range(len(like.stored))]
+        return np.reshape(arranged, final)
+
+    def concatenate(self, name: str, values: Sequence[Value], axis: int) -> Value:
+        """Add a `Concatenate` along an axis of values of the same number of axes."""
+        values = [self.in_graph(value) for value in values]
+        if any(value.has_batch for value in values):
+            values = [self.expand_like(name, value, values) for value in values]
+        first = values[0]
+        at = first.stored_axis(axis)
+        others = _without(range(len(first.stored)), None if at is None else at - 1)
+        is_alike = at is not None and all(
+            value.axes == first.axes
+            and [value.stored[i] for i in others] == [first.stored[i] for i in others]
+            for value in values
+        )
+        if not is_alike:
+            batch = first.batch_axis
+            rank = range(len(first.shape))
+            order = [*([] if batch is None else [batch]), *_without(rank, batch)]
+            values = [self._laid_out(value, order) for value in values]
+            first = values[0]
+            at = first.stored_axis(axis)
+        expect(at is not None, "cannot concatenate along the batch, axis {}", axis)
+        layer = Concatenate(at)  # type: ignore[arg-type]
+        path, out = self._call(name, layer, tuple(values), None, None, None)
+        shape = list(first.shape)
+        shape[axis] = out[at - 1]  # type: ignore[operator]
+        return Value(tuple(shape), first.kind, path, tuple(out), first.axes)
+
+    def expand_like(self, name: str, value: Value, others: Sequence[Value]) -> Value:
+        """Return a value with the batch at the same axis as the first that has one.
+
+        A value without a batch must have length 1 there, and is repeated.
+        """
+        if value.has_batch:
+            return value
+        at = next(other.batch_axis for other in others if other.has_batch)
+        assert at is not None
+        fits = value.shape[at] == 1
+        expect(fits, "axis {} of {} should be the batch", at, value.shape)
+        inner = self.reshape(value, (*value.shape[:at], *value.shape[at + 1 :]))
+        expanded = self.expand_batch(f"{name}_expand", inner)
+        order = (*range(1, at + 1), 0, *range(at + 1, len(value.shape)))
+        return self.permute(expanded, order)
+
+    def owner(self, source: str) -> Layer | None:
+        """Return the layer of the node that has a parameter of the source model."""
+        for node in self._nodes.values():
+            if source in node.sources.values() and isinstance(node.layer, Layer):
+                return node.layer
+        return None
+
     def align(self, *values: Value) -> list[Value]:
         """Return values in one layout, so that an elementwise layer can read them.
 
@@ -419,11 +538,10 @@ class GraphBuilder:
     ) -> list[Value]:
         """Return values that are broadcast to `full`, with the batch first."""
         rank = len(full)
-        padded = [self._padded(value, rank) for value in values]
+        padded = [self.padded(value, rank) for value in values]
         batch = sorted({v.batch_axis for v in padded if v.batch_axis is not None})
         expect(len(batch) < 2, "the batch is at several axes of {}", full)
         order = (*batch, *(i for i in range(rank) if i not in batch))
-        axes = tuple((order.index(i) + 1 - len(batch),) for i in range(rank))
         result = []
         for value in padded:
             if batch and not value.has_batch:
@@ -433,8 +551,7 @@ class GraphBuilder:
                 value = self.arrange(self.reshape(value, shape))
                 result.append(value)
             else:
-                stored = self.arrange(value, order)
-                result.append(replace(stored, shape=value.shape, axes=axes))
+                result.append(self._laid_out(value, order))
         return result
 
     def _aligned(self, value: Value, like: Value) -> Value:
@@ -444,7 +561,7 @@ class GraphBuilder:
             same = value.has_batch == like.has_batch and value.stored == like.stored
             if same:
                 return value
-        value = self._padded(value, rank)
+        value = self.padded(value, rank)
         target: list[Length] = []
         order = []  # the axes of the array in the graph, for each length in `target`
         for length, group in zip(value.shape, like.axes, strict=True):
@@ -463,12 +580,12 @@ class GraphBuilder:
         axes = like.axes if value.has_batch or not like.has_batch else ()
         return replace(value, axes=axes, shape=like.shape if axes else stored)
 
-    def _padded(self, value: Value, rank: int) -> Value:
+    def padded(self, value: Value, rank: int) -> Value:
         """Return the value with axes of length 1 before the others, `rank` in all."""
         ones = (1,) * (rank - len(value.shape))
         return self.reshape(value, ones + value.shape) if ones else value
 
-    def _with_last_axes(self, value: Value, count: int) -> Value:
+    def with_last_axes(self, value: Value, count: int) -> Value:
         """Return the value with its last axes last in the array in the graph too."""
         last = value.axes[len(value.axes) - count :]
         end = len(value.stored) + 1
@@ -625,6 +742,57 @@ class GraphBuilder:
         expect(len(self._inputs) > 0, "the builder has no input yet")
         return next(iter(self._inputs.values()))
 
+    def split(self, name: str, value: Value, axis: int, sizes: Sequence[int]) -> Any:
+        """Return the parts of a value along an axis of its array in the graph.
+
+        They are those of one node for all calls with the same arguments.
+        """
+        key = (value.path, axis, tuple(sizes))
+        if key not in self._cached:
+            self._cached[key] = self.unique(name)
+            name = self._cached[key]
+            return self.same_layout(name, Split(axis, tuple(sizes)), value)
+        path = self._cached[key]
+        parts = []
+        for i, size in enumerate(sizes):
+            stored = (*value.stored[: axis - 1], size, *value.stored[axis:])
+            lengths: tuple[Length, ...] = (BATCH if value.has_batch else 1, *stored)
+            shape = tuple(
+                length_product(lengths[k] for k in group) for group in value.axes
+            )
+            parts.append(Value(shape, value.kind, f"{path}.{i}", stored, value.axes))
+        return tuple(parts)
+
+    def product(self, name: str, first: Value, second: Value) -> Value:
+        """Add a `MatrixMultiply` of two stacks of matrices, their last two axes."""
+        a = self.with_last_axes(self.in_graph(first), 2)
+        b = self.with_last_axes(self.in_graph(second), 2)
+        if a.axes[:-2] != b.axes[:-2] or a.stored[:-2] != b.stored[:-2]:
+            a, b = self._aligned_matrices(a, b)
+        path, out = self._call(name, MatrixMultiply(), (a, b), None, None, None)
+        like = a if a.has_batch else b
+        lengths: tuple[Length, ...] = (BATCH if like.has_batch else 1, *out)
+        shape = tuple(length_product(lengths[i] for i in group) for group in like.axes)
+        return Value(shape, "real floating", path, tuple(out), like.axes)
+
+    def _aligned_matrices(self, a: Value, b: Value) -> tuple[Value, Value]:
+        """Return both with the same leading axes, or axes of length 1 there."""
+        rank = max(len(a.shape), len(b.shape))
+        a, b = self.padded(a, rank), self.padded(b, rank)
+        batch = a.batch_axis if a.has_batch else b.batch_axis
+        is_first = batch == 0 or batch is None
+        expect(is_first, "the batch of {} must be its first axis", a.shape)
+        both = []
+        for value in (a, b):
+            if value.has_batch or batch is None:
+                both.append(self.arrange(value))
+                continue
+            # its first axis in the graph takes the place of the batch
+            inner = self.arrange(self.reshape(value, value.shape[1:]))
+            axes = ((), *inner.axes)
+            both.append(replace(inner, shape=value.shape, axes=axes))
+        return both[0], both[1]
+
     def _call(
         self,
         name: str,
@@ -731,14 +899,17 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     return {path: tuple(leaf.shape) for path, leaf in named if hasattr(leaf, "shape")}
 
 
-def _product(lengths: Any) -> Length:
-    product: Length = 1
+def length_product(lengths: Any) -> Length:
+    """Return the product of lengths, at most one of which depends on the batch."""
+    numbers = 1
+    batch: BatchLength | None = None
     for length in lengths:
         if isinstance(length, BatchLength):
-            product = length * product  # type: ignore[operator]
+            expect(batch is None, "two lengths depend on the batch: {}", length)
+            batch = length
         else:
-            product = product * length
-    return product
+            numbers *= length
+    return numbers if batch is None else batch * numbers
 
 
 def _factor(length: Length) -> tuple[int, bool]:
@@ -750,15 +921,15 @@ def _factor(length: Length) -> tuple[int, bool]:
 
 def _inferred(shape: tuple[Length, ...], target: tuple[Length, ...]) -> Any:
     """Return `target` with -1 replaced; raise unless the sizes agree."""
-    size, has_batch = _factor(_product(shape))
-    known, has_known = _factor(_product(n for n in target if n != -1))
+    size, has_batch = _factor(length_product(shape))
+    known, has_known = _factor(length_product(n for n in target if n != -1))
     result = target
     if -1 in target:
         fits = target.count(-1) == 1 and known > 0 and size % known == 0
         rest = size // known if fits else 0
         length = BatchLength(rest) if has_batch and not has_known else rest
         result = tuple(length if n == -1 else n for n in target)
-    is_same = _factor(_product(result)) == (size, has_batch)
+    is_same = _factor(length_product(result)) == (size, has_batch)
     expect(is_same, "cannot reshape {} to {}", shape, target)
     return result
 
@@ -777,7 +948,7 @@ def _regrouped(
             if not atoms:
                 return None
             axis = atoms.pop(0)
-            product = _product((product, lengths[axis]))
+            product = length_product((product, lengths[axis]))
             group.append(axis)
             factor, has_batch = _factor(product)
             largest, may_have = _factor(length)
@@ -844,3 +1015,7 @@ def _broadcast(shapes: Sequence[tuple[Length, ...]]) -> tuple[Length, ...]:
         expect(len(longer) < 2, "cannot broadcast {}", list(shapes))
         full.append(longer[0] if longer else 1)
     return tuple(full)
+
+
+def _without(numbers: Sequence[int], number: int | None) -> list[int]:
+    return [n for n in numbers if n != number]

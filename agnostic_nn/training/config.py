@@ -15,14 +15,14 @@ import numpy as np
 
 from .. import blocks, initializers, layers, losses, optimizers, penalties, schedules
 from ..core.errors import expect
-from ..interop import operations, parameters
+from ..interop import operations, parameters, torch_layers
 
 __all__ = ["describe", "rebuild"]
 
 _KNOWN: dict[str, Any] = {}  # public classes and functions of this library, by name
 for _module in (
     *(layers, blocks, losses, optimizers, schedules, initializers),
-    *(penalties, operations, parameters),
+    *(penalties, operations, parameters, torch_layers),
 ):
     for _name in _module.__all__:
         _thing = getattr(_module, _name)

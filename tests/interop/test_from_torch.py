@@ -1,0 +1,343 @@
+"""`from_torch`: outputs, gradients and training steps as those of the module."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch_models
+from torch import nn
+from torch.nn import functional
+
+import agnostic_nn
+from agnostic_nn import interop
+from agnostic_nn.core import random
+from agnostic_nn.core.arrays import namespace
+
+HOST = namespace(np.zeros(()))
+
+
+def images(size=16):
+    return torch.randn(3, 3, size, size, dtype=torch.float64)
+
+
+def tokens():
+    return torch.randint(0, 11, (3, 6))
+
+
+MODELS = {
+    "ResNet": (lambda: torch_models.ResNet(), lambda: images(32)),
+    "MobileNet": (lambda: torch_models.MobileNet(), images),
+    "UNet": (lambda: torch_models.UNet(), lambda: images(8)),
+    "Encoder": (lambda: torch_models.Encoder(), tokens),
+    "Encoder, time first": (lambda: torch_models.Encoder(batch_first=False), tokens),
+    "GPT": (lambda: torch_models.GPT(), tokens),
+    "GPT, written out": (lambda: torch_models.GPT(fused=False, depth=1), tokens),
+    "LSTM": (lambda: torch_models.Classifier(), tokens),
+}
+# modules that are imported once, with their models
+CACHE = {}
+
+
+def imported(name):
+    """Return a module in float64 with random running statistics, x and the model."""
+    if name not in CACHE:
+        torch.manual_seed(0)
+        make, data = MODELS[name]
+        module = make().double()
+        for each in module.modules():
+            if isinstance(each, nn.BatchNorm2d):
+                nn.init.normal_(each.running_mean, std=0.3)
+                nn.init.uniform_(each.running_var, 0.5, 1.5)
+        x = data()
+        CACHE[name] = module, x, interop.from_torch(module, x)
+    module, x, model = CACHE[name]
+    return copy.deepcopy(module), x, model
+
+
+def start(model, x):
+    """Return params and state in float64 on NumPy."""
+    key = random.key(0, xp=HOST)
+    return model.init(key, tuple(x.shape[1:]), np.dtype("float64"))[:2]
+
+
+def close(actual, expected, tolerance=1e-10):
+    expected = np.asarray(expected)
+    scale = 1.0 + np.max(np.abs(expected), initial=0.0)
+    np.testing.assert_allclose(np.asarray(actual), expected, atol=tolerance * scale)
+
+
+def expected_gradients(module):
+    """Return the gradients of all parameters by name.
+
+    An LSTM of PyTorch has two biases that are added; ours has one. It is written as the
+    first, with 0 as the second, as their sum is what counts.
+    """
+    gradients = {}
+    for name, parameter in module.named_parameters():
+        zero = ".bias_hh_" in name
+        gradients[name] = parameter.grad * 0.0 if zero else parameter.grad
+    return gradients
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_outputs_gradients_and_statistics_are_those_of_the_module(name):
+    module, x, model = imported(name)
+    params, state = start(model, x)
+    module.eval()
+    close(model.predict(params, state, x.numpy()), module(x).detach())
+    module.train()
+    leaf = x.clone().requires_grad_() if x.is_floating_point() else x
+    y = module(leaf)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    ours, state, cache = model.forward(params, state, x.numpy(), train=True)
+    close(ours, y.detach())
+    dx, grads = model.backward(params, cache, dy.numpy())
+    if x.is_floating_point():
+        close(dx, leaf.grad)
+    gradients = interop.torch_state_dict(model, grads, state)
+    expected = expected_gradients(module)
+    assert expected.keys() <= gradients.keys()
+    for parameter, gradient in expected.items():
+        close(gradients[parameter], gradient)
+    saved = interop.torch_state_dict(model, params, state)
+    for buffer, value in module.named_buffers():
+        if buffer.endswith(("running_mean", "running_var")):
+            close(saved[buffer], value)
+
+
+DTYPES = {"jax": "float32"}  # JAX has no float64 unless its settings are changed
+
+
+def tolerance(trainer):
+    return 1e-5 if trainer.dtype == "float32" else 1e-8
+
+
+@pytest.mark.parametrize(
+    ("name", "backends"),
+    [
+        ("ResNet", ("numpy", "torch:cpu")),
+        ("GPT", ("numpy", "torch:cpu", "jax")),
+        ("Encoder", ("numpy", "torch:cpu")),
+    ],
+)
+def test_training_steps_follow_those_of_pytorch(name, backends):
+    torch.manual_seed(1)
+    module, x, model = imported(name)
+    if x.is_floating_point():
+        target = torch.randint(0, 5, (3,))
+    elif name == "GPT":
+        target = torch.randint(0, 11, (3, 6))
+    else:
+        target = torch.randint(0, 3, (3,))
+    trainers = [
+        agnostic_nn.Trainer(
+            model,
+            agnostic_nn.softmax_cross_entropy,
+            agnostic_nn.SGD(0.05),
+            backend=backend,
+            dtype=DTYPES.get(backend, "float64"),
+            seed=0,
+        )
+        for backend in backends
+    ]
+    optimizer = torch.optim.SGD(module.parameters(), 0.05)
+    module.train()
+    for _ in range(3):
+        optimizer.zero_grad()
+        y = module(x)
+        loss = functional.cross_entropy(y.flatten(0, -2), target.flatten())
+        loss.backward()
+        optimizer.step()
+        for trainer in trainers:
+            ours = float(trainer.step(x.numpy(), target.numpy()))
+            assert ours == pytest.approx(loss.item(), rel=tolerance(trainer))
+    expected = module.state_dict()
+    for trainer in trainers:
+        backend = trainer.backend
+        trained = backend.to_numpy((trainer.params, trainer.state))
+        for key, value in interop.torch_state_dict(model, *trained).items():
+            close(value, expected[key], 10.0 * tolerance(trainer))
+
+
+def test_a_residual_network_is_transposed_once():
+    _, _, model = imported("ResNet")
+    kinds = [type(layer).__name__ for _, (layer, *_) in model.layer.nodes]
+    assert kinds.count("Transpose") == 1
+    names = [name for name, _ in model.layer.nodes]
+    assert {"conv1", "layer2_0_downsample_1", "layer4_1_conv2", "fc"} <= set(names)
+    assert dict(model.names)["layer1_0_conv1.weight"] == "layer1.0.conv1.weight"
+
+
+def test_trained_weights_go_back_to_the_module():
+    module, x, model = imported("GPT")
+    trainer = agnostic_nn.Trainer(
+        model,
+        agnostic_nn.softmax_cross_entropy,
+        agnostic_nn.SGD(0.1),
+        backend="numpy",
+        dtype="float64",
+        seed=0,
+    )
+    trainer.step(x.numpy(), np.zeros((3, 6), "int64"))
+    tensors = interop.torch_state_dict(model, trainer.params, trainer.state)
+    before = module(x).detach()
+    missing = module.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys
+    assert float((module(x).detach() - before).abs().max()) > 1e-3
+    close(trainer.predict(x.numpy()), module(x).detach())
+
+
+def test_a_checkpoint_is_loaded_without_the_module(tmp_path):
+    _, x, model = imported("GPT")
+    path = tmp_path / "gpt.safetensors"
+    trainer = agnostic_nn.Trainer(
+        model,
+        agnostic_nn.softmax_cross_entropy,
+        agnostic_nn.SGD(0.1),
+        backend="numpy",
+        seed=0,
+    )
+    trainer.build((6,))
+    trainer.save(path)
+    loaded = agnostic_nn.Trainer.load(path, backend="numpy")
+    np.testing.assert_array_equal(loaded.predict(x.numpy()), trainer.predict(x.numpy()))
+
+
+def test_the_module_is_not_changed():
+    module = torch_models.MobileNet().eval()
+    module.features[1].train()
+    before = copy.deepcopy(module.state_dict())
+    modes = [each.training for each in module.modules()]
+    interop.from_torch(module, torch.randn(1, 3, 8, 8))
+    assert modes == [each.training for each in module.modules()]
+    for name, tensor in module.state_dict().items():
+        assert torch.equal(tensor, before[name])
+
+
+# --- single operators -----------------------------------------------------------------
+
+
+class Function(nn.Module):
+    """A module that computes f(x, *parameters)."""
+
+    def __init__(self, function, *shapes):
+        super().__init__()
+        self.function = function
+        for i, shape in enumerate(shapes):
+            self.register_parameter(f"p{i}", nn.Parameter(torch.randn(shape)))
+
+    def forward(self, x):
+        return self.function(x, *self.parameters())
+
+
+MASK = torch.rand(4, 4) > 0.4
+MASK[:, 0] = True
+BIAS = torch.randn(2, 4, 4)
+F = functional
+FUNCTIONS = {  # x is (batch, 6, 4), and positive for the second value "positive"
+    "arithmetic": lambda x: 2.0 - (x * 3.0 - 1.0) / 4.0 + x / (1.0 + x * x),
+    "powers": lambda x: x**2 + (x * x + 1.0) ** 0.5 + (x * x + 1.0).rsqrt() + x**3,
+    "functions": lambda x: x.exp() + x.abs().sqrt() + (x * x + 1).log() - x.neg().sin(),
+    "activations": lambda x: F.elu(x) + F.selu(x) + F.leaky_relu(x) + F.hardswish(x),
+    "more activations": lambda x: F.softplus(x) + F.mish(x) + F.celu(x) + F.silu(x),
+    "gated": lambda x: F.glu(x, 1) * F.glu(x, -1).mean((1, 2), keepdim=True),
+    "clamp": lambda x: x.clamp(-0.5, 0.7) + x.clamp(min=0.1) + F.relu6(x * 4),
+    "reductions": lambda x: (
+        x.mean(1, keepdim=True) + x.sum(-1, keepdim=True) + x.amax(1, keepdim=True)
+    ),
+    "variance": lambda x: (x - x.mean(-1, keepdim=True)) / x.var(-1, keepdim=True),
+    "norm": lambda x: F.normalize(x, dim=-1) + x.std(1, keepdim=True),
+    "softmax": lambda x: x.softmax(1) * x.log_softmax(-1),
+    "slices": lambda x: torch.cat([x[:, 1:3], x[:, -1:], x[:, ::2]], 1).flip(1),
+    "split": lambda x: torch.stack(x.chunk(3, 1), -1) @ torch.ones(3, 5).to(x),
+    "unbind": lambda x: torch.stack(
+        [a * b for a in x.unbind(1)[:2] for b in [x[:, 2]]], 1
+    ),
+    "permutations": lambda x: x.permute(2, 0, 1).reshape(4, -1, 3, 2).transpose(0, 1),
+    "expand": lambda x: x.unsqueeze(2).expand(-1, -1, 3, -1) * x.mean(1)[:, None, None],
+    "repeat": lambda x: x.repeat(1, 2, 1) + x.repeat_interleave(2, 1),
+    "einsum": lambda x: torch.einsum("bik,bjk->bij", x, x),
+    "einsum of permuted": lambda x: torch.einsum("bik,bij->bkj", x, x.tanh()),
+    "bmm": lambda x: torch.bmm(x, x.transpose(1, 2)),
+    "attention of heads in the batch": lambda x: torch.bmm(
+        x.view(-1, 6, 2, 2).transpose(1, 2).reshape(-1, 6, 2),
+        x.view(-1, 6, 2, 2).permute(0, 2, 3, 1).reshape(-1, 2, 6),
+    ).view(-1, 2, 6, 6),
+    "where": lambda x: torch.where(x > 0.2, x, x * x) + x.masked_fill(x < 0, 0.5),
+    "pad": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+    "pad of a sequence": lambda x: F.pad(x, (2, 1), mode="reflect"),
+    "cumsum": lambda x: x.cumsum(1),
+    "index": lambda x: x[:, torch.tensor([0, 2, 2])] * 2,
+    "detach": lambda x: x * x.detach(),
+    "in place": lambda x: (x * 2.0).add_(x).mul_(3.0).clamp_(min=0.1),
+    "constants": lambda x: x + torch.arange(4) * torch.linspace(0, 1, 6)[:, None],
+    "addition of a batch of constants": lambda x: torch.zeros(x.shape[0], 6, 4) + x,
+    "integers": lambda x: x * (x > 0).to(x.dtype) + x.argmax(-1, keepdim=True),
+    "maximum": lambda x: torch.maximum(x, x.flip(1)) - torch.minimum(x, x * 2),
+    "masked attention": lambda x: F.scaled_dot_product_attention(
+        x[:, None, :4], x[:, None, :4], x[:, None, 2:], attn_mask=MASK, scale=0.3
+    ),
+    "biased attention": lambda x: F.scaled_dot_product_attention(
+        *[x[:, i : i + 4].view(-1, 4, 2, 2).transpose(1, 2) for i in range(3)],
+        attn_mask=BIAS.to(x.dtype),
+    ),
+    "attention with a mask of the data": lambda x: F.scaled_dot_product_attention(
+        x[:, None], x[:, None], x[:, None], attn_mask=(x[:, None, None, :, 0] < 9)
+    ),
+    "attention with a bias of the data": lambda x: F.scaled_dot_product_attention(
+        x[:, None], x[:, None], x[:, None], attn_mask=x[:, None, None, :, 0]
+    ),
+}
+PARAMETERS = {
+    "scale and shift": (lambda x, a, b: x * a + b, (4,), (6, 1)),
+    "a matrix": (lambda x, w: x @ w, (4, 5)),
+    "a matrix in two places": (lambda x, w: (x @ w) @ w.T, (4, 5)),
+    "a computed weight": (
+        lambda x, g, v: F.linear(x, g * v / v.norm(dim=1, keepdim=True)),
+        (5, 1),
+        (5, 4),
+    ),
+    "a token": (lambda x, t: torch.cat([t.repeat(x.shape[0], 1, 1), x], 1), (1, 1, 4)),
+    "positions": (lambda x, p: x + p[:, : x.shape[1]], (1, 9, 4)),
+    "a channel": (lambda x, a: x.view(-1, 6, 2, 2) * a.view(1, -1, 1, 1), (6,)),
+    "a layer scale in an image": (
+        lambda x, a: F.avg_pool2d(x.view(-1, 6, 2, 2), 2) * a[:, None, None],
+        (6,),
+    ),
+}
+
+
+def compare(module, x):
+    """Compare outputs and gradients of a module and of its import."""
+    module = module.double()
+    model = interop.from_torch(module, x)
+    params, state = start(model, x)
+    leaf = x.clone().requires_grad_()
+    y = module(leaf)
+    dy = torch.randn_like(y)
+    y.backward(dy)
+    ours, _, cache = model.forward(params, state, x.numpy(), train=True)
+    close(ours, y.detach())
+    dx, grads = model.backward(params, cache, dy.numpy())
+    close(dx, leaf.grad)
+    gradients = interop.torch_state_dict(model, grads, state)
+    for name, parameter in module.named_parameters():
+        close(gradients[name], parameter.grad)
+    return model
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_functions_are_those_of_pytorch(name):
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    compare(Function(FUNCTIONS[name]), x)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_parameters_outside_of_layers_are_trained(name):
+    torch.manual_seed(0)
+    function, *shapes = PARAMETERS[name]
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    compare(Function(function, *shapes), x)
