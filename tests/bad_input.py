@@ -1045,10 +1045,36 @@ def of_tools():
         labels,
         {"target": ("x", None, [], [0.5]), "dtype": ("int32", "nonsense", None, 3)},
     )
+    prompt = [[1, 2], [0, 1]]
+    options = {
+        "trainer": (nn.ReLU(), None, 3, (nn.ReLU(), {}, {}), lambda x: x),
+        "prompt": ("x", None, [], [1, 2], [[0.5]], [[]], [[1, "a"]], [[-1]], [[5]]),
+        "length": (0, -1, 1.5, "3", None, True),
+        "temperature": (-1.0, math.nan, math.inf, "1", None, True),
+        "top_k": (0, -1, 1.5, "3", True),
+        "top_p": (0.0, -0.1, 1.5, math.nan, "a", True),
+        "stop": (-1, 1.5, "0", True),
+        "seed": (-1, 1.5, "0", None),
+        "averaged": ("no", None, True),
+    }
+    right = {"trainer": From(_task_of_tokens), "prompt": prompt, "length": 3}
+    for generate in (nn.generate, _list_of_stream):
+        yield from grid(generate.__name__, generate, right, options)
     for value in (-1, 1.5, "0", None):
         yield Case(
             f"random.key({value!r})", lambda w, v=value: random.key(v, xp=w.backend.xp)
         )
+
+
+def _task_of_tokens(w):
+    """Return (model, params, state, backend) of a model of five tokens."""
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Dense(5))
+    params, state, _ = model.init(w.key(), (2,), w.backend.xp.float32)
+    return model, params, state, w.backend
+
+
+def _list_of_stream(**options):
+    return list(nn.stream_tokens(**options))
 
 
 def of_layers():
