@@ -14,28 +14,37 @@ if TYPE_CHECKING:
     from .pretrained import Pretrained
     from .torch_bridge import torch_module
     from .torch_import import from_torch, torch_state_dict
+    from .weights import LoadedWeights, export_weights, load_weights, read_weights
 
 __all__ = [
+    "LoadedWeights",
     "OnnxFile",
     "Pretrained",
     "batches",
     "columns",
     "export_onnx",
+    "export_weights",
     "from_torch",
     "import_extra",
+    "load_weights",
+    "read_weights",
     "torch_module",
     "torch_state_dict",
 ]
 
 # the module of each public name
 _MODULES = {
+    "LoadedWeights": "weights",
     "OnnxFile": "onnx_export",
     "Pretrained": "pretrained",
     "batches": "data",
     "columns": "data",
     "export_onnx": "onnx_export",
+    "export_weights": "weights",
     "from_torch": "torch_import",
     "import_extra": "extras",
+    "load_weights": "weights",
+    "read_weights": "weights",
     "torch_module": "torch_bridge",
     "torch_state_dict": "torch_import",
 }

@@ -938,8 +938,16 @@ def _keras_dense(layer: Any) -> list[Form]:
 
 def _keras_conv(layer: Any) -> list[Form]:
     name = type(layer).__name__
-    rules = _biased(layer, _same("params.weight", "kernel"), "bias")
-    forms = [Form(name, rules, (name,))]
+
+    def read(array: np.ndarray) -> np.ndarray:
+        if array.shape[-1] != layer.width:
+            raise ValueError(
+                f"expected a kernel with {layer.width} filters, got {array.shape}"
+            )
+        return array
+
+    weight = _one("params.weight", "kernel", "the same", read, _unchanged)
+    forms = [Form(name, _biased(layer, weight, "bias"), (name,))]
     if layer.groups > 1:
         kind = f"Depthwise{name}"
         rules = _biased(layer, _depthwise(layer.groups), "bias")
@@ -1144,7 +1152,7 @@ def _keras_attention(layer: Any) -> list[Form]:
     )
     if layer.bias:
         rules.append(_same("params.output.bias", f"{output}/bias"))
-    names = ("MultiHeadAttention", "GroupQueryAttention")
+    names = ("MultiHeadAttention", "GroupedQueryAttention")
     return [Form(names[layer.key_heads is not None], tuple(rules), names)]
 
 

@@ -7,7 +7,8 @@ array. This follows https://github.com/huggingface/safetensors, with the limits 
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -48,12 +49,16 @@ _MAX_BYTES = 2**62
 
 @dataclass(frozen=True)
 class Entry:
-    """An array in a file: dtype, shape, number of bytes, and offset of the first."""
+    """An array in a file: dtype, shape, number of bytes, and offset of the first.
+
+    code: the name of the dtype in the format, if it was read from a file.
+    """
 
     dtype: np.dtype
     shape: tuple[int, ...]
     nbytes: int
     start: int = 0
+    code: str = field(default="", compare=False)
 
 
 def entry_of(name: str, array: Any) -> Entry:
@@ -105,8 +110,13 @@ def header(
     return len(text).to_bytes(8, "little") + text, order
 
 
-def parse(data: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
+def parse(
+    data: bytes, size: int, *, words: Collection[str] = ()
+) -> tuple[dict[str, Entry], dict[str, str]]:
     """Return the arrays and the metadata in the header of a file of `size` bytes.
+
+    words: codes of dtypes of 16 bits that NumPy does not have, such as "BF16", whose
+    arrays are returned as uint16. Others are refused.
 
     Raises
     ------
@@ -130,7 +140,10 @@ def parse(data: bytes, size: int) -> tuple[dict[str, Entry], dict[str, str]]:
     if not is_dict or not all(isinstance(value, str) for value in metadata.values()):
         raise ValueError("its metadata are not a dict of texts")
     begin = 8 + len(data)
-    entries = {name: _entry(name, field, begin) for name, field in fields.items()}
+    dtypes = _DTYPES | dict.fromkeys(words, np.dtype("<u2"))
+    entries = {
+        name: _entry(name, field, begin, dtypes) for name, field in fields.items()
+    }
     _expect_no_gaps(entries, begin, size)
     return entries, metadata
 
@@ -181,7 +194,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return result
 
 
-def _entry(name: str, field: Any, begin: int) -> Entry:
+def _entry(name: str, field: Any, begin: int, dtypes: dict[str, np.dtype]) -> Entry:
     """Return the entry of the array `name`, whose offsets are relative to `begin`."""
     if not isinstance(field, dict) or field.keys() != {
         "dtype",
@@ -192,7 +205,7 @@ def _entry(name: str, field: Any, begin: int) -> Entry:
     code = field["dtype"]
     shape = field["shape"]
     offsets = field["data_offsets"]
-    dtype = _DTYPES.get(code) if isinstance(code, str) else None
+    dtype = dtypes.get(code) if isinstance(code, str) else None
     if dtype is None:
         dtype_name = _FOREIGN.get(code) if isinstance(code, str) else None
         kind = f"{dtype_name} ({code})" if dtype_name else short(code)
@@ -213,7 +226,7 @@ def _entry(name: str, field: Any, begin: int) -> Entry:
             f"{short(name)} has {end - start} bytes, expected {size * dtype.itemsize} "
             f"for {dtype.name} of shape {short(shape)}"
         )
-    return Entry(dtype, tuple(shape), end - start, begin + start)
+    return Entry(dtype, tuple(shape), end - start, begin + start, code)
 
 
 def _are_lengths(value: Any) -> bool:
