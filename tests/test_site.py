@@ -25,7 +25,20 @@ BLOCK = re.compile(
     r"(?P<code>.*?)^(?P=indent)```",
     re.DOTALL | re.MULTILINE,
 )
-OPTIONAL = ("array_api_strict", "flax", "jax", "keras", "optax", "sklearn", "torch")
+OPTIONAL = (
+    "array_api_strict",
+    "datasets",
+    "flax",
+    "grain",
+    "jax",
+    "keras",
+    "optax",
+    "pandas",
+    "polars",
+    "sklearn",
+    "torch",
+    "zarr",
+)
 
 
 class Run:

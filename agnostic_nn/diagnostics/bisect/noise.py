@@ -188,7 +188,7 @@ class Noise(_Exact):
         self.generator = generator
         self.epsilon = epsilon
         # the ε of sums in units of the other; None if they are added in the same dtype
-        self.sums = None if sums is None else sums / epsilon
+        self.sums: float | None = None if sums is None else sums / epsilon
 
     def compute(self, name: str, function: Function, args: Args, kwargs: Kwargs) -> Any:
         result = super().compute(name, function, args, kwargs)

@@ -153,7 +153,7 @@ class Execution:
     ) -> None:
         self.plan = plan
         self.reference = reference
-        self.results = list(results)
+        self.results: list[Result] = list(results)
         self._host = choose("numpy")
         self._contexts: dict[str, Context] = {}
 
