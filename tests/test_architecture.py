@@ -111,7 +111,7 @@ LEVELS = (
     {"training.checkpoint_fields"},
     {"training.saving"},
     {"diagnostics.bisect.stages", "training.trainer"},
-    {"training.generation"},
+    {"sklearn.arrays", "training.generation"},
     {
         "interop.conventions",
         "interop.data",
@@ -132,6 +132,7 @@ LEVELS = (
     {"interop.weights"},
     {"sklearn.parameters", "sklearn.targets"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
+    {"sklearn.base"},
     {"sklearn.estimators"},
     {
         *("diagnostics.bisect.search", "diagnostics.profile"),
@@ -266,6 +267,7 @@ BRIDGES: dict[str, set[str]] = {
     "interop.torch_import": {"torch"},
     "interop.torch_bridge": {"torch"},
     "sklearn.estimators": {"sklearn"},
+    "sklearn.base": {"sklearn"},
 }
 LIBRARIES = {  # what each adapter may import
     "numpy": {"numpy", "scipy"},

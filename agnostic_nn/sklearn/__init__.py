@@ -4,6 +4,8 @@
 scikit-learn takes an estimator.
 
     estimators  the two classes
+    base        what they share: parameters, training and the outputs for X
+    arrays      arrays of other libraries, moved to the host and back
     targets     how y becomes the target of a loss, and outputs become predictions
     parameters  options of layers and optimizers as parameters, such as optimizer__rate
 """
