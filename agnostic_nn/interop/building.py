@@ -775,6 +775,24 @@ class GraphBuilder:
         shape = tuple(length_product(lengths[i] for i in group) for group in like.axes)
         return Value(shape, "real floating", path, tuple(out), like.axes)
 
+    def times_matrix(self, name: str, value: Value, matrix: Value) -> Value:
+        """Add the product of the last axis of a value and a matrix without batch."""
+        value = self.with_last_axes(self.in_graph(value), 1)
+        if len(value.stored) == 1:
+            # the product needs two axes after the batch
+            value = self._stored_as(value, (1, *value.stored))
+            last = len(value.axes) - 1
+            axes = tuple((2,) if i == last else a for i, a in enumerate(value.axes))
+            value = replace(value, axes=axes)
+        rank = len(value.stored)
+        matrix = self.arrange(matrix)
+        ones = (1,) * (rank - 2)
+        matrix = self._stored_as(matrix, (*ones, *matrix.stored))
+        layer = MatrixMultiply()
+        path, out = self._call(name, layer, (value, matrix), None, None, None)
+        shape = (*value.shape[:-1], out[-1])
+        return Value(shape, "real floating", path, tuple(out), value.axes)
+
     def _aligned_matrices(self, a: Value, b: Value) -> tuple[Value, Value]:
         """Return both with the same leading axes, or axes of length 1 there."""
         rank = max(len(a.shape), len(b.shape))

@@ -212,6 +212,13 @@ def _array(tensor: torch.Tensor) -> np.ndarray:
 # --- reading --------------------------------------------------------------------------
 
 
+_NO_LAYER = "there is no layer for it"
+
+
+def _has_handler(name: str) -> bool:
+    return name in HANDLERS or name.rstrip("_") in HANDLERS
+
+
 class _Unknown:
     """The result of an operator that was not converted."""
 
@@ -304,6 +311,7 @@ class _Reader:
             return
         flat, _ = pytree.tree_flatten(arguments)
         if any(isinstance(value, _Unknown) for value in flat):
+            self._complain_if_unknown(node)
             self.values[node] = _Unknown()
             return
         try:
@@ -311,6 +319,13 @@ class _Reader:
         except (NotConvertible, ValueError, TypeError) as error:
             self._complain(node, str(error))
             self.values[node] = _Unknown()
+
+    def _complain_if_unknown(self, node: Any) -> None:
+        """Name an operator without a handler, of which the arguments are not known."""
+        name = _name_of(node)
+        has_result = isinstance(node.meta.get("val"), torch.Tensor | tuple | list)
+        if has_result and name != "getitem" and not _has_handler(name):
+            self._complain(node, _NO_LAYER)
 
     def _is_needed(self, node: Any) -> bool:
         """Return whether an operator has a result that is used, or an effect."""
@@ -348,7 +363,7 @@ class _Reader:
     def _handled(self, node: Any, name: str, args: Any, kwargs: Any) -> Any:
         handler = HANDLERS.get(name)
         if handler is None:
-            raise NotConvertible("there is no layer for it")
+            raise NotConvertible(_NO_LAYER)
         operator = Operator(
             builder=self.builder,
             name=self._node_name(node, name),
@@ -358,6 +373,7 @@ class _Reader:
             uses=self.uses,
             results_read=_results_read(node),
             siblings=_siblings(node, name),
+            epsilon=_epsilon(node.meta["val"]),
         )
         vars(operator.arguments).update(_joined(name, operator.arguments))
         return handler(operator)
@@ -439,6 +455,12 @@ class _Reader:
         for value in leaves(tree):
             if not isinstance(value, Value):
                 raise ValueError(f"expected tensors as outputs, got {value!r}")
+        entries = tree.values() if isinstance(tree, dict) else tree
+        is_flat = isinstance(tree, Value) or all(isinstance(e, Value) for e in entries)
+        message = (
+            "expected a tuple or a dict of tensors from {}, but its outputs are nested"
+        )
+        expect(is_flat, message, type(self.module).__name__)
         return tree
 
 
@@ -469,7 +491,7 @@ def _bound(node: Any, args: Any, kwargs: Any) -> SimpleNamespace:
     """Return the arguments of an operator by the names of its schema."""
     schema = getattr(node.target, "_schema", None)
     if schema is None:
-        raise NotConvertible("there is no layer for it")
+        raise NotConvertible(_NO_LAYER)
     named = {}
     for i, argument in enumerate(schema.arguments):
         default = argument.default_value if argument.has_default_value() else None
@@ -503,6 +525,12 @@ def _siblings(node: Any, name: str) -> int:
         return 0
     others = [user for user in node.args[0].users if _name_of(user) == name]
     return len({user.args[2] for user in others if user.args[1] == node.args[1]})
+
+
+def _epsilon(result: Any) -> float:
+    """Return the epsilon of the dtype of a result, or 0 for other results."""
+    is_real = isinstance(result, torch.Tensor) and result.dtype.is_floating_point
+    return float(torch.finfo(result.dtype).eps) if is_real else 0.0
 
 
 def _shapes(result: Any) -> Any:

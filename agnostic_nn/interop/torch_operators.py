@@ -36,7 +36,8 @@ class Operator:
     name: for its node. arguments: by the names of its schema. shapes, kind: those of
     the result, or a tuple for each of several. uses: how many operators read each
     parameter. results_read: positions of the results that others read.
-    siblings: how many different entries of the first argument `select` reads.
+    siblings: how many different entries of the first argument `select` reads. epsilon:
+    that of the dtype of the result.
     """
 
     builder: GraphBuilder
@@ -47,6 +48,7 @@ class Operator:
     uses: Mapping[str, int]
     results_read: frozenset[int]
     siblings: int
+    epsilon: float
 
     @property
     def x(self) -> Value:
@@ -135,7 +137,8 @@ def _linear(op: Operator) -> Value:
     builder = op.builder
     if a.weight.array is None:
         turned = builder.permute(a.weight, (1, 0))
-        product = _matrix_product(op, builder.in_graph(a.input), turned)
+        _expect(not turned.has_batch, "its weight depends on the example")
+        product = builder.times_matrix(op.name, a.input, turned)
         return product if a.bias is None else _combine(op, "add", product, a.bias)
     out = a.weight.shape[0]
     y: Value
@@ -149,6 +152,17 @@ def _linear(op: Operator) -> Value:
     weights = op.weights(dense, {"weight": a.weight, "bias": a.bias})
     y = builder.last_axis(op.name, value=op.x, **weights)
     return y
+
+
+@_handles("_weight_norm")
+def _weight_norm(op: Operator) -> Value:
+    """Return v g / ‖v‖, with the norm over all axes but `dim`."""
+    a = op.arguments
+    v = op.builder.in_graph(a.v)
+    axes = [i for i in range(len(v.shape)) if i != a.dim % len(v.shape)]
+    layer = operations.ReduceL2(tuple(i + 1 for i in axes), keepdims=True)
+    norm = op.builder.same_layout(f"{op.name}_norm", layer, v)
+    return _combine(op, "mul", v, _combine(op, "div", a.g, norm))
 
 
 def _convolution(op: Operator, kind: type, rank: int) -> Value:
@@ -259,7 +273,7 @@ def _layer_norm(op: Operator) -> Value:
 def _rms_norm(op: Operator) -> Value:
     a = op.arguments
     count = len(a.normalized_shape)
-    epsilon = float(np.finfo(np.float32).eps) if a.eps is None else a.eps
+    epsilon = op.epsilon if a.eps is None else a.eps
     layer = layers.RMSNorm(epsilon=epsilon, scale=a.weight is not None, axes=count)
     weights = op.weights(layer, {"weight": a.weight})
     y: Value = op.builder.last_axis(op.name, value=op.x, axes=count, **weights)
@@ -380,6 +394,12 @@ for _name, _make in _WITH_OPTIONS.items():
     HANDLERS[_name] = partial(_with_options, make=_make)
 
 
+@_handles("bitwise_not")
+def _bitwise_not(op: Operator) -> Value:
+    _expect(op.kind == "bool", "it computes with integers, bit by bit")
+    return op.elementwise(operations.LogicalNot())
+
+
 @_handles("elu")
 def _elu(op: Operator) -> Value:
     a = op.arguments
@@ -460,6 +480,22 @@ for _name, _dropped in {
 @_handles("contiguous", "clone", "alias", "lift_fresh_copy", "positive")
 def _same(op: Operator) -> Value:
     return op.x
+
+
+def _filled(op: Operator, default: float) -> Value:
+    """Return a constant, of length 1 along the batch, which it is broadcast along."""
+    a = op.arguments
+    value = getattr(a, "fill_value", default)
+    dtypes = {"integral": np.int64, "bool": np.bool_}
+    shape = tuple(n if isinstance(n, int) else 1 for n in op.shapes)
+    array = np.full(shape, value, dtypes.get(op.kind, np.float64))
+    return op.builder.constant(array)
+
+
+for _name in ("zeros_like", "full_like", "new_zeros", "new_full"):
+    HANDLERS[_name] = partial(_filled, default=0.0)
+for _name in ("ones_like", "new_ones"):
+    HANDLERS[_name] = partial(_filled, default=1.0)
 
 
 @_handles("detach")
@@ -673,6 +709,7 @@ _COMPARED = {
     "logical_xor": "logical_xor",
     "bitwise_and": "logical_and",
     "bitwise_or": "logical_or",
+    "bitwise_xor": "logical_xor",
 }
 
 

@@ -313,6 +313,7 @@ def compare(module, x):
     """Compare outputs and gradients of a module and of its import."""
     module = module.double()
     model = interop.from_torch(module, x)
+    x = x[:2]  # another batch size than that of the example
     params, state = start(model, x)
     leaf = x.clone().requires_grad_()
     y = module(leaf)
@@ -324,7 +325,8 @@ def compare(module, x):
     close(dx, leaf.grad)
     gradients = interop.torch_state_dict(model, grads, state)
     for name, parameter in module.named_parameters():
-        close(gradients[name], parameter.grad)
+        if parameter.requires_grad:
+            close(gradients[name], parameter.grad)
     return model
 
 
@@ -335,9 +337,183 @@ def test_functions_are_those_of_pytorch(name):
     compare(Function(FUNCTIONS[name]), x)
 
 
+class PaddedEncoder(nn.Module):
+    """A layer of an encoder that gets a mask of padding."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def forward(self, x):
+        return self.layer(x, src_key_padding_mask=x[:, :, 0] > 0.7)
+
+
+class CrossAttention(nn.Module):
+    """Attention to another sequence, which returns its weights too."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def forward(self, x):
+        y, weights = self.attention(x, x[:, :4], x[:, :4] * 2.0)
+        return y + weights
+
+
+def frozen():
+    module = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 3))
+    return module.requires_grad_(False)
+
+
+MODULES = {  # x is (batch, 6, 4)
+    "padding": PaddedEncoder,
+    "cross-attention": CrossAttention,
+    "weight norm": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(4, 3)),
+    "frozen": frozen,
+    "sequences": lambda: nn.Sequential(
+        nn.Conv1d(6, 6, 3, padding=1, padding_mode="circular"),
+        nn.InstanceNorm1d(6, affine=True),
+        nn.PReLU(6),
+        nn.AdaptiveMaxPool1d(2),
+    ),
+    "images": lambda: nn.Sequential(
+        nn.Unflatten(1, (6, 1)),
+        nn.ConvTranspose2d(6, 8, (2, 3), stride=2, output_padding=1, groups=2),
+        nn.LayerNorm([3, 10]),
+        nn.PixelShuffle(2),
+        nn.Upsample(scale_factor=2),
+        nn.RMSNorm(40),
+    ),
+    "the batch norm of a frozen backbone": lambda: nn.Sequential(
+        nn.Linear(4, 5), nn.Unflatten(1, (6, 1)), nn.BatchNorm2d(6).eval()
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_modules_are_those_of_pytorch(name):
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 4, dtype=torch.float64)
+    module = MODULES[name]()
+    trained = {n for n, p in module.named_parameters() if p.requires_grad}
+    model = compare(module, x)
+    assert {name for _, name in model.names if "running" not in name} >= trained
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_parameters_outside_of_layers_are_trained(name):
     torch.manual_seed(0)
     function, *shapes = PARAMETERS[name]
     x = torch.randn(3, 6, 4, dtype=torch.float64)
     compare(Function(function, *shapes), x)
+
+
+def test_several_inputs_and_outputs_have_their_names():
+    class Pair(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Embedding(7, 4)
+
+        def forward(self, x, ids, keep=None):
+            y = x + self.table(ids)
+            return {"y": y.masked_fill(~keep, 0.0), "sum": y.sum(-1), "none": None}
+
+    module = Pair()
+    x = torch.randn(3, 5, 4)
+    inputs = {
+        "x": x,
+        "ids": torch.randint(0, 7, (3, 5)),
+        "keep": torch.rand(3, 5, 1) > 0.5,
+    }
+    model = interop.from_torch(module, inputs)
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    shapes = {name: array.shape[1:] for name, array in arrays.items()}
+    key = random.key(0, xp=HOST)
+    params, state, _ = model.init(key, shapes, np.dtype("float32"))
+    ours = model.predict(params, state, arrays)
+    theirs = module(**inputs)
+    close(ours["y"], theirs["y"].detach(), 1e-6)
+    close(ours["sum"], theirs["sum"].detach(), 1e-5)
+    # by position, with the names of the parameters of `forward`
+    again = interop.from_torch(module, tuple(inputs.values()))
+    assert again.layer.inputs == model.layer.inputs
+
+
+# --- errors ---------------------------------------------------------------------------
+
+
+def refusal(module, *example):
+    with pytest.raises(ValueError, match=r"\w") as error:
+        interop.from_torch(module, example)
+    return str(error.value)
+
+
+def test_all_operators_that_cannot_be_converted_are_named():
+    class Unusual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.part = nn.Sequential(nn.Linear(4, 4), nn.RReLU())
+
+        def forward(self, x):
+            return torch.sort(self.part(x), dim=1)[0] + x.mean()
+
+    text = refusal(Unusual(), torch.randn(3, 4))
+    assert "Unusual has 3 operators that cannot be converted" in text
+    assert "part.1, " in text
+    assert "aten.rrelu" in text
+    assert "test_from_torch.py:" in text
+    assert "aten.sort" in text
+    assert "aten.mean.default: it reduces the batch axis too" in text
+
+
+REFUSED = {
+    "a fixed batch size": (lambda x: x.view(3, 2, 12), "only for a batch of 3"),
+    "a branch": (lambda x: x if x.sum() > 0 else -x, "torch.export cannot trace"),
+    "a change of a view": (
+        lambda x: torch.Tensor.add_((y := x * 1.0)[:, 0], 1.0).sum(-1) + y.sum((1, 2)),
+        "it changes, in place, a tensor that others see too",
+    ),
+    "a part of the batch": (lambda x: x[1:] * 2, "1, not a multiple of the batch"),
+    "an example": (lambda x: x - x[0], "it selects an example of the batch"),
+    "nested outputs": (lambda x: (x * 2, (x, x)), "expected a tuple or a dict of"),
+    "a sum of the batch": (lambda x: x - x.mean(0), "it works along the batch axis"),
+    "a joined batch": (lambda x: torch.cat([x, x]), "joins examples along the batch"),
+    "time first": (lambda x: x.transpose(0, 1), "an output has its batch at axis 1"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_has_no_counterpart_is_refused(name):
+    function, message = REFUSED[name]
+    assert message in refusal(Function(function), torch.randn(3, 6, 4))
+
+
+def test_buffers_that_change_are_refused():
+    class Counter(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(()))
+
+        def forward(self, x):
+            self.count.add_(1.0)
+            return x * self.count
+
+    assert "it changes the buffer count" in refusal(Counter(), torch.randn(3, 4))
+
+
+def test_parameters_of_which_some_are_frozen_are_refused():
+    module = nn.Sequential(nn.Linear(4, 3))
+    module[0].bias.requires_grad_(False)
+    assert "its bias does not require a gradient" in refusal(module, torch.randn(3, 4))
+
+
+@pytest.mark.parametrize(
+    ("module", "example", "message"),
+    [
+        (3, np.zeros((2, 3)), r"expected a torch\.nn\.Module, got int"),
+        (nn.ReLU(), "image", "expected example 0 as a tensor or an array, got str"),
+    ],
+)
+def test_other_arguments_are_refused(module, example, message):
+    with pytest.raises(TypeError, match=message):
+        interop.from_torch(module, example)
