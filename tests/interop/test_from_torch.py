@@ -483,7 +483,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_counterpart_is_refused(name):
+def test_functions_without_a_counterpart_are_refused(name):
     function, message = REFUSED[name]
     assert message in refusal(Function(function), torch.randn(3, 6, 4))
 
