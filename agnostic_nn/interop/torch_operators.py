@@ -488,7 +488,8 @@ def _filled(op: Operator, default: float) -> Value:
     value = getattr(a, "fill_value", default)
     dtypes = {"integral": np.int64, "bool": np.bool_}
     shape = tuple(n if isinstance(n, int) else 1 for n in op.shapes)
-    array = np.full(shape, value, dtypes.get(op.kind, np.float64))
+    dtype: Any = dtypes.get(op.kind, np.float64)
+    array: np.ndarray = np.full(shape, value, dtype)
     return op.builder.constant(array)
 
 
