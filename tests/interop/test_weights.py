@@ -777,15 +777,21 @@ def test_other_files_are_refused_by_name(tmp_path):
 
 
 class Dangerous:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
     def __reduce__(self):
-        return os.mkdir, ("/nowhere/at/all",)
+        return os.mkdir, (str(self.path),)
 
 
 def test_a_file_of_pytorch_cannot_run_code(tmp_path):
-    torch.save({"weight": Dangerous()}, tmp_path / "bad.pt")
+    torch.save({"weight": Dangerous(tmp_path / "made")}, tmp_path / "bad.pt")
     trainer = trainer_of(nn.Dense(2), (3,))
     with pytest.raises(ValueError, match="holds other objects than tensors"):
         interop.load_weights(trainer, tmp_path / "bad.pt")
+    assert not (tmp_path / "made").exists()
 
 
 def test_targets_that_cannot_be_written_are_refused(tmp_path):
