@@ -263,6 +263,14 @@ def conformance(session):
 
 
 @session
+def onnx_export(session):
+    """Export all layers, losses and optimizers to ONNX: `-- --help` for options."""
+    session.install("-e", ".[onnx]")
+    arguments = ("python", "tests/campaigns/onnx_export.py", *session.posargs)
+    session.run(*arguments, env=ONE_THREAD)
+
+
+@session
 def interrupts(session):
     """Raise exceptions at random moments of a training; `-- --help` for options."""
     session.install("-e", ".[jax,llvm]", "torch==2.13.0")
@@ -353,7 +361,7 @@ def typecheck(session):
 def docs(session):
     """Build the documentation in ./site, check its links, and run all its code."""
     tools = nox.project.dependency_groups(PROJECT, "docs")
-    extras = ".[jax,llvm,report,strict]"
+    extras = ".[jax,llvm,onnx,report,strict]"
     session.install("-e", extras, "torch==2.13.0", *tools, *TEST)
     session.run("python", "tests/notebooks.py", "docs/notebooks", env=ONE_THREAD)
     session.run("zensical", "build", "--clean", "--strict")

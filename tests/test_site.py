@@ -32,6 +32,7 @@ OPTIONAL = (
     "grain",
     "jax",
     "keras",
+    "onnxruntime",
     "optax",
     "pandas",
     "polars",

@@ -240,12 +240,16 @@ def test_a_step_with_weights_and_a_context(tmp_path):
     trainer = nn.Trainer(
         model, loss, optimizer, backend="numpy", shape=(3,), context=context
     )
-    x, target, weights = numbers(5, 3), numbers(5, 2, seed=1), np.arange(5.0)
+    x, target, weights = (
+        numbers(5, 3),
+        numbers(5, 2, seed=1),
+        np.arange(5.0, dtype="float32"),
+    )
     path = tmp_path / "step.onnx"
     example = (x, target, weights)
     file = export_onnx(trainer, path, training=True, example=example)
     assert {"weights", "context.factor"} < set(file.inputs)
-    feed = {"x": x, "target": target, "weights": weights.astype("float32")}
+    feed = {"x": x, "target": target, "weights": weights}
     losses, carry = loop(path, 4 * [feed | {"context.factor": context["factor"]}])
     expected = [float(trainer.step(x, target, weights)) for _ in range(4)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -254,12 +258,14 @@ def test_a_step_with_weights_and_a_context(tmp_path):
 
 
 def test_the_number_of_a_step_is_an_input_of_a_loss_with_a_schedule(tmp_path):
-    loss = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 0.0, 4))
+    loss = nn.Weighted(nn.mean_squared_error, nn.schedules.Linear(1.0, 0.0, steps=4))
     trainer = dense(loss=loss)
     x, target = numbers(5, 3), numbers(5, 2, seed=1)
     path = tmp_path / "step.onnx"
     export_onnx(trainer, path, training=True, example=(x, target))
-    feeds = [{"x": x, "target": target, "step": np.float32(t)} for t in range(3)]
+    feeds = [
+        {"x": x, "target": target, "step": np.asarray(t, "float32")} for t in range(3)
+    ]
     losses, _ = loop(path, feeds)
     expected = [float(trainer.step(x, target)) for _ in range(3)]
     np.testing.assert_allclose(losses, expected, rtol=1e-5)
