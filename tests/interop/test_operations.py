@@ -131,7 +131,9 @@ KINKS = [
 ]
 
 
-@pytest.mark.parametrize(("layer", "function", "x"), KINKS, ids=str)
+@pytest.mark.parametrize(
+    ("layer", "function", "x"), KINKS, ids=[f"{k[0]}-{k[2]}" for k in KINKS]
+)
 def test_at_kinks_and_ties_gradients_are_those_of_torch(layer, function, x):
     x = np.asarray([x])
     y, _, cache = layer.forward({}, {}, x)
