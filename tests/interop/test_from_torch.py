@@ -216,6 +216,13 @@ def test_the_module_is_not_changed():
         assert torch.equal(tensor, before[name])
 
 
+def test_dropout_and_batch_statistics_are_kept_of_a_module_in_eval_mode():
+    module = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.Dropout(0.3))
+    model = interop.from_torch(module.eval(), torch.randn(2, 4))
+    layers = [layer for _, (layer, _) in model.layer.nodes]
+    assert layers[1:] == [agnostic_nn.BatchNorm(), agnostic_nn.Dropout(0.3)]
+
+
 # --- single operators -----------------------------------------------------------------
 
 
@@ -230,6 +237,13 @@ class Function(nn.Module):
 
     def forward(self, x):
         return self.function(x, *self.parameters())
+
+
+def changed_in_place(x):
+    """Return a result that reads a tensor after its change, by its first name."""
+    y = x * 2.0
+    y.add_(x)
+    return y * y
 
 
 MASK = torch.rand(4, 4) > 0.4
@@ -272,6 +286,7 @@ FUNCTIONS = {  # x is (batch, 6, 4), and positive for the second value "positive
     "index": lambda x: x[:, torch.tensor([0, 2, 2])] * 2,
     "detach": lambda x: x * x.detach(),
     "in place": lambda x: (x * 2.0).add_(x).mul_(3.0).clamp_(min=0.1),
+    "in place, by another name": changed_in_place,
     "constants": lambda x: x + torch.arange(4) * torch.linspace(0, 1, 6)[:, None],
     "addition of a batch of constants": lambda x: torch.zeros(x.shape[0], 6, 4) + x,
     "integers": lambda x: x * (x > 0).to(x.dtype) + x.argmax(-1, keepdim=True),
