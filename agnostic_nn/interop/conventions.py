@@ -701,6 +701,9 @@ def _packed(
 
     def read(array: np.ndarray) -> _Arrays:
         rows = _thirds(array if transpose else np.transpose(array))
+        if rows[0].shape[0] != rows[0].shape[-1]:
+            # the transposed array of another form would be split into wrong parts
+            raise ValueError(f"expected three square matrices, got {array.shape}")
         return [np.transpose(part) for part in rows]
 
     def write(*arrays: np.ndarray) -> _Arrays:

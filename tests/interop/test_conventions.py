@@ -246,6 +246,93 @@ def test_a_module_of_pytorch_computes_the_same_here_and_comes_back(case):
     assert_same(again, theirs)
 
 
+def causal_heads(query, key, value):
+    """Return causal attention of two heads."""
+    heads = [torch.as_tensor(a).unflatten(-1, (2, -1)) for a in (query, key, value)]
+    heads = [head.transpose(1, 2) for head in heads]
+    y = T.functional.scaled_dot_product_attention(*heads, is_causal=True)
+    return y.transpose(1, 2).flatten(2).numpy()
+
+
+def of_torch(function, x, *arguments):
+    """Call a function of torch.nn.functional with NumPy arrays."""
+    return function(torch.as_tensor(x), *map(tensor_if_array, arguments)).numpy()
+
+
+def tensor_if_array(value):
+    return torch.as_tensor(value) if isinstance(value, np.ndarray) else value
+
+
+def assert_block_computes(layer, tensors, x, y, name):
+    params, state = PYTORCH.to_ours(layer, tensors)
+    xp = nn.backend("numpy").xp
+    _, drawn_state, _ = layer.init(nn.random.key(0, xp=xp), x.shape[1:], xp.float64)
+    assert state == {}
+    assert_same(layer.predict(params, drawn_state, x), y)
+    form = next(form for form in PYTORCH.forms(layer) if form.name == name)
+    back = PYTORCH.to_theirs(layer, params, drawn_state, form=form)
+    assert back.keys() == tensors.keys()
+    for key, array in back.items():
+        np.testing.assert_array_equal(array, tensors[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["block of GPT-2", "block of nanoGPT"])
+def test_a_block_of_gpt2_computes_the_same_here_and_comes_back(name):
+    sizes = {"attn.c_attn": (6, 18), "attn.c_proj": (6, 6)}
+    sizes |= {"mlp.c_fc": (6, 5), "mlp.c_proj": (5, 6)}
+    weights = {n: GENERATOR.standard_normal(size) for n, size in sizes.items()}
+    tensors = {
+        f"{n}.weight": w if name == "block of GPT-2" else w.T.copy()
+        for n, w in weights.items()
+    }
+    for n, width in [("ln_1", 6), ("ln_2", 6), *((n, w[1]) for n, w in sizes.items())]:
+        tensors[f"{n}.bias"] = GENERATOR.standard_normal(width)
+    tensors |= {f"ln_{i}.weight": GENERATOR.standard_normal(6) for i in (1, 2)}
+
+    def norm(x, n):
+        arrays = tensors[f"{n}.weight"], tensors[f"{n}.bias"]
+        return of_torch(T.functional.layer_norm, x, (6,), *arrays)
+
+    def dense(x, n):
+        return x @ weights[n] + tensors[f"{n}.bias"]
+
+    x = GENERATOR.standard_normal((2, 4, 6))
+    parts = np.split(dense(norm(x, "ln_1"), "attn.c_attn"), 3, axis=-1)
+    y = x + dense(causal_heads(*parts), "attn.c_proj")
+    inner = of_torch(T.functional.gelu, dense(norm(y, "ln_2"), "mlp.c_fc"))
+    y = y + dense(inner, "mlp.c_proj")
+    layer = nn.TransformerBlock(nn.MultiHeadAttention(2, causal=True), 5)
+    assert_block_computes(layer, tensors, x, y, name)
+
+
+def test_a_block_of_llama_computes_the_same_here_and_comes_back():
+    sizes = {f"self_attn.{n}_proj": (6, 6) for n in "qkvo"}
+    sizes |= {"mlp.gate_proj": (5, 6), "mlp.up_proj": (5, 6), "mlp.down_proj": (6, 5)}
+    sizes |= {"input_layernorm": (6,), "post_attention_layernorm": (6,)}
+    tensors = {f"{n}.weight": GENERATOR.standard_normal(s) for n, s in sizes.items()}
+
+    def norm(x, n):
+        return of_torch(T.functional.rms_norm, x, (6,), tensors[f"{n}.weight"], 1e-5)
+
+    def dense(x, n):
+        return x @ tensors[f"{n}.weight"].T
+
+    x = GENERATOR.standard_normal((2, 4, 6))
+    normal = norm(x, "input_layernorm")
+    parts = [dense(normal, f"self_attn.{n}_proj") for n in "qkv"]
+    y = x + dense(causal_heads(*parts), "self_attn.o_proj")
+    normal = norm(y, "post_attention_layernorm")
+    gate = of_torch(T.functional.silu, dense(normal, "mlp.gate_proj"))
+    y = y + dense(gate * dense(normal, "mlp.up_proj"), "mlp.down_proj")
+    layer = nn.TransformerBlock(
+        nn.MultiHeadAttention(2, causal=True, bias=False),
+        hidden=10,
+        activation=nn.SwiGLU(),
+        norm=nn.RMSNorm(),
+    )
+    assert_block_computes(layer, tensors, x, y, "block of Llama")
+
+
 K = keras.layers
 SEQUENCES = {"return_sequences": True}
 KERAS_LAYERS = [
