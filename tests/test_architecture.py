@@ -93,7 +93,7 @@ LEVELS = (
         "training.steps",
     },
     {
-        *("diagnostics.cost", "diagnostics.gradcheck.checks", "diagnostics.loading"),
+        *("diagnostics.cost", "diagnostics.gradcheck.checks"),
         "training.mean_loss",
     },
     {
@@ -130,6 +130,13 @@ LEVELS = (
     {"interop.flattening", "interop.units", "interop.weight_files"},
     {"interop.matching"},
     {"interop.weights"},
+    {"interop.onnx_reader"},
+    {"interop.onnx_reader.call", "interop.onnx_reader.model"},
+    {"interop.onnx_reader.elementwise", "interop.onnx_reader.shapes"},
+    {"interop.onnx_reader.layers"},
+    {"interop.onnx_reader.reader"},
+    {"interop.onnx_reader.from_onnx"},
+    {"diagnostics.loading"},
     {"sklearn.parameters", "sklearn.targets"},
     {"diagnostics.bisect.halves", "diagnostics.compare.report.names", "training"},
     {"sklearn.base"},
@@ -266,6 +273,8 @@ INSIDE_FUNCTIONS = {
 BRIDGES: dict[str, set[str]] = {
     "interop.torch_import": {"torch"},
     "interop.torch_bridge": {"torch"},
+    "interop.onnx_reader.model": {"google", "onnx"},
+    "interop.onnx_reader.reader": {"onnx"},
     "sklearn.estimators": {"sklearn"},
     "sklearn.base": {"sklearn"},
 }

@@ -172,3 +172,14 @@ def test_invalid_options_of_resize_are_refused(options, error, message):
 def test_short_and_long_forms_are_equal():
     assert nn.Resize([2, 3]) == nn.Resize((2, 3))
     assert hash(nn.Resize(factors=[2, 1.5])) == hash(nn.Resize(factors=(2, 1.5)))
+
+
+@pytest.mark.parametrize("factor", [3.0, 5.0, 7.0, 1.1, 4.9])
+def test_factors_without_an_exact_reciprocal_repeat_elements_evenly(backend, factor):
+    n = 22
+    x = np.arange(float(n), dtype=np.float32).reshape(1, n, 1)
+    layer = nn.Resize(factors=factor, mode="nearest")
+    y = backend.to_numpy(layer.forward({}, {}, backend.asarray(x))[0]).ravel()
+    tenths = round(factor * 10)
+    expected = [10 * i // tenths for i in range(n * tenths // 10)]
+    np.testing.assert_array_equal(y, expected)

@@ -33,6 +33,8 @@ OPTIONAL = (
     "jax",
     "keras",
     "onnxruntime",
+    "onnx",
+    "onnxscript",
     "optax",
     "pandas",
     "polars",
@@ -93,6 +95,8 @@ def install(project):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:keras")
+@pytest.mark.filterwarnings("ignore::FutureWarning:torch")
+@pytest.mark.filterwarnings("ignore:.*LeafSpec:FutureWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_the_code_of_each_page_runs(page, tmp_path, monkeypatch):
     code = [source for language, _, source in blocks(page) if language == "python"]

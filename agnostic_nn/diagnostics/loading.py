@@ -73,11 +73,16 @@ def load(name: str, candidates: _Candidates = _LAYERS) -> Any:
 def load_layer(name: str) -> Layer:
     """Return the layer that "module:object" names, or that the object returns.
 
+    A name that ends in ".onnx" is the path of a file, which `from_onnx` reads.
+
     Raises
     ------
     CannotLoad
-        As for `load`, or if the object is neither a layer nor returns one when called.
+        As for `load`, or if the object is neither a layer nor returns one when called,
+        or if the file cannot be read or converted.
     """
+    if name.endswith(".onnx"):
+        return _onnx_model(name)
     module_name, _, attributes = name.partition(":")
     if not (module_name and attributes):
         raise CannotLoad(f"expected a custom layer as module:object, got {name!r}")
@@ -92,6 +97,15 @@ def load_layer(name: str) -> Layer:
         kind = type(layer).__qualname__
         raise CannotLoad(f"{name} is not a layer and does not return one: got {kind}")
     return layer
+
+
+def _onnx_model(path: str) -> Layer:
+    from ..interop.onnx_reader.from_onnx import from_onnx
+
+    try:
+        return from_onnx(path)
+    except (ImportError, OSError, ValueError) as error:
+        raise CannotLoad(f"{path} cannot be loaded: {error}") from error
 
 
 def _module(name: str) -> Any:

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .data import batches, columns
     from .extras import import_extra
     from .onnx_export import OnnxFile, export_onnx
+    from .onnx_reader.from_onnx import from_onnx, onnx_operators
     from .pretrained import Pretrained
     from .torch_bridge import torch_module
     from .torch_import import from_torch, torch_state_dict
@@ -24,9 +25,11 @@ __all__ = [
     "columns",
     "export_onnx",
     "export_weights",
+    "from_onnx",
     "from_torch",
     "import_extra",
     "load_weights",
+    "onnx_operators",
     "read_weights",
     "torch_module",
     "torch_state_dict",
@@ -47,6 +50,8 @@ _MODULES = {
     "read_weights": "weights",
     "torch_module": "torch_bridge",
     "torch_state_dict": "torch_import",
+    "from_onnx": "onnx_reader.from_onnx",
+    "onnx_operators": "onnx_reader.from_onnx",
 }
 
 

@@ -174,7 +174,8 @@ class GraphBuilder:
         is_first = lengths[:1] == (BATCH,) and BATCH not in lengths[1:]
         message = "input {} needs the batch as its first axis alone, got {}"
         expect(is_first, message, name, lengths)
-        name = self.unique(name)
+        # with several inputs, one may be called "x"
+        name = name if name == "x" and name not in self._inputs else self.unique(name)
         axes = tuple((i,) for i in range(len(lengths)))
         stored = tuple(int(n) for n in lengths[1:])  # type: ignore[arg-type]
         value = Value(lengths, kind, name, stored, axes)
@@ -357,7 +358,7 @@ class GraphBuilder:
         order = tuple(order)
         fits = sorted(order) == list(range(len(value.shape)))
         expect(fits, "cannot order the axes {} as {}", value.shape, order)
-        if value.is_constant:
+        if value.is_constant and value.path is None:
             return self.constant(np.transpose(value.array, order))  # type: ignore[arg-type]
         value = self.in_graph(value)
         shape = tuple(value.shape[i] for i in order)
@@ -376,7 +377,7 @@ class GraphBuilder:
             axes in a way that examples cannot be told apart.
         """
         target = _inferred(value.shape, tuple(shape))
-        if value.is_constant:
+        if value.is_constant and value.path is None:
             return self.constant(np.reshape(value.array, target))  # type: ignore[arg-type]
         value = self.in_graph(value)
         axes = _regrouped(value, target)

@@ -175,7 +175,7 @@ class Resize(Layer):
         for n, factor in zip(lengths, factors, strict=True):
             m = math.floor(n * factor)
             expect(m >= 1, "factors {} leave nothing of {}", self.factors, lengths)
-            axes.append((n, m, Fraction(1.0 / factor)))
+            axes.append((n, m, 1 / _fraction(factor)))
         return axes
 
     def _multiply(
@@ -360,6 +360,15 @@ def _interpolated(
         inside = min(max(j, 0), n - 1)
         row[inside] = row.get(inside, 0.0) + weight
     return row
+
+
+def _fraction(factor: float) -> Fraction:
+    """Return a factor as a fraction, 11/10 for 1.1, which no float equals.
+
+    Otherwise 3 steps of 1/3, or 11 of 1/1.1, would end before an element of x.
+    """
+    simple = Fraction(factor).limit_denominator(1000)
+    return simple if float(simple) == factor else Fraction(factor)
 
 
 def _smoothed(i: int, n: int, step: Fraction, mode: str) -> _Row:

@@ -103,7 +103,7 @@ def test_gradients_agree_with_central_differences(layer, shape, draw):
 
 def test_every_operation_with_a_gradient_is_in_the_table():
     without = {"Binary", "Reduction", "ArgMax", "Comparison", "LogicalNot", "OneHot"}
-    without |= {"ToBoolean", "ToInteger", "ToReal"}
+    without |= {"ToBoolean", "ToInteger", "ToReal", "IsSpecial"}
     checked = {type(layer).__name__ for layer, *_ in CASES}
     assert checked | without == set(op.__all__)
 
@@ -207,6 +207,10 @@ def test_operations_without_gradients(name):
     assert value(less, numbers, constant) == [[True, False, True]]
     equal = op.Comparison("equal")
     assert value(equal, (numbers, numbers[:, ::-1].copy())) == [[True, True, True]]
+    special = np.asarray([[np.nan, np.inf, -np.inf, 1.0]])
+    assert value(op.IsSpecial("nan"), special) == [[True, False, False, False]]
+    below = op.IsSpecial("infinite", positive=False)
+    assert value(below, special) == [[False, False, True, False]]
     quotient = op.BroadcastDivide((), integers=True)
     two = {"constant": np.asarray(2, np.int32)}
     assert value(quotient, np.asarray([[-3, 5]], np.int32), two) == [[-1, 2]]

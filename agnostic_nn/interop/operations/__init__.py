@@ -22,6 +22,7 @@ from .broadcasting import (
 from .comparisons import (
     ArgMax,
     Comparison,
+    IsSpecial,
     LogicalNot,
     OneHot,
     ToBoolean,
@@ -110,6 +111,7 @@ __all__ = [
     "InverseHyperbolicCosine",
     "InverseHyperbolicSine",
     "InverseHyperbolicTangent",
+    "IsSpecial",
     "Log",
     "LogOnePlus",
     "LogicalNot",

@@ -32,6 +32,7 @@ __all__ = [
     "COMPARISONS",
     "ArgMax",
     "Comparison",
+    "IsSpecial",
     "LogicalNot",
     "OneHot",
     "ToBoolean",
@@ -124,6 +125,47 @@ class LogicalNot(Layer):
         self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
     ) -> tuple[Array, State, Cache]:
         return namespace(x).logical_not(x), state, ()
+
+    def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
+        return None, {}
+
+
+@dataclass(frozen=True)
+class IsSpecial(Layer):
+    """y = whether x is NaN, or infinite.
+
+    `find`: "nan" or "infinite". `positive`, `negative`: which infinities count.
+
+    Gradient
+    --------
+    Booleans have no gradient, so dx is None.
+    """
+
+    one_array = True
+    per_position = True
+
+    find: str
+    _: KW_ONLY
+    positive: bool = True
+    negative: bool = True
+
+    def __post_init__(self) -> None:
+        expect_choice("find", self.find, ("nan", "infinite"))
+        expect_flag("positive", self.positive)
+        expect_flag("negative", self.negative)
+
+    def forward(
+        self, params: Params, state: State, x: Array, *, train: bool | RowMask = False
+    ) -> tuple[Array, State, Cache]:
+        xp = namespace(x)
+        if self.find == "nan":
+            return xp.isnan(x), state, ()
+        y = xp.isinf(x)
+        if not self.positive:
+            y = y & (x < 0)
+        if not self.negative:
+            y = y & (x > 0)
+        return y, state, ()
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[None, Params]:
         return None, {}
