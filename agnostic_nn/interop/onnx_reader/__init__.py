@@ -5,4 +5,4 @@
 `layers.py`; `call.py` is what a handler gets.
 """
 
-__all__: list[str] = []
+__all__ = ()
