@@ -124,7 +124,8 @@ LEVELS = (
     {"interop.onnx_jobs"},
     {"interop.onnx_check"},
     {"interop.onnx_export"},
-    {"interop.building", "interop.torch_bridge"},
+    {"interop.building", "interop.jax_bridge", "interop.torch_bridge"},
+    {"interop.keras_bridge"},
     {"interop.torch_operators"},
     {"interop.torch_import"},
     {"interop.flattening", "interop.units", "interop.weight_files"},
@@ -271,10 +272,12 @@ INSIDE_FUNCTIONS = {
 }
 # bridges to other libraries: imported when used, so they may import these on top
 BRIDGES: dict[str, set[str]] = {
-    "interop.torch_import": {"torch"},
+    "interop.jax_bridge": {"jax"},
+    "interop.keras_bridge": {"keras", "torch"},
     "interop.torch_bridge": {"torch"},
     "interop.onnx_reader.model": {"google", "onnx"},
     "interop.onnx_reader.reader": {"onnx"},
+    "interop.torch_import": {"torch"},
     "sklearn.estimators": {"sklearn"},
     "sklearn.base": {"sklearn"},
 }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import batches, columns
     from .extras import import_extra
+    from .jax_bridge import jax_function
+    from .keras_bridge import keras_layer
     from .onnx_export import OnnxFile, export_onnx
     from .onnx_reader.from_onnx import from_onnx, onnx_operators
     from .pretrained import Pretrained
@@ -28,6 +30,8 @@ __all__ = [
     "from_onnx",
     "from_torch",
     "import_extra",
+    "jax_function",
+    "keras_layer",
     "load_weights",
     "onnx_operators",
     "read_weights",
@@ -46,6 +50,8 @@ _MODULES = {
     "export_weights": "weights",
     "from_torch": "torch_import",
     "import_extra": "extras",
+    "jax_function": "jax_bridge",
+    "keras_layer": "keras_bridge",
     "load_weights": "weights",
     "read_weights": "weights",
     "torch_module": "torch_bridge",
