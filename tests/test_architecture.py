@@ -273,7 +273,7 @@ INSIDE_FUNCTIONS = {
 # bridges to other libraries: imported when used, so they may import these on top
 BRIDGES: dict[str, set[str]] = {
     "interop.jax_bridge": {"jax"},
-    "interop.keras_bridge": {"keras", "torch"},
+    "interop.keras_bridge": {"keras"},
     "interop.torch_bridge": {"torch"},
     "interop.onnx_reader.model": {"google", "onnx"},
     "interop.onnx_reader.reader": {"onnx"},

@@ -13,8 +13,6 @@ from .drawing import drawn, expect_layer
 
 __all__ = ["KerasLayer", "keras_layer"]
 
-_LIBRARIES = ("jax", "torch")  # backends of Keras that this library runs on too
-
 
 def keras_layer(layer: Layer, *, seed: int = 0, **options: Any) -> "KerasLayer":
     """Return a `keras.layers.Layer` that computes y of a layer, with its weights.
@@ -48,7 +46,7 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
         super().__init__(**options)
         expect_layer("keras_layer", layer)
         library = keras.backend.backend()
-        if library not in _LIBRARIES:
+        if library not in _CALLS:
             raise RuntimeError(
                 f"keras_layer runs on Keras with the backend 'torch' or 'jax', got "
                 f"{library!r}: set the environment variable KERAS_BACKEND before "
@@ -103,8 +101,16 @@ class KerasLayer(keras.layers.Layer):  # type: ignore[misc]
 
     def call(self, x: Any, training: bool | None = None) -> Any:
         """Return y for a batch."""
-        params, state = tree_map(_value_in, self._weights_tree, self._dtypes)
-        y, next_state = _called(self._layer, params, state, x, bool(training))
+        library = keras.backend.backend()
+        xp = backend(library).xp
+        # Keras on torch stores uint32 as int64
+        params, state = tree_map(
+            lambda weight, dtype: xp.astype(weight.value, getattr(xp, dtype)),
+            self._weights_tree,
+            self._dtypes,
+        )
+        call = _CALLS[library]
+        y, next_state = call(self._layer, params, state, x, bool(training))
         if training:
             pairs = zip(leaves(self._weights_tree[1]), leaves(next_state), strict=True)
             for weight, value in pairs:
@@ -152,25 +158,22 @@ class _Values(keras.initializers.Initializer):  # type: ignore[misc]
         return keras.ops.convert_to_tensor(self._values, dtype=dtype)
 
 
-def _value_in(weight: Any, dtype: str) -> Any:
-    """Return the tensor of a weight in its dtype; torch stores uint32 as int64."""
-    value = weight.value
-    if keras.backend.backend() == "torch" and not dtype.startswith("float"):
-        import torch
-
-        return value.to(getattr(torch, dtype))
-    return value
-
-
-def _called(layer: Layer, params: Any, state: Any, x: Any, train: bool) -> Any:
+def _called_on_torch(layer: Layer, params: Any, state: Any, x: Any, train: bool) -> Any:
     """Return (y, next state), with the gradient of the layer's backward."""
-    if keras.backend.backend() == "torch":
-        from .torch_bridge import call_layer
+    from .torch_bridge import call_layer
 
-        return call_layer(layer, params, state, x, train=train)
+    return call_layer(layer, params, state, x, train=train)
+
+
+def _called_on_jax(layer: Layer, params: Any, state: Any, x: Any, train: bool) -> Any:
+    """Return (y, next state), with the gradient of the layer's backward."""
     from .jax_bridge import jax_function
 
     return jax_function(layer)(params, state, x, train=train)
+
+
+# by the name of a backend of Keras that this library runs on too
+_CALLS = {"jax": _called_on_jax, "torch": _called_on_torch}
 
 
 # --- shapes: a tuple or list of lengths, or a dict or tuple of these ------------------
