@@ -3,7 +3,8 @@
     python tests/plain_english.py [PATH ...]
 
 Reads Markdown files whole, and of Python files the comments, the docstrings, and the
-names of functions, parameters and variables. It knows only some bad habits: a text
+names of functions, parameters and variables. It also finds the marks of conflicts that
+a merge left, there and in the settings. It knows only some bad habits: a text
 without a complaint can still be hard to read, so read it aloud. `nox -s lint` runs it.
 """
 
@@ -18,6 +19,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PLACES = (
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs", "noxfile.py"),
+    *("pyproject.toml", "zensical.toml"),
     *("agnostic_nn", "backends", "benchmarks", "examples", "tests"),
 )
 
@@ -56,6 +58,11 @@ PARTS_OF_NAMES = (
 def complaints(path: Path) -> Iterator[tuple[int, str, str]]:
     """Yield line number, rule and text of each construction that is refused."""
     text = path.read_text(encoding="utf-8")
+    for i, line in enumerate(text.splitlines(), 1):
+        if re.match(r"(<{7}|>{7}) ", line):
+            yield i, "mark of a conflict that a merge left", line
+    if path.suffix == ".toml":
+        return
     if path.suffix == ".md":
         yield from _of_lines(enumerate(_without_code(text), 1))
         return

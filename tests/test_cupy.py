@@ -318,7 +318,7 @@ def use_what_no_case_does(xp):
     rounded_cross_entropy(y, y)
     nn.penalties.Orthogonality(0.1)(y)
     sampling = generation._Sampling.of(1.0, 2, 0.9, None)
-    generation._draw(sampling, y, y[:, 0], y[:, 0])
+    generation._draw(sampling, y, y[:, 0])
     arrays.first_true(y > 2)
 
 
