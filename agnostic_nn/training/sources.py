@@ -6,6 +6,7 @@ Any other array comes through `__array__`, or through DLPack.
 """
 
 from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -94,14 +95,33 @@ def is_read_in_parts(array: Any) -> bool:
 
 def has_chunks(data: Any) -> bool:
     """Return whether `data` is an array of a library that reads it in parts."""
-    kind = type(data)
     return (
-        hasattr(kind, "chunks")
-        and hasattr(kind, "__getitem__")
-        and not hasattr(kind, "__dlpack__")
+        _may_have_chunks(type(data))
         and isinstance(getattr(data, "dtype", None), np.dtype)
         and hasattr(data, "shape")
     )
+
+
+# What follows from a type alone is looked up once: each step asks for its arrays.
+@lru_cache(maxsize=256)
+def _may_have_chunks(kind: type) -> bool:
+    has = partial(hasattr, kind)
+    return has("chunks") and has("__getitem__") and not has("__dlpack__")
+
+
+@lru_cache(maxsize=256)
+def _is_mapping(kind: type) -> bool:
+    return issubclass(kind, Mapping)
+
+
+@lru_cache(maxsize=256)
+def _may_be_sparse(kind: type) -> bool:
+    return any(hasattr(kind, name) for name in ("is_sparse", "layout", "nnz", "nse"))
+
+
+@lru_cache(maxsize=64)
+def _is_sparse_layout(layout: Any) -> bool:
+    return "sparse" in str(layout)
 
 
 # --- trees ----------------------------------------------------------------------------
@@ -120,7 +140,7 @@ def as_tree(data: Any) -> Any:
     if isinstance(data, tuple | list):
         is_branch = isinstance(data, tuple) or any(map(_is_branch, data[:1]))
         return tuple([as_tree(part) for part in data]) if is_branch else data
-    if isinstance(data, Mapping) and not column_names(data):
+    if _is_mapping(type(data)) and not column_names(data):
         return {key: as_tree(data[key]) for key in data}
     return data
 
@@ -304,11 +324,14 @@ def _missing(column: Any) -> int:
 
 def sparse_remedy(data: Any) -> str:
     """Return the call that makes a sparse array dense, or "" if it is not sparse."""
+    kind = type(data)
+    if not _may_be_sparse(kind):
+        return ""
     is_sparse = getattr(data, "is_sparse", False) is True
     if not is_sparse:
         layout = getattr(data, "layout", None)
-        is_sparse = "sparse" in str(layout) if layout is not None else False
-    kind = type(data)
+        is_hashable = getattr(type(layout), "__hash__", None) is not None
+        is_sparse = is_hashable and _is_sparse_layout(layout)
     if not (is_sparse or hasattr(kind, "nnz") or hasattr(kind, "nse")):
         return ""
     for method in ("toarray", "to_dense", "todense"):
