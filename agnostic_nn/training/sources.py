@@ -96,7 +96,7 @@ def is_read_in_parts(array: Any) -> bool:
 def has_chunks(data: Any) -> bool:
     """Return whether `data` is an array of a library that reads it in parts."""
     return (
-        _may_have_chunks(type(data))
+        _may_have_chunks(type(data))  # type: ignore[arg-type]
         and isinstance(getattr(data, "dtype", None), np.dtype)
         and hasattr(data, "shape")
     )
@@ -140,7 +140,7 @@ def as_tree(data: Any) -> Any:
     if isinstance(data, tuple | list):
         is_branch = isinstance(data, tuple) or any(map(_is_branch, data[:1]))
         return tuple([as_tree(part) for part in data]) if is_branch else data
-    if _is_mapping(type(data)) and not column_names(data):
+    if _is_mapping(type(data)) and not column_names(data):  # type: ignore[arg-type]
         return {key: as_tree(data[key]) for key in data}
     return data
 
@@ -325,7 +325,7 @@ def _missing(column: Any) -> int:
 def sparse_remedy(data: Any) -> str:
     """Return the call that makes a sparse array dense, or "" if it is not sparse."""
     kind = type(data)
-    if not _may_be_sparse(kind):
+    if not _may_be_sparse(kind):  # type: ignore[arg-type]
         return ""
     is_sparse = getattr(data, "is_sparse", False) is True
     if not is_sparse:
