@@ -24,6 +24,7 @@ from types import SimpleNamespace
 import array_api_compat
 import array_api_compat.numpy as numpy_namespace
 import numpy as np
+import operation_cases
 import pytest
 from cases import arrays_for, layer_cases, run
 
@@ -154,7 +155,9 @@ def nodes(kind):
 
 def names_used():
     return {
-        name for _, node in nodes(ast.Attribute) if (name := name_in_namespace(node))
+        name
+        for _, node in nodes(ast.Attribute)
+        if (name := name_in_namespace(node)) and name != "__name__"
     }
 
 
@@ -320,6 +323,7 @@ def use_what_no_case_does(xp):
     sampling = generation._Sampling.of(1.0, 2, 0.9, None)
     generation._draw(sampling, y, y[:, 0])
     arrays.first_true(y > 2)
+    operation_cases.run_all(key)
 
 
 def test_every_recorded_call_fits_cupys_signatures(cupy, recorded):
