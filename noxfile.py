@@ -165,7 +165,7 @@ def tests(session, backend):
 def interop(session):
     """Test the bridges to other libraries: models, weights, estimators and data."""
     others = nox.project.dependency_groups(PROJECT, "interop")
-    extras = ".[jax,onnx,keras,sklearn]"
+    extras = ".[jax,keras,onnx,sklearn,strict]"
     session.install("-e", extras, "torch==2.13.0", *others, *TEST)
     env = {"KERAS_BACKEND": "torch", "XLA_FLAGS": QUICK}
     pytest(session, "tests/interop", env=env)

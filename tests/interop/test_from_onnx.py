@@ -274,6 +274,36 @@ def test_equal_arrays_that_an_exporter_merged_are_trained_separately():
     assert len(list(named_leaves(params))) == 1
 
 
+def test_a_matrix_of_two_products_is_one_parameter():
+    matrix = np.random.default_rng(0).standard_normal((3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Gemm", ["x", "m"], ["a"], transB=1),
+        helper.make_node("Gemm", ["a", "m"], ["y"], transB=1),
+    ]
+    proto = graph_of(nodes, {"x": ("n", 3)}, {"y": ("n", 3)}, {"m": matrix})
+    model = from_onnx(proto)
+    params, _, _ = start(model, (3,))
+    assert [leaf.shape for _, leaf in named_leaves(params)] == [(3, 3)]
+    nn.check(model, (3,), backends=["numpy"])
+
+
+def test_a_batch_norm_moves_its_statistics_as_onnx_defines():
+    """running = momentum · running + (1 - momentum) · current (BatchNormalization)"""
+    arrays = {name: np.ones(2, np.float32) for name in ("s", "b", "v")}
+    arrays["m"] = np.asarray([1.0, -1.0], np.float32)
+    node = helper.make_node(
+        "BatchNormalization", ["x", "s", "b", "m", "v"], ["y"], momentum=0.75
+    )
+    shape = {"x": ("n", 2)}
+    model = from_onnx(graph_of([node], shape, {"y": ("n", 2)}, arrays))
+    params, state, _ = start(model, (2,))
+    x = np.random.default_rng(0).standard_normal((5, 2))
+    _, state, _ = model.forward(params, state, x, train=True)
+    leaves = {name.rpartition(".")[2]: leaf for name, leaf in named_leaves(state)}
+    expected = 0.75 * np.asarray([1.0, -1.0]) + 0.25 * x.mean(0)
+    np.testing.assert_allclose(leaves["mean"], expected, rtol=1e-6)
+
+
 def test_single_numbers_and_masks_are_constants_unless_named():
     arrays = {
         "scale": np.asarray([0.5], np.float32),
@@ -297,13 +327,16 @@ def test_single_numbers_and_masks_are_constants_unless_named():
         from_onnx(proto, constants=["biass"])
 
 
-def test_sequences_may_have_the_batch_second():
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_sequences_may_have_the_batch_second(direction):
     generator = np.random.default_rng(0)
     arrays = {
         "w": generator.standard_normal((1, 8, 3)).astype(np.float32)[:, :4],
         "r": generator.standard_normal((1, 4, 4)).astype(np.float32),
     }
-    node = helper.make_node("RNN", ["x", "w", "r"], ["y", "h"], hidden_size=4)
+    node = helper.make_node(
+        "RNN", ["x", "w", "r"], ["y", "h"], hidden_size=4, direction=direction
+    )
     shapes = {"x": (5, "n", 3)}, {"h": (1, "n", 4)}
     proto = graph_of([node], *shapes, arrays)
     with pytest.raises(ValueError, match="batch"):
@@ -345,6 +378,43 @@ SINGLE = {
     ),
     "ceil": one_node(
         "AveragePool", {"x": ("n", 2, 7)}, kernel_shape=[3], strides=[2], ceil_mode=1
+    ),
+    "padding not counted": one_node(
+        "AveragePool", {"x": ("n", 2, 7)}, kernel_shape=[3], pads=[1, 2]
+    ),
+    "padding counted": one_node(
+        "AveragePool",
+        {"x": ("n", 2, 7)},
+        kernel_shape=[3],
+        pads=[1, 2],
+        count_include_pad=1,
+    ),
+    "scaled product": one_node(
+        "Gemm", {"x": ("n", 4)}, {"m": MATRIX, "c": MATRIX[:, 0]}, transB=1, alpha=0.5
+    ),
+    "scaled bias": one_node(
+        "Gemm", {"x": ("n", 4)}, {"m": MATRIX, "c": MATRIX[:, 0]}, transB=1, beta=0.5
+    ),
+    **{
+        f"transposed, {mode}": one_node(
+            "ConvTranspose",
+            {"x": ("n", 4, 5)},
+            {"w": WEIGHT},
+            auto_pad=mode,
+            strides=[2],
+        )
+        for mode in ("SAME_UPPER", "SAME_LOWER")
+    },
+    # the batch is the second axis of the factors
+    "products by another axis": graph_of(
+        [
+            helper.make_node("Transpose", ["x"], ["a"], perm=[1, 0, 2, 3]),
+            helper.make_node("Transpose", ["x"], ["b"], perm=[1, 0, 3, 2]),
+            helper.make_node("MatMul", ["a", "b"], ["c"]),
+            helper.make_node("Transpose", ["c"], ["y"], perm=[1, 0, 2, 3]),
+        ],
+        {"x": ("n", 2, 3, 4)},
+        {"y": ("n", 2, 3, 3)},
     ),
 }
 SINGLE["constant left"].graph.node[0].input[:] = ["m", "x"]

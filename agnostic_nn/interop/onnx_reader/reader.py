@@ -218,7 +218,8 @@ class Reader:
                 owner = value.source.rpartition(".")[0]
                 if owner:
                     return owner
-        return (node.name or node.op_type).strip("/").replace("/", "_")
+        name: str = node.name or node.op_type
+        return name.strip("/").replace("/", "_")
 
     def _read_branch(self, node: onnx.NodeProto) -> None:
         """Read the branch of an If whose condition is known."""
