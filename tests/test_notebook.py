@@ -165,10 +165,19 @@ RESULTS = {  # type: function that returns one, words in both forms
 
 
 def displayed_classes():
-    """Return all classes of the library that define `_repr_html_`."""
+    """Return all classes of the library that define `_repr_html_`.
+
+    Bridges to libraries that are not installed are left out.
+    """
     result = set()
-    for module in pkgutil.walk_packages(nn.__path__, "agnostic_nn."):
-        for value in vars(importlib.import_module(module.name)).values():
+    for info in pkgutil.walk_packages(nn.__path__, "agnostic_nn."):
+        try:
+            module = importlib.import_module(info.name)
+        except ImportError:
+            if not info.name.startswith(("agnostic_nn.interop", "agnostic_nn.sklearn")):
+                raise
+            continue
+        for value in vars(module).values():
             if isinstance(value, type) and value.__module__.startswith("agnostic_nn"):
                 result |= {value} if "_repr_html_" in vars(value) else set()
     return result
