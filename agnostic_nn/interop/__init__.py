@@ -61,10 +61,29 @@ _MODULES = {
 }
 
 
+# the extra that installs a package
+_EXTRAS = {
+    "google": "onnx",
+    "jax": "jax",
+    "keras": "keras",
+    "onnx": "onnx",
+    "torch": "torch",
+}
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = import_module(f"{__name__}.{_MODULES[name]}")
+    try:
+        module = import_module(f"{__name__}.{_MODULES[name]}")
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in _EXTRAS:
+            raise
+        raise ImportError(
+            f"interop.{name} needs the package {package}, which is not installed: "
+            f"pip install 'agnostic-nn[{_EXTRAS[package]}]'"
+        ) from error
     value = globals()[name] = getattr(module, name)
     return value
 

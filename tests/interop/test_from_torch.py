@@ -532,3 +532,27 @@ def test_parameters_of_which_some_are_frozen_are_refused():
 def test_other_arguments_are_refused(module, example, message):
     with pytest.raises(TypeError, match=message):
         interop.from_torch(module, example)
+
+
+def test_compare_explain_and_profile_take_an_imported_module():
+    torch.manual_seed(0)
+    module = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)
+    )
+    model = interop.from_torch(module, torch.randn(2, 1, 6, 6))
+    generator = np.random.default_rng(0)
+    x = generator.standard_normal((32, 1, 6, 6)).astype("float32")
+    target = generator.integers(0, 3, 32)
+    names = ["numpy", "torch:cpu"]
+    loss = agnostic_nn.softmax_cross_entropy
+    optimizer = agnostic_nn.SGD(0.05)
+    options = {"epochs": 1, "batch_size": 16, "sizes": ()}
+    result = agnostic_nn.compare(
+        model, x, target, loss, optimizer, backends=names, **options
+    )
+    assert "All 2 backends agree with the float64 reference" in str(result)
+    explanation = str(agnostic_nn.explain(model, loss, x[:4], target[:4]))
+    profile = str(agnostic_nn.profile(model, loss, optimizer, x, target, steps=1))
+    for text in (explanation, profile):
+        assert "Conv2D" in text
+        assert "Dense" in text
