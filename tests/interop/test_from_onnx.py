@@ -411,10 +411,11 @@ SINGLE = {
             helper.make_node("Transpose", ["x"], ["a"], perm=[1, 0, 2, 3]),
             helper.make_node("Transpose", ["x"], ["b"], perm=[1, 0, 3, 2]),
             helper.make_node("MatMul", ["a", "b"], ["c"]),
-            helper.make_node("Transpose", ["c"], ["y"], perm=[1, 0, 2, 3]),
+            helper.make_node("ReduceSum", ["c", "axes"], ["y"], keepdims=0),
         ],
         {"x": ("n", 2, 3, 4)},
-        {"y": ("n", 2, 3, 3)},
+        {"y": ("n", 3, 3)},
+        {"axes": np.asarray([0])},
     ),
 }
 SINGLE["constant left"].graph.node[0].input[:] = ["m", "x"]
