@@ -600,7 +600,7 @@ def test_the_constants_of_bfloat16_are_those_of_the_libraries():
 
 
 def test_the_backend_of_an_array_is_that_of_its_library_and_device(backend):
-    assert backend_of(backend.asarray(np.zeros(3))) == backend
+    assert backend_of(backend.asarray(np.zeros(3, np.float32))) == backend
     assert backend_of(np.zeros(3)) == nn.backend("numpy")
     with pytest.raises(TypeError, match="expected an array"):
         backend_of([1.0])
