@@ -233,7 +233,7 @@ class GraphBuilder:
     def expand_batch(self, name: str, value: Value) -> Value:
         """Return a value without batch repeated for each example, as a new first axis.
 
-        A value that has a batch is returned as it is.
+        A value that has a batch is returned unchanged.
         """
         if value.has_batch:
             return value
@@ -392,7 +392,7 @@ class GraphBuilder:
     def arrange(self, value: Value, order: Sequence[int] | None = None) -> Value:
         """Return the value with its axes in `order`, and its array in the graph alike.
 
-        order: axes of the value; by default the batch, then the others as they are. The
+        order: axes of the value; by default the batch, then the others in order. The
         axes are those of the result: its first is the batch, if it has one, and each
         other is one axis of the array.
 
@@ -941,11 +941,11 @@ def _factor(length: Length) -> tuple[int, bool]:
 def _inferred(shape: tuple[Length, ...], target: tuple[Length, ...]) -> Any:
     """Return `target` with -1 replaced; raise unless the sizes agree."""
     size, has_batch = _factor(length_product(shape))
-    known, has_known = _factor(length_product(n for n in target if n != -1))
+    known_size, has_known = _factor(length_product(n for n in target if n != -1))
     result = target
     if -1 in target:
-        fits = target.count(-1) == 1 and known > 0 and size % known == 0
-        rest = size // known if fits else 0
+        fits = target.count(-1) == 1 and known_size > 0 and size % known_size == 0
+        rest = size // known_size if fits else 0
         length = BatchLength(rest) if has_batch and not has_known else rest
         result = tuple(length if n == -1 else n for n in target)
     is_same = _factor(length_product(result)) == (size, has_batch)

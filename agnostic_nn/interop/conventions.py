@@ -15,7 +15,7 @@ second. Running statistics that another library stores under another form are co
 An array that a layer here always has, and that the other library may leave out, such as
 the bias of an LSTM, is read as zeros, and refused on the way back unless it is zero.
 
-Dtypes stay as they are; `as_dtype` converts them.
+Dtypes do not change; `as_dtype` converts them.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -176,10 +176,10 @@ class Convention:
         for kind in type(layer).__mro__:
             if kind in self.table:
                 return self.table[kind](layer)
-        known = ", ".join(sorted(kind.__name__ for kind in self.table))
+        layers = ", ".join(sorted(kind.__name__ for kind in self.table))
         raise TypeError(
             f"there is no convention of {self.library} for {type(layer).__name__}, "
-            f"only for {known}: convert its arrays by hand, and pass them to "
+            f"only for {layers}: convert its arrays by hand, and pass them to "
             "Trainer.start_from"
         )
 

@@ -71,9 +71,9 @@ def batches(source: Any, *, x: Any, target: Any, weights: Any = None) -> Any:
     Parameters
     ----------
     source
-        What `fit(batches=...)` takes, but each batch is a dict of arrays, a table, or a
-        tuple of arrays: a `DataLoader`, `dataset.iter(64)`, `pandas.read_csv` with a
-        chunk size. The result can be read as often as the source.
+        The batches, as for `fit(batches=...)`. Each is a dict of arrays, a table or a
+        tuple of arrays, as from a `DataLoader`, `dataset.iter(64)` or `pandas.read_csv`
+        with a chunk size. The result can be read as often as the source.
     x, target, weights
         As in `columns`.
 
@@ -126,9 +126,9 @@ def _chosen(choice: Any, read: Callable[[Any], Any]) -> Any:
 
 
 def _expect_name(name: Any, names: Iterable[Any]) -> None:
-    known = list(names)
-    if name not in known:
-        listed = ", ".join(map(repr, known))
+    names = list(names)
+    if name not in names:
+        listed = ", ".join(map(repr, names))
         raise KeyError(f"expected a name among {listed}, got {name!r}")
 
 

@@ -35,7 +35,7 @@ class Match:
     prefix: str
     form: Form
     separator: str
-    is_array: bool = False  # a single array, which is taken as it is
+    is_array: bool = False  # a single array, which is not converted
 
     def name(self, name: str) -> str:
         """Return the name in the source of an array of the form."""
@@ -418,9 +418,9 @@ class _Structure:
         if set(form.required) == {""}:
             return True
         parents = {name.rpartition(self.separator)[0] for name in required}
-        known = set(match.names)
+        matched = set(match.names)
         return not any(
-            name.rpartition(self.separator)[0] in parents and name not in known
+            name.rpartition(self.separator)[0] in parents and name not in matched
             for name in remaining
         )
 

@@ -9,7 +9,7 @@ of the lengths, and computed from the shapes of the inputs when the graph runs:
     value = factor · length · length · …            if several do
     value = offset + factor / length                for a real number
 
-What cannot be written so is refused. The formulas are not changed, and need not know.
+Other constants are refused. The formulas of the layers are not changed.
 """
 
 from collections import Counter
@@ -85,19 +85,19 @@ def assembled(model: Any, outputs: Sequence[str], unused: Container[str] = ()) -
     nodes = list(model.graph.node)
     inputs = [value.name for value in model.graph.input]
     infos = [*model.graph.input, *model.graph.output]
-    kept = set(outputs)
+    output_names = set(outputs)
     named = {value.name for value in model.graph.output}
     labels = _labels(nodes, named)
-    nodes, names = _merged_identities(nodes, set(inputs), kept, named)
+    nodes, names = _merged_identities(nodes, set(inputs), output_names, named)
     for node in nodes:
         _rename(node, names)
-    nodes = _needed(nodes, kept)
+    nodes = _needed(nodes, output_names)
     _name_nodes(nodes, named, {names.get(k, k): v for k, v in labels.items()})
     used = {name for node in nodes for name in _reads(node)}
     inputs = [name for name in inputs if name in used or name in unused]
-    known = {*inputs, *outputs}
-    types = {i.name: i.type.tensor_type.elem_type for i in infos if i.name in known}
-    shapes = {i.name: _static_shape(i) for i in infos if i.name in known}
+    ends = {*inputs, *outputs}
+    types = {i.name: i.type.tensor_type.elem_type for i in infos if i.name in ends}
+    shapes = {i.name: _static_shape(i) for i in infos if i.name in ends}
     return Graph(
         nodes,
         inputs,
@@ -178,13 +178,13 @@ def _reads(node: _Node) -> Iterator[str]:
 def _needed(nodes: list[_Node], outputs: set[str]) -> list[_Node]:
     """Return the nodes that the outputs depend on."""
     needed = set(outputs)
-    kept = []
+    needed_nodes = []
     for node in reversed(nodes):
         if needed.intersection(node.output):
-            kept.append(node)
+            needed_nodes.append(node)
             needed.update(_reads(node))
-    kept.reverse()
-    return kept
+    needed_nodes.reverse()
+    return needed_nodes
 
 
 def _name_nodes(nodes: list[_Node], named: set[str], labels: dict[str, str]) -> None:
@@ -406,10 +406,10 @@ class _Emitter:
 
     def _range(self, values: _Array, count: Any) -> str:
         """Return the name of start + step · (0, 1, …, count - 1)."""
-        zero, one = (self._value(np.asarray(n, np.int64)) for n in (0, 1))
+        start, step = (self._value(np.asarray(n, np.int64)) for n in (0, 1))
         scalar = self._value(np.zeros(0, np.int64))
         limit = self._node("Reshape", [self._number(count, np.int64), scalar])
-        total = self._node("Range", [zero, limit, one])
+        total = self._node("Range", [start, limit, step])
         dtype = values.dtype
         if dtype != np.int64:
             onnx_type = _helper.np_dtype_to_tensor_dtype(dtype)
@@ -487,7 +487,7 @@ def with_symbols(
             continue
         constants = [by_name[name].value for by_name in replaced]
         names[name] = emitter.constant(name, constants, lengths)
-    kept = []
+    new_nodes = []
     readers_of: dict[str, list[_Node]] = {}
     for node in base.nodes:
         for name in set(_reads(node)):
@@ -497,27 +497,27 @@ def with_symbols(
         value_or_none = [_constant_value(each) for each in same_nodes]
         values = [value for value in value_or_none if value is not None]
         if not values or all(_are_equal(v, values[0]) for v in values):
-            kept.append(node)
+            new_nodes.append(node)
             continue
         readers = readers_of.get(node.output[0], [])
         if all(_is_reshape_to(n, node.output[0]) for n in readers):
             one_free = _with_one_free(values)
             if one_free is not None:
                 node.attribute[0].t.CopyFrom(_tensors.from_array(one_free))
-                kept.append(node)
+                new_nodes.append(node)
                 continue
         owner = readers[0].name if readers else node.name
         names[node.output[0]] = emitter.constant(
             f"a constant of {owner}", values, lengths
         )
-    for node in kept:
+    for node in new_nodes:
         _rename(node, names)
     shapes = {
         name: tuple(_entries(name, _shape_rows(graphs, name), lengths))
         for name in [*inputs, *base.outputs]
     }
     return Graph(
-        emitter.nodes + kept,
+        emitter.nodes + new_nodes,
         inputs,
         base.outputs,
         shapes,
@@ -629,18 +629,18 @@ def _shared_constants(
     """
     names: dict[str, str] = {}
     arrays: dict[str, _Array] = {}
-    known: dict[Any, str] = {}
-    kept = []
+    names_of_values: dict[Any, str] = {}
+    others = []
     for node in nodes:
         value = _constant_value(node)
         if value is None or node.output[0] in outputs:
-            kept.append(node)
+            others.append(node)
             continue
         key = value.dtype.str, value.shape, value.tobytes()
-        if key not in known:
-            known[key] = f"constant_{len(known)}"
-            arrays[known[key]] = value
-        names[node.output[0]] = known[key]
-    for node in kept:
+        if key not in names_of_values:
+            names_of_values[key] = f"constant_{len(names_of_values)}"
+            arrays[names_of_values[key]] = value
+        names[node.output[0]] = names_of_values[key]
+    for node in others:
         _rename(node, names)
-    return kept, arrays
+    return others, arrays

@@ -178,14 +178,14 @@ def prediction_job(
         symbols.append(Symbol("batch", next(iter(named)), 0))
     else:
         fixed["batch"] = as_integer("batch", batch)
-    known = {symbol.name for symbol in symbols}
+    symbol_names = {symbol.name for symbol in symbols}
     for name, entries in named.items():
         for axis, entry in enumerate(entries, 1):
             if not isinstance(entry, int):
                 label = entry or f"{name}_{axis}"
-                if label not in known:
+                if label not in symbol_names:
                     symbols.append(Symbol(label, name, axis))
-                known.add(label)
+                symbol_names.add(label)
     dtype = policy.host_dtype
     drawn = _Examples(model, shape, dtype, example)
 

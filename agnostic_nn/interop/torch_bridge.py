@@ -249,7 +249,7 @@ def call_layer(
 ) -> tuple[Any, State]:
     """Return (y, next state) of a layer on tensors; autograd calls its `backward`.
 
-    The next state is a constant for autograd, as it is for a training step.
+    Autograd treats the next state as a constant, like a training step.
     """
     call = _Call(layer, params, state, x, train)
     results = _Forward.apply(call, *leaves(x), *leaves(params))

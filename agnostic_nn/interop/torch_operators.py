@@ -1323,8 +1323,8 @@ def _slice(op: Operator) -> Value:
 def _select_one(op: Operator) -> Value:
     a = op.arguments
     if isinstance(a.self, FinalStates):
-        one: Value = a.self.values[a.index]
-        return one
+        state: Value = a.self.values[a.index]
+        return state
     value = op.x
     axis = _axis(value, a.dim)
     length = value.shape[axis]

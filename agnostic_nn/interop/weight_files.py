@@ -249,8 +249,8 @@ def _read_h5(file: Any, label: str, order: list[str]) -> Source:
 
     def place(name: str) -> int:
         parts = name.split("/")
-        known = [places[part] for part in parts if part in places]
-        return max(known, default=len(places))
+        numbers = [places[part] for part in parts if part in places]
+        return max(numbers, default=len(places))
 
     names = sorted(arrays, key=place) if order else list(arrays)
     return Source(
@@ -480,9 +480,9 @@ def _addends(graph: Any, stored: Mapping[str, Any]) -> dict[str, str]:
     addends = {}
     for node in graph.node:
         if node.op_type == "Add":
-            for one, other in (node.input, reversed(node.input)):
-                if one in stored and len(stored[one].dims) == 1:
-                    addends[other] = one
+            for bias, other in (node.input, reversed(node.input)):
+                if bias in stored and len(stored[bias].dims) == 1:
+                    addends[other] = bias
     return addends
 
 

@@ -97,7 +97,7 @@ def load_weights(
         A dict {path of ours: prefix of theirs}, such as {"0": "conv1"}, in which * is
         one part of a name: {"encoder.*": "bert.encoder.layer.*"}. Paths are those of
         layers, blocks, parts of them ("encoder.0.attention.query") or single arrays
-        ("0.weight", which is taken as it is).
+        ("0.weight", which is not converted).
         Or a function of a path that returns a prefix, or None for layers that are
         loaded part by part, or not at all.
     strict
@@ -109,7 +109,7 @@ def load_weights(
     permute
         PyTorch and ONNX have the channels of images first, so flattened features are in
         another order there. None permutes the weights after a `Flatten` of an image,
-        and before a `Reshape` to one, and refuses what cannot be told. True permutes
+        and before a `Reshape` to one, and refuses unclear cases. True permutes
         signals and sequences too, False nothing. Weights of Keras are not permuted.
     keep_moments
         Whether the optimizer keeps its moments. By default they begin again, as in

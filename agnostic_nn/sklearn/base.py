@@ -99,14 +99,14 @@ class Net(BaseEstimator):  # type: ignore[misc]
         ValueError
             If there is no such parameter.
         """
-        known = super().get_params(deep=False)
+        own = super().get_params(deep=False)
         # whole parameters first, then the options inside them
         for path in sorted(params, key=lambda path: path.count("__")):
             name, _, rest = path.partition("__")
-            if name not in known:
+            if name not in own:
                 raise ValueError(
                     f"Invalid parameter {name!r} for {type(self).__name__}. Valid "
-                    f"parameters are: {sorted(known)}"
+                    f"parameters are: {sorted(own)}"
                 )
             new = params[path]
             if rest:

@@ -43,9 +43,9 @@ def with_parameter(value: Any, path: str, new: Any) -> Any:
     name, _, rest = path.partition("__")
     options = _options(value)
     if name not in options:
-        known = ", ".join(options) or "none"
+        names = ", ".join(options) or "none"
         raise ValueError(
-            f"{described(value)} has no parameter {name!r}, expected one of: {known}"
+            f"{described(value)} has no parameter {name!r}, expected one of: {names}"
         )
     if rest:
         new = with_parameter(options[name], rest, new)

@@ -102,7 +102,7 @@ def has_chunks(data: Any) -> bool:
     )
 
 
-# What follows from a type alone is looked up once: each step asks for its arrays.
+# cached, since every step looks at the types of its arrays
 @lru_cache(maxsize=256)
 def _may_have_chunks(kind: type) -> bool:
     has = partial(hasattr, kind)

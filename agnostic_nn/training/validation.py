@@ -266,15 +266,15 @@ def _expect_same_columns(current: CurrentRun, *tables: Admitted) -> None:
 
     Columns are matched by position, so another order would mix them up.
     """
-    known = current.settled().columns or {}
+    earlier = current.settled().columns or {}
     new: dict[str, list[str]] = {}
     for admitted in tables:
         for path, names in admitted.columns.items():
-            new[path] = known.get(path, names)
+            new[path] = earlier.get(path, names)
             if names != new[path]:
                 _refuse_columns(path, names, new[path])
-    if new.keys() - known.keys():
-        current.change(columns={**known, **new})
+    if new.keys() - earlier.keys():
+        current.change(columns={**earlier, **new})
 
 
 def _refuse_columns(path: str, names: list[str], known: list[str]) -> None:

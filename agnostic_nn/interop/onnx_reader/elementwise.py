@@ -188,9 +188,9 @@ def _mean(call: Call) -> Any:
 def _power(call: Call) -> Any:
     value = call.value(0)
     exponent = call.value(1)
-    known = scalar_of(exponent)
-    if known is not None:
-        number = float(known)
+    scalar = scalar_of(exponent)
+    if scalar is not None:
+        number = float(scalar)
         simple = {1.0: Identity(), 2.0: op.Square(), 0.5: op.SquareRoot()}
         simple |= {-1.0: op.Reciprocal(), -0.5: op.ReciprocalSquareRoot()}
         if number in simple and value.kind == "real floating":

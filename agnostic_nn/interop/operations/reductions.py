@@ -84,8 +84,8 @@ class Reduction(Layer):
 
     def backward(self, params: Params, cache: Cache, dy: Array) -> tuple[Array, Params]:
         shape = (dy.shape[0], *cache.shape[1:])
-        kept = tuple(1 if i in self.axes else n for i, n in enumerate(shape))
-        dy = namespace(dy).reshape(dy, kept)
+        reduced = tuple(1 if i in self.axes else n for i, n in enumerate(shape))
+        dy = namespace(dy).reshape(dy, reduced)
         return narrowed(self.slope(widened(cache), widened(dy)), dy), {}
 
     def _saved(self, x: Array) -> Array:

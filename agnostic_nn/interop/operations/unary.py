@@ -1,4 +1,4 @@
-"""Functions of each element that are not activations: exp, log, sin, floor, ..."""
+"""Elementwise functions that are not activations: exp, log, sine, rounding."""
 
 import math
 from dataclasses import dataclass
