@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import batches, columns
-    from .extras import import_extra
     from .jax_bridge import jax_function
     from .keras_bridge import keras_layer
     from .onnx_export import OnnxFile, export_onnx
@@ -29,7 +28,6 @@ __all__ = [
     "export_weights",
     "from_onnx",
     "from_torch",
-    "import_extra",
     "jax_function",
     "keras_layer",
     "load_weights",
@@ -48,19 +46,16 @@ _MODULES = {
     "columns": "data",
     "export_onnx": "onnx_export",
     "export_weights": "weights",
+    "from_onnx": "onnx_reader.from_onnx",
     "from_torch": "torch_import",
-    "import_extra": "extras",
     "jax_function": "jax_bridge",
     "keras_layer": "keras_bridge",
     "load_weights": "weights",
+    "onnx_operators": "onnx_reader.from_onnx",
     "read_weights": "weights",
     "torch_module": "torch_bridge",
     "torch_state_dict": "torch_import",
-    "from_onnx": "onnx_reader.from_onnx",
-    "onnx_operators": "onnx_reader.from_onnx",
 }
-
-
 # the extra that installs a package
 _EXTRAS = {
     "google": "onnx",
@@ -78,6 +73,11 @@ def __getattr__(name: str) -> Any:
         module = import_module(f"{__name__}.{_MODULES[name]}")
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
+        if package == "tensorflow":  # the default of Keras
+            raise ImportError(
+                f"interop.{name} cannot import Keras on TensorFlow, which is not "
+                "installed: set the environment variable KERAS_BACKEND to torch or jax"
+            ) from error
         if package not in _EXTRAS:
             raise
         raise ImportError(

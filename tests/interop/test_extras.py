@@ -50,3 +50,18 @@ def test_a_bridge_without_its_library_names_the_extra(name, package):
     extra = {"ndonnx": "onnx"}.get(package, package)
     assert f"needs the package {package}" in result.stdout
     assert f"pip install 'agnostic-nn[{extra}]'" in result.stdout
+
+
+def test_keras_without_tensorflow_names_the_variable(monkeypatch):
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
+    program = (
+        "import sys; sys.modules['tensorflow'] = None\n"
+        "from agnostic_nn import interop\n"
+        "try:\n"
+        "    interop.keras_layer\n"
+        "except ImportError as error:\n"
+        "    print(error)\n"
+    )
+    arguments = [sys.executable, "-c", program]
+    result = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "KERAS_BACKEND to torch or jax" in result.stdout
